@@ -1,0 +1,112 @@
+"""From records to training rows: tokenised trees, the rows of one view on them, and the plan over those rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prospect.errors import DataError
+from prospect.feedback.records import Record, View, examples
+from prospect.schedule import Row, Schedule, plan
+from prospect.tokens import OverLong, TokenReport, Tree, build_trees
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """`trees` align with `records`; `rows` are one view's training rows on them, without what was dropped as over-long."""
+
+    records: tuple[Record, ...]
+    trees: tuple[Tree, ...]
+    rows: tuple[Row, ...]
+    report: TokenReport
+
+    def prompt(self, row: Row) -> bytes:
+        """The row's prompt by token ids."""
+        return self.trees[row.tree].prompt.tobytes()
+
+    def length(self, row: Row) -> int:
+        """Tokens of the row's completions."""
+        return sum(len(self.completion(row, side)) for side in range(len(row.branches)))
+
+    def completion(self, row: Row, side: int = 0) -> Any:
+        """Token ids (c,) int32 of the row's completion, or of one side of its pair."""
+        found = self.trees[row.tree].completions[row.branches[side]]
+        assert found is not None, "rows never point to dropped completions"
+        return found
+
+
+def build(
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    view: View,
+    max_length: int,
+    over_long: OverLong = "drop",
+    chat_template: str | None = None,
+    threshold: str | None = None,
+) -> Corpus:
+    """Tokenise and view. Raises DataError where the view finds nothing or nothing is short enough."""
+    viewed = examples(records, view, threshold)
+    trees, report = build_trees(
+        records, tokenizer, max_length=max_length, over_long=over_long, chat_template=chat_template
+    )
+    rows: list[Row] = []
+    for k, (record, tree) in enumerate(zip(records, trees, strict=True)):
+        for example in viewed[k]:
+            branches = (example.chosen,) if example.rejected is None else (example.chosen, example.rejected)
+            if all(tree.completions[b] is not None for b in branches):
+                name = record.completions[example.chosen].id
+                if example.rejected is not None:
+                    name += f" > {record.completions[example.rejected].id}"
+                rows.append(Row(name, k, branches, example.desirable, example.weight))
+    if not rows:
+        raise DataError(
+            f"all {sum(map(len, viewed))} rows are longer than {max_length} tokens. Raise --max-length (up to the model's "
+            "context), or choose --over-long cut_prompt or cut_completion"
+        )
+    return Corpus(tuple(records), tuple(trees), tuple(rows), report)
+
+
+def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) records: a seeded `fraction` of the prompts, at least one on either side, held out.
+
+    A prompt's completions stay together. Raises DataError where there is only one prompt.
+    """
+    if len(records) < 2:
+        raise DataError("--eval-fraction splits by prompt, but the data has only one prompt")
+    order = list(range(len(records)))
+    random.Random(f"split {seed}").shuffle(order)
+    held = set(order[: min(len(records) - 1, max(1, round(fraction * len(records))))])
+    train = [r for i, r in enumerate(records) if i not in held]
+    return train, [records[i] for i in sorted(held)]
+
+
+def schedule(
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    context: int,
+    with_partners: bool,
+    epochs: int = 1,
+    seed: int = 0,
+    partner_seed: int = 0,
+    group: Literal["auto", "row", "prompt"] = "auto",
+    max_steps: int | None = None,
+) -> Schedule:
+    """The plan over a corpus's rows."""
+    return plan(
+        corpus.rows,
+        [corpus.prompt(row) for row in corpus.rows],
+        [len(corpus.trees[row.tree].prompt) for row in corpus.rows],
+        [corpus.length(row) for row in corpus.rows],
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        partner_seed=partner_seed,
+        group=group,
+        context=context,
+        with_partners=with_partners,
+        max_steps=max_steps,
+    )

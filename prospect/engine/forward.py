@@ -1,0 +1,34 @@
+"""The engine's front door: trees of token ids in, the log-prob of every completion token out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prospect.engine.forest import Branches, Output, pack
+from prospect.engine.padded import forward_padded
+
+if TYPE_CHECKING:
+    from prospect.engine.models import Policy
+
+__all__ = ["Branches", "Output", "forward", "forward_padded", "forward_tree"]
+
+
+def forward(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
+    """Score the completions of `trees` on the path that was checked for this model when it was loaded.
+
+    Gradients flow to every trainable parameter; wrap the call in `torch.no_grad()` where none is wanted.
+    """
+    longest = max((len(t.prompt) + max(map(len, t.completions)) for t in trees), default=0)
+    if policy.path == "tree" and longest <= policy.checked_length:
+        return forward_tree(policy, trees, want_sum_p2=want_sum_p2)
+    return forward_padded(policy, trees, want_sum_p2=want_sum_p2)
+
+
+def forward_tree(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
+    """Score packed trees: no padding, every prompt computed once."""
+    forest = pack(trees, policy.device)
+    inputs = {"input_ids": forest.input_ids, "position_ids": forest.position_ids, "segments": forest.segments}
+    with policy.tree_attention:
+        logp, sum_p2 = policy.score(inputs, forest.predict, forest.targets, want_sum_p2=want_sum_p2)
+    return Output(logp, forest.offsets, sum_p2)

@@ -1,0 +1,120 @@
+"""Model folders to models and back, through transformers and peft: safetensors only, whole weights only, no foreign code."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prospect.engine import folders
+from prospect.errors import ModelError, RunError
+
+
+def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """A causal language model with every weight its config asks for; "auto" is the dtype it is stored in."""
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {error}") from error
+    lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
+    if lacking:
+        raise ModelError(
+            f"the weights in {folder} are incomplete or of another shape than its config says: {len(lacking)} tensors, "
+            f"such as {lacking[0]}. Take the folder of a whole model that was saved with save_pretrained"
+        )
+    if network.get_output_embeddings() is None:
+        raise ModelError(
+            f"{folder} holds {type(network).__name__}, which has no output embeddings to predict tokens with"
+        )
+    return cast(PreTrainedModel, network)
+
+
+def read_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
+    """`base` with the LoRA layers of an adapter folder inside."""
+    kind = folders.read_json(folder / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"{folder} is an adapter of type {kind}; only LoRA adapters are supported")
+    try:
+        whole = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"peft cannot load the adapter {folder}: {error}") from error
+    return whole
+
+
+def read_tokenizer(*candidates: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the first folder that has one."""
+    for folder in candidates:
+        if any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json")):
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+                raise ModelError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
+            return cast(PreTrainedTokenizerBase, tokenizer)
+    raise ModelError(f"{candidates[-1]} has no tokenizer: expected tokenizer.json and tokenizer_config.json")
+
+
+def to_dtype(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Cast in place: optimizers and tied modules keep their parameters."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+
+
+def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name. Raises RunError where the
+    disk fails; then nothing has changed."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(model, tokenizer, partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise RunError(
+            f"cannot write the model to {folder}: {error}. Free some space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    if isinstance(model, PeftModel):
+        # peft would ask the Hub whether the base's vocabulary grew, and leave a model card with nothing filled in.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        _valid_generation(model)
+        model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _valid_generation(model: PreTrainedModel) -> None:
+    """Some published generation configs set a temperature without asking for sampling: they load, and refuse to be saved."""
+    config = model.generation_config
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True

@@ -1,0 +1,142 @@
+"""The reference model as a table: token log-probs of every completion asked for, computed once, kept on disk.
+
+The table is filled from the start model before training changes it, so full fine-tuning holds no second model, and it is
+shared by every run whose reference is the same: another loss, beta, learning rate, seed or LoRA rank computes nothing.
+
+    cache/reference/KEY.sqlite    KEY: tensors, forward-relevant config, precision, device type, engine version
+        rows(hash of prompt ids and completion ids -> token log-probs in nats)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from prospect.engine.forest import Branches
+from prospect.engine.forward import forward
+from prospect.engine.models import Policy
+
+ENGINE_VERSION = 1
+"""Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
+
+Ids = npt.NDArray[np.int32]
+Query = tuple[Ids, Ids]
+"""Prompt ids and completion ids."""
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """The user's choice, else $PROSPECT_CACHE, else `prospect` in the user's cache folder."""
+    chosen = given or os.environ.get("PROSPECT_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prospect"
+
+
+def row_key(query: Query) -> bytes:
+    """Identifies one row by its token ids."""
+    prompt, completion = query
+    return hashlib.blake2b(b"%d " % len(prompt) + prompt.tobytes() + completion.tobytes(), digest_size=16).digest()
+
+
+class ReferenceTable:
+    """Look-up from (prompt, completion) to the reference's token log-probs.
+
+    `forwards` counts the completions computed by this object (0 when everything was in the table).
+    """
+
+    def __init__(self, cache: Path, policy: Policy) -> None:
+        parts = (policy.digest, policy.precision, policy.device.type, policy.path, str(ENGINE_VERSION))
+        key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:24]
+        self.dtype = np.dtype(np.float64 if policy.precision == "fp64" else np.float32)
+        self.path = cache / "reference" / f"{key}.sqlite"
+        self.forwards = 0
+        self._memory: dict[bytes, npt.NDArray[np.floating]] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as database:
+            database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
+
+    def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
+        """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
+        return self._memory[row_key(query)]
+
+    def missing(self, queries: Iterable[Query]) -> list[Query]:
+        """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""
+        wanted = {key: q for q in queries if (key := row_key(q)) not in self._memory}
+        keys = list(wanted)
+        with self._open() as database:
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                found = database.execute(
+                    f"select hash, value from rows where hash in ({','.join('?' * len(part))})", part
+                )
+                self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in found)
+        return [q for key, q in wanted.items() if key not in self._memory]
+
+    def fill(
+        self,
+        policy: Policy,
+        queries: Sequence[Query],
+        *,
+        token_budget: int,
+        progress: Callable[[int, int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Compute what is missing with `policy`, which must be the reference model, and keep it.
+
+        Completions of one prompt share its computation. Each batch is committed, so an interrupted pass goes on where it
+        stopped; `progress(done, all)` is called after each, `stop()` asked before each.
+        """
+        trees: dict[bytes, list[Query]] = {}
+        for query in self.missing(queries):
+            trees.setdefault(query[0].tobytes(), []).append(query)
+        total, done = sum(map(len, trees.values())), 0
+        for batch in _batches(list(trees.values()), token_budget):
+            if stop():
+                return
+            with torch.no_grad():
+                output = forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
+            values = output.token_logp.cpu().numpy().astype(self.dtype)
+            offsets = output.offsets.tolist()
+            rows = [(row_key(q), values[a:b]) for q, a, b in zip(sum(batch, []), offsets, offsets[1:], strict=False)]
+            with self._open() as database:
+                database.executemany("insert or replace into rows values (?, ?)", [(k, v.tobytes()) for k, v in rows])
+            self._memory.update(rows)
+            done += len(rows)
+            self.forwards += len(rows)
+            if progress:
+                progress(done, total)
+
+    def _open(self) -> sqlite3.Connection:
+        """A connection that waits for other runs' writes; `with` commits. Short-lived, so that nothing stays locked."""
+        return sqlite3.connect(self.path, timeout=120)
+
+
+def _batches(trees: list[list[Query]], budget: int) -> Iterable[list[list[Query]]]:
+    """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together if they fit."""
+    parts: list[tuple[int, list[Query]]] = []
+    for tree in trees:
+        part: list[Query] = []
+        cost = len(tree[0][0])
+        for query in tree:
+            if part and cost + len(query[1]) > budget:
+                parts.append((cost, part))
+                part, cost = [], len(query[0])
+            part.append(query)
+            cost += len(query[1])
+        parts.append((cost, part))
+    parts.sort(key=lambda item: item[0])
+    batch: list[list[Query]] = []
+    total = 0
+    for cost, part in parts:
+        if batch and total + cost > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(part)
+        total += cost
+    if batch:
+        yield batch

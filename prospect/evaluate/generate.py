@@ -1,0 +1,231 @@
+"""Answers from a model: batched sampling whose result does not depend on how it was batched.
+
+Every row draws from its own random stream, seeded by (seed, row), one uniform number per token, turned into a token by
+inverting the distribution's cumulative sum. So row 7 gets the same answer alone, in a batch of 512, or after other rows
+have finished and left the batch (up to the rounding of a batched matrix product, which may tip a token in a million).
+
+    prompts, sorted by length -> batches, left-padded -> one token per row and step -> rows that stopped leave
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prospect.engine.models import Policy
+
+LEAVE = 0.2
+"""Rows that stopped leave the batch once they are this fraction of it: leaving copies the whole cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """An answer. `ids` end with the stop token where the model ended it itself (`complete`); `text` has none."""
+
+    ids: tuple[int, ...]
+    text: str
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn. `temperature` 0 takes the likeliest; `top_p` below 1 draws from the fewest likeliest tokens
+    whose probabilities reach it (Holtzman et al. 2020, arXiv 1904.09751)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert self.temperature >= 0, f"temperature {self.temperature}"
+        assert 0 < self.top_p <= 1, f"top_p {self.top_p}"
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """logits (B, V), uniform (B,) in [0, 1) float64 -> token ids (B,)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        probability = torch.softmax(logits.float() / self.temperature, -1)
+        if self.top_p == 1:
+            return _invert(probability, uniform)
+        ordered, tokens = probability.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        drawn = _invert(ordered.masked_fill(before >= self.top_p, 0), uniform)
+        return tokens.gather(-1, drawn[:, None])[:, 0]
+
+
+def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The token (B,) at which the cumulative mass (B, V) first exceeds `uniform` times its total; never one of mass 0."""
+    # float64: over a large vocabulary a float32 sum is off by more than the probability of a rare token.
+    reached = mass.cumsum(-1, dtype=torch.float64)
+    token = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)[:, 0]
+    return token.clamp(max=mass.shape[-1] - 1)
+
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    batch_size: int = 256,
+    stop: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Generated]:
+    """One answer per prompt (token ids, as the model sees them at inference), in the order given.
+
+    An answer ends with one of `stop` (default: `stop_ids(policy)`), at `max_new_tokens`, or at the model's context.
+    Deterministic for a seed on one machine. `progress` is called with (answers done, all).
+    """
+    assert all(len(prompt) for prompt in prompts), "an empty prompt has no last token to go on from"
+    ends = frozenset(stop_ids(policy) if stop is None else stop)
+    done: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    finished = 0
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for row, token in _sample(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends):
+            done[row].append(token)
+        finished += len(rows)
+        if progress:
+            progress(finished, len(prompts))
+    return [_generated(policy, ids, ends) for ids in done.values()]
+
+
+def stream(
+    policy: Policy,
+    prompt: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    stop: Sequence[int] | None = None,
+) -> Iterator[str]:
+    """The answer to one prompt as text, piece by piece, for a terminal; joined it is what `generate` returns for row 0.
+
+    A piece is held back while it ends in half a character, whose bytes are spread over several tokens.
+    """
+    ends = frozenset(stop_ids(policy) if stop is None else stop)
+    ids: list[int] = []
+    shown = 0
+    for _, token in _sample(policy, [prompt], [0], Sampling(temperature, top_p), max_new_tokens, seed, ends):
+        ids.append(token)
+        text = _generated(policy, ids, ends).text
+        if len(text) > shown and not text.endswith("\ufffd"):
+            yield text[shown:]
+            shown = len(text)
+    text = _generated(policy, ids, ends).text
+    if len(text) > shown:
+        yield text[shown:]
+
+
+def stop_ids(policy: Policy) -> tuple[int, ...]:
+    """What ends an answer: the end-of-turn tokens of the chat template, the model's and the tokenizer's own."""
+    from prospect.tokens import Template
+
+    found = list(Template(policy.tokenizer, policy.chat_template).end_of_turn_ids)
+    for source in (getattr(policy.model, "generation_config", None), policy.tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return tuple(dict.fromkeys(found))
+
+
+def _generated(policy: Policy, ids: Sequence[int], ends: frozenset[int]) -> Generated:
+    complete = bool(ids) and ids[-1] in ends
+    text = policy.tokenizer.decode(list(ids[:-1] if complete else ids), skip_special_tokens=True)
+    return Generated(tuple(ids), str(text), complete)
+
+
+def _sample(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seed: int,
+    ends: frozenset[int],
+) -> Iterator[tuple[int, int]]:
+    """(row, token) of one batch as they are drawn, step by step; a row's last token is a stop token or at the limit."""
+    context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
+    room = {i: min(max_new_tokens, context - len(prompts[i])) for i in rows}
+    alive = [i for i in rows if room[i] > 0]
+    if not alive:
+        return
+    uniform = {i: np.random.default_rng((seed, i)).random(room[i]) for i in alive}
+    decoder = _Decoder(policy, [prompts[i] for i in alive])
+    step = 0
+    while True:
+        draws = torch.tensor([uniform[i][min(step, room[i] - 1)] for i in alive], dtype=torch.float64)
+        tokens = sampling.draw(decoder.logits, draws.to(decoder.logits.device))
+        step += 1
+        going = []
+        for k, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+            if step <= room[row]:
+                yield row, token
+            if token in ends:
+                room[row] = 0
+            if step < room[row]:
+                going.append(k)
+        if not going:
+            return
+        if len(going) <= (1 - LEAVE) * len(alive):
+            decoder.keep(going)
+            alive, tokens = [alive[k] for k in going], tokens[going]
+        decoder.advance(tokens)
+
+
+class _Decoder:
+    """The state of one batch between two tokens: `logits` (B, V) predict the next one of each row."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        base = getattr(policy.model, "get_base_model", None)
+        self.policy, self.model = policy, base() if base else policy.model
+        accepted = inspect.signature(self.model.forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.with_positions = "position_ids" in accepted
+        self.cache: Any = None
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
+            mask[row, longest - len(prompt) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # Without padding attention needs no mask, and runs faster for it.
+        self.mask = None if bool(mask.all()) else mask.to(policy.device)
+        self.positions = positions.to(policy.device)
+        self._forward(ids.to(policy.device))
+
+    def _forward(self, ids: Tensor) -> None:
+        positions = {"position_ids": self.positions} if self.with_positions else {}
+        with torch.no_grad(), self.policy.autocast():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **positions,
+                **self.options,
+            )
+        self.cache, self.logits = output.past_key_values, output.logits[:, -1]
+
+    def advance(self, tokens: Tensor) -> None:
+        """Go one token on: tokens (B,)."""
+        self.positions = self.positions[:, -1:] + 1
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        self._forward(tokens[:, None])
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        index = torch.tensor(rows, device=self.positions.device)
+        self.cache.batch_select_indices(index)
+        self.positions = self.positions[index]
+        self.mask = None if self.mask is None else self.mask[index]

@@ -1,0 +1,300 @@
+"""Does the model's implied reward tell good answers from bad ones on feedback that it was not trained on?
+
+    rows, trees --engine, reference table--> reward = beta * r per answer --measure--> Heldout, the numbers with intervals
+
+`measure` is numpy alone; `evaluate` runs the model. Two baselines keep the AUC honest: an answer's length, and the log-prob
+that the reference had given it. A reward that does not beat them has learnt what was there for free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from prospect.evaluate import statistics
+from prospect.evaluate.statistics import Bin, Bools, Floats, Interval, Ints
+from prospect.schedule import Row
+from prospect.tokens import Tree
+
+if TYPE_CHECKING:
+    from prospect.engine.models import Policy
+
+Ids = npt.NDArray[np.int32]
+Query = tuple[Ids, Ids]
+"""Prompt ids and completion ids: how the reference table is asked."""
+Lookup = Callable[[Query], npt.NDArray[np.floating[Any]]]
+"""Token log-probs (c,) of the reference in nats."""
+
+NOISE = {"fp64": 0.0, "fp32": 1e-3, "bf16": 0.05}
+"""Nats of r that rounding alone may move, by precision: rewards nearer than that are ties. Without this the untrained
+policy, whose r is 0 up to rounding, would be ranked by its rounding errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of rewards by label between `edges` (k + 1); the outermost bins also hold what lies beyond."""
+
+    edges: tuple[float, ...]
+    desirable: tuple[int, ...]
+    undesirable: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heldout:
+    """What a policy does on held-out feedback. Rewards and z0 are in beta * nats, nll in nats per token.
+
+    `n` answers (with a thumb or not) to `prompts` prompts, of them `desirable` with a thumb up and `undesirable` with a
+    thumb down. What cannot be said of this data is None or empty, and `notes` says why.
+    """
+
+    n: int
+    prompts: int
+    desirable: int
+    undesirable: int
+    beta: float
+    z0: float
+    auc: Interval | None
+    accuracy: Interval | None
+    margin: Interval | None
+    ece: Interval | None
+    nll: Interval | None
+    baselines: dict[str, Interval]
+    calibration: tuple[Bin, ...]
+    roc: tuple[tuple[float, float], ...]
+    rewards: Histogram | None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as written to evaluation.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Heldout:
+        """The inverse of `to_json`, also after a trip through a file. Unknown keys are ignored, so that a newer file can be
+        read; a missing key raises KeyError."""
+        values = {f.name: data[f.name] for f in fields(cls)}
+        for name in ("auc", "accuracy", "margin", "ece", "nll"):
+            values[name] = Interval(**values[name]) if values[name] else None
+        values["baselines"] = {name: Interval(**interval) for name, interval in values["baselines"].items()}
+        values["calibration"] = tuple(Bin(**item) for item in values["calibration"])
+        values["roc"] = tuple((float(x), float(y)) for x, y in values["roc"])
+        histogram = values["rewards"]
+        values["rewards"] = Histogram(**{name: tuple(v) for name, v in histogram.items()}) if histogram else None
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+def measure(
+    *,
+    reward: Floats,
+    desirable: Sequence[bool | None] | Bools,
+    prompt: Ints,
+    length: Ints,
+    reference_logp: Floats,
+    logp: Floats,
+    z0: float,
+    beta: float,
+    seed: int = 0,
+    resolution: float = 0.0,
+    resamples: int = 1000,
+) -> Heldout:
+    """Every number of a Heldout from one array per quantity, all (N,).
+
+    `reward` = beta * r and `z0` are in beta * nats; `logp` and `reference_logp` are sums over an answer's tokens in nats;
+    `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt; `length` counts tokens.
+    Rewards that lie within `resolution` of each other are ties. All intervals are 95 %, resampled by prompt.
+
+    - auc: P(reward of a desirable answer > that of an undesirable one), ties half
+    - accuracy: reward > z0 predicts desirable; a reward at z0 is a toss of a coin and counts one half
+    - margin: mean reward of the desirable minus mean reward of the undesirable
+    - calibration, ece: sigma(reward - z0) as P(desirable), the probability that KTO's value function implies
+    - nll: of the desirable and the unjudged answers, the ones to imitate
+    - baselines: the AUC of length and of reference_logp; below one half, it is the short or the unlikely that people like
+    """
+    assert len(reward) == len(desirable) == len(prompt) == len(length) == len(reference_logp) == len(logp)
+    up = np.array([label is True or label is np.True_ for label in desirable], dtype=bool)
+    down = np.array([label is False or label is np.False_ for label in desirable], dtype=bool)
+    judged = up | down
+    score, label, cluster = _grid(np.asarray(reward, np.float64) - z0, resolution)[judged], up[judged], prompt[judged]
+
+    def interval(statistic: statistics.Statistic, rows: Ints = cluster) -> Interval | None:
+        return statistics.bootstrap(statistic, rows, n=resamples, seed=seed)
+
+    couples = _couples(label, cluster)
+
+    def area(values: Floats) -> Interval | None:
+        return statistics.separated(interval(lambda w: statistics.auc(values, label, w)), couples)
+
+    right = np.where(score == 0, 0.5, (score > 0) == label)
+    probability = expit(score)
+    baselines = {"length": area(length[judged].astype(float)), "reference_logp": area(reference_logp[judged])}
+    kept = ~down
+    nll = interval(lambda w: statistics.ratio(-logp[kept], length[kept].astype(float), w), prompt[kept])
+    return Heldout(
+        n=len(reward),
+        prompts=len(np.unique(prompt)),
+        desirable=int(up.sum()),
+        undesirable=int(down.sum()),
+        beta=beta,
+        z0=z0,
+        auc=area(score),
+        accuracy=statistics.separated(interval(lambda w: statistics.ratio(right, None, w)), len(np.unique(cluster))),
+        margin=interval(lambda w: statistics.ratio(score, label, w * label) - statistics.ratio(score, ~label, w * ~label)),
+        ece=interval(lambda w: statistics.ece(probability, label, w)),
+        nll=nll,
+        baselines={name: value for name, value in baselines.items() if value},
+        calibration=tuple(statistics.calibration(probability, label)),
+        roc=tuple(statistics.roc(score, label)),
+        rewards=_histogram(score + z0, label),
+        notes=_notes(up, down, cluster),
+    )
+
+
+def evaluate(
+    policy: Policy,
+    reference: Lookup,
+    trees: Sequence[Tree],
+    rows: Sequence[Row],
+    *,
+    beta: float,
+    partners: Sequence[int] = (),
+    z0: float | None = None,
+    seed: int = 0,
+    token_budget: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> Heldout:
+    """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one not.
+
+    `reference` must know every query of `queries(trees, rows, partners)`. `z0`, in beta * nats, is the line between good
+    and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with their `partners`
+    (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left out. `progress` is
+    called with (answers done, all).
+    """
+    answers = list(_answers(trees, rows))
+    asked = queries(trees, rows, partners)
+    logp = _logp(policy, asked, token_budget, progress)
+    known = np.array([float(np.sum(reference(query), dtype=np.float64)) for query in asked])
+    log_ratio = logp - known
+    if z0 is None:
+        mismatched = log_ratio[len(answers) :]
+        z0 = max(0.0, beta * float(mismatched.mean())) if len(mismatched) else 0.0
+    n = len(answers)
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(q[0].tobytes() for q in asked[:n]))}
+    return measure(
+        reward=beta * log_ratio[:n],
+        desirable=[label for _, label in answers],
+        prompt=np.array([place[q[0].tobytes()] for q in asked[:n]], dtype=np.int64),
+        length=np.array([len(q[1]) for q in asked[:n]], dtype=np.int64),
+        reference_logp=known[:n],
+        logp=logp[:n],
+        z0=z0,
+        beta=beta,
+        seed=seed,
+        resolution=beta * NOISE.get(policy.precision, 0.0),
+    )
+
+
+def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int] = ()) -> list[Query]:
+    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer."""
+    asked = [query for query, _ in _answers(trees, rows)]
+    for row, partner in zip(rows, partners, strict=False):
+        answer = trees[rows[partner].tree].completions[rows[partner].branches[0]] if partner >= 0 else None
+        if answer is not None:
+            asked.append((trees[row.tree].prompt, answer))
+    return asked
+
+
+def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[Query, bool | None]]:
+    """Every answer of the rows with its thumb, each (prompt, answer, thumb) once however many pairs repeat it."""
+    seen: set[tuple[int, int, bool | None]] = set()
+    for row in rows:
+        labels = (row.desirable,) if len(row.branches) == 1 else (True, False)
+        for branch, label in zip(row.branches, labels, strict=True):
+            answer = trees[row.tree].completions[branch]
+            if answer is not None and (row.tree, branch, label) not in seen:
+                seen.add((row.tree, branch, label))
+                yield (trees[row.tree].prompt, answer), label
+
+
+def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callable[[int, int], None] | None) -> Floats:
+    """log pi(answer | prompt) (N,) in nats of every query, by trees: a prompt is computed once per batch."""
+    import torch
+
+    from prospect.engine.forest import Branches
+    from prospect.engine.forward import forward
+
+    found = np.empty(len(asked))
+    done = 0
+    for batch in _batches(asked, budget):
+        trees = [Branches(asked[members[0]][0], tuple(asked[i][1] for i in members)) for members in batch]
+        with torch.no_grad():
+            sums = forward(policy, trees).logp()
+        for i, value in zip((i for members in batch for i in members), sums.double().tolist(), strict=True):
+            found[i] = value
+            done += 1
+        if progress:
+            progress(done, len(asked))
+    return found
+
+
+def _batches(asked: Sequence[Query], budget: int) -> Iterator[list[list[int]]]:
+    """Query indices as trees of one prompt each, similar lengths together, as many trees at a time as `budget` tokens hold
+    (a larger tree is alone)."""
+    trees: dict[bytes, list[int]] = {}
+    for i, (prompt, _) in enumerate(asked):
+        trees.setdefault(prompt.tobytes(), []).append(i)
+    costs = [(len(asked[t[0]][0]) + sum(len(asked[i][1]) for i in t), t) for t in trees.values()]
+    batch: list[list[int]] = []
+    total = 0
+    for cost, tree in sorted(costs):
+        if batch and total + cost > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(tree)
+        total += cost
+    if batch:
+        yield batch
+
+
+def _grid(values: Floats, resolution: float) -> Floats:
+    """Values on a grid of `resolution`, so that what differs by less is mostly equal; 0 leaves them as they are."""
+    rounded: Floats = np.round(values / resolution) * resolution if resolution > 0 else values
+    return rounded
+
+
+def _couples(label: Bools, prompt: Ints) -> int:
+    """How many disjoint couples of a desirable and an undesirable answer exist, each from two prompts nobody else uses."""
+    up, down = set(prompt[label].tolist()), set(prompt[~label].tolist())
+    return min(len(up), len(down), len(up | down) // 2)
+
+
+def _histogram(reward: Floats, label: Bools, bins: int = 30) -> Histogram | None:
+    """Rewards by label over the range of their middle 99 %; None without rows."""
+    if not len(reward):
+        return None
+    low, high = np.quantile(reward, [0.005, 0.995])
+    spare = max((high - low) * 0.02, 1e-3)
+    edges = np.linspace(low - spare, high + spare, bins + 1)
+    inside = np.clip(reward, edges[0], edges[-1])
+    up, down = (np.histogram(inside[side], edges)[0].tolist() for side in (label, ~label))
+    return Histogram(tuple(edges.tolist()), tuple(up), tuple(down))
+
+
+def _notes(up: Bools, down: Bools, prompt: Ints) -> tuple[str, ...]:
+    """What this data cannot show, in words for the user."""
+    notes = []
+    if not up.any() and not down.any():
+        notes.append("No answer has a thumb: only the negative log-likelihood can be measured.")
+    elif not up.any() or not down.any():
+        notes.append(f"Every thumb is {'up' if up.any() else 'down'}: an AUC and a margin need both.")
+    prompts = len(np.unique(prompt))
+    if prompts == 1:
+        notes.append("All judged answers belong to one prompt: the intervals speak of that prompt alone.")
+    elif 0 < prompts < 20:
+        notes.append(f"Only {prompts} prompts: intervals from so few are too narrow.")
+    return tuple(notes)

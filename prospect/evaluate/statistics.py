@@ -1,0 +1,189 @@
+"""The statistics of an evaluation, each with an interval: a number without one is no result.
+
+Rows that share a prompt are alike, so counting them as independent makes every interval too narrow (Miller 2024,
+arXiv 2411.00640, section 2.2). Intervals here resample whole prompts. Every statistic takes row weights, one set per
+resample, so that a thousand resamples are a few matrix operations and not a thousand passes:
+
+    weight (B, N) float64: how often each of the N rows occurs in each of B resamples  ->  (B,) values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.integer[Any]]
+Statistic = Callable[[Floats], Floats]
+"""weight (B, N) -> (B,); NaN where a resample leaves the statistic undefined (AUC without one of the classes)."""
+
+CHUNK = 2_000_000
+"""Most numbers in one block of resample weights (16 MB), whatever the number of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the ends of its confidence interval, in the unit of the estimate."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows whose predicted probability lies in [low, high): `n` of them, with mean prediction `mean` and observed `rate`."""
+
+    low: float
+    high: float
+    mean: float
+    rate: float
+    n: int
+
+
+def wilson(k: float, n: float, level: float = 0.95) -> Interval:
+    """A proportion k/n with Wilson's score interval (JASA 22, 1927), for n > 0 independent trials.
+
+    Unlike the textbook p +- 1.96 s it stays inside [0, 1] and has width where k is 0 or n.
+    """
+    assert n > 0 and 0 <= k <= n, f"a proportion of {k} in {n}"
+    z = float(ndtri(0.5 + level / 2))
+    p = k / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
+
+
+def auc(score: Floats, label: Bools, weight: Floats | None = None) -> Floats:
+    """P(score of a True row > score of a False row), ties counting one half: the area under the ROC curve.
+
+    That the area is this probability, the Mann-Whitney statistic: Hanley and McNeil, Radiology 143 (1982). `score` and
+    `label` are (N,), `weight` (B, N); returns (B,), or (1,) without weights. NaN where a class has no weight. O(B N) after
+    one sort: each True row is above all False weight that sorts before it, and half above what ties with it.
+    """
+    weight = np.ones((1, len(score))) if weight is None else weight
+    if not len(score):
+        return np.full(len(weight), np.nan)
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    weight, label = weight[:, order], label[order]
+    up = np.add.reduceat(weight * label, starts, axis=1)
+    down = np.add.reduceat(weight * ~label, starts, axis=1)
+    below = np.cumsum(down, axis=1) - down / 2
+    total = up.sum(axis=1) * down.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area: Floats = np.where(total > 0, (up * below).sum(axis=1) / total, np.nan)
+    return area
+
+
+def roc(score: Floats, label: Bools, most: int = 200) -> list[tuple[float, float]]:
+    """(false, true positive rate) as the threshold falls from above every score to below every one; (0,0) ... (1,1).
+
+    Tied scores make one step, drawn as a slope. Thinned to about `most` points. Empty where a class is missing.
+    """
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if not positives or not negatives:
+        return []
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    ends = np.flatnonzero(np.concatenate((ordered[1:] != ordered[:-1], [True])))
+    true = np.cumsum(label[order])[ends] / positives
+    false = np.cumsum(~label[order])[ends] / negatives
+    keep = np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).round().astype(int))
+    return [(0.0, 0.0), *((float(false[i]), float(true[i])) for i in keep)]
+
+
+def calibration(probability: Floats, label: Bools, bins: int = 10) -> list[Bin]:
+    """The reliability diagram: non-empty bins of equal width over [0, 1] (Guo et al. 2017, arXiv 1706.04599)."""
+    place = _bin_of(probability, bins)
+    found: list[Bin] = []
+    for k in range(bins):
+        here = place == k
+        if here.any():
+            mean, rate = float(probability[here].mean()), float(label[here].mean())
+            found.append(Bin(k / bins, (k + 1) / bins, mean, rate, int(here.sum())))
+    return found
+
+
+def ece(probability: Floats, label: Bools, weight: Floats | None = None, bins: int = 10) -> Floats:
+    """Expected calibration error: sum over bins of n_b / n * |observed rate - mean prediction| (Guo et al. 2017).
+
+    (B,) for `weight` (B, N). Never negative, so chance alone puts it above 0 where a bin has few rows. NaN without rows.
+    """
+    weight = np.ones((1, len(probability))) if weight is None else weight
+    member = _bin_of(probability, bins)[:, None] == np.arange(bins)
+    gap = weight @ (member * (label - probability)[:, None])
+    total = weight.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error: Floats = np.abs(gap).sum(axis=1) / total
+    return error
+
+
+def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats | None = None) -> Floats:
+    """sum(w a) / sum(w b), (B,) for `weight` (B, N): a weighted mean where `denominator` is None. NaN where empty."""
+    weight = np.ones((1, len(numerator))) if weight is None else weight
+    below = weight @ denominator if denominator is not None else weight.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value: Floats = weight @ numerator / below
+    return value
+
+
+def bootstrap(statistic: Statistic, cluster: Ints, *, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval | None:
+    """A statistic of rows that come in clusters, with its bias-corrected percentile interval; None where it is undefined.
+
+    `cluster` (N,) says which rows belong together (any integers). Each of `n` resamples draws as many clusters as there
+    are, with replacement. Quantiles are shifted by how far the estimate lies from the middle of the resamples (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, section 14.3 with a = 0), which matters for the calibration error,
+    whose resamples lie above it; the ends never exclude the estimate itself. Resamples that leave the statistic undefined are not counted. With a single cluster
+    there is nothing to resample but its rows, and the interval speaks of that cluster alone.
+
+    Below about 20 clusters such an interval is too narrow; where every resample agrees it has no width (see
+    `separated`).
+    """
+    value = float(statistic(np.ones((1, len(cluster))))[0]) if len(cluster) else np.nan
+    if np.isnan(value):
+        return None
+    groups, place = np.unique(cluster, return_inverse=True)
+    count = len(groups)
+    if count == 1:
+        place, count = np.arange(len(cluster)), len(cluster)
+    rng = np.random.default_rng(seed)
+    step = max(1, CHUNK // max(1, len(cluster)))
+    draws = []
+    for start in range(0, n, step):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=min(step, n - start))
+        draws.append(statistic(times[:, place].astype(np.float64)))
+    found = np.concatenate(draws)
+    found = np.sort(found[~np.isnan(found)])
+    if not len(found):
+        return None
+    share = (np.mean(found < value) + np.mean(found <= value)) / 2
+    shift = ndtri(np.clip(share, 0.5 / n, 1 - 0.5 / n))
+    ends = ndtr(2 * shift + ndtri([0.5 - level / 2, 0.5 + level / 2]))
+    low, high = np.quantile(found, ends)
+    return Interval(value, min(value, float(low)), max(value, float(high)))
+
+
+def separated(interval: Interval | None, trials: int, level: float = 0.95) -> Interval | None:
+    """The interval of a rate or an AUC whose resamples all said 0 or all said 1: Wilson's, for so many trials.
+
+    No resample can show an error that the data does not contain, yet ten right answers do not prove a perfect model.
+    `trials` is the number of independent comparisons at hand: prompts, or for an AUC the disjoint couples of a desirable
+    and an undesirable answer from different prompts. Other intervals are returned as they are.
+    """
+    if interval is None or trials < 1 or interval.value not in (0.0, 1.0) or interval.low != interval.high:
+        return interval
+    return wilson(interval.value * trials, trials, level)
+
+
+def _bin_of(probability: Floats, bins: int) -> npt.NDArray[np.int64]:
+    """(N,) index of each probability's bin of equal width; 1.0 belongs to the last."""
+    place: npt.NDArray[np.int64] = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    return place

@@ -1,0 +1,142 @@
+"""The doctor on lengths: tokens against the model's context, or characters where no model is given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from prospect.errors import ModelError, UserError
+from prospect.feedback.check_text import prompt_text
+from prospect.feedback.findings import Finding, at, first, of
+from prospect.feedback.records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """`prompts` per record and `completions` per record and completion, in tokens or characters; `kept` says what is
+    still there after the policy for over-long rows; `counts` is that policy's report, None without a tokenizer."""
+
+    unit: Literal["tokens", "characters"]
+    prompts: list[int]
+    completions: list[list[int]]
+    kept: list[list[bool]]
+    max_length: int | None = None
+    counts: dict[str, int] | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Quantiles of prompts, completions and both together."""
+        whole = [p + c for p, row in zip(self.prompts, self.completions, strict=True) for c in row]
+        found = {
+            "prompt": _quantiles(self.prompts),
+            "completion": _quantiles([c for row in self.completions for c in row]),
+            "row": _quantiles(whole),
+        }
+        return {"unit": self.unit, "max_length": self.max_length, **found}
+
+
+def characters(records: Sequence[Record]) -> Lengths:
+    """Lengths without a tokenizer: nothing can be over-long."""
+    completions = [[len(c.text) for c in r.completions] for r in records]
+    kept = [[True] * len(row) for row in completions]
+    return Lengths("characters", [len(prompt_text(r)) for r in records], completions, kept)
+
+
+def tokens(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    over_long: OverLong,
+    chat_template: str | None,
+) -> Lengths:
+    """Lengths in tokens, and what `over_long` would do to the rows of more than `max_length`. Raises as build_trees."""
+    from prospect.tokens import build_trees
+
+    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, chat_template=chat_template)
+    prompts = [len(tree.prompt) for tree in whole]
+    completions = [[0 if ids is None else len(ids) for ids in tree.completions] for tree in whole]
+    kept = [[size > 0 for size in row] for row in completions]
+    counts = {"straddled": report.straddled, "over_long": 0, "dropped": 0, "cut_prompt": 0, "cut_completion": 0}
+    limit = sys.maxsize if max_length is None else max_length
+    long = [i for i, (p, row) in enumerate(zip(prompts, completions, strict=True)) if p + max(row, default=0) > limit]
+    if long:
+        policy = "drop" if over_long == "error" else over_long
+        trees, cut = build_trees([records[i] for i in long], tokenizer, max_length=limit, over_long=policy)
+        for i, tree in zip(long, trees, strict=True):
+            kept[i] = [ids is not None for ids in tree.completions]
+        counts |= {
+            name: value for name, value in asdict(cut).items() if name in ("dropped", "cut_prompt", "cut_completion")
+        }
+        counts["over_long"] = sum(prompts[i] + size > limit for i in long for size in completions[i])
+    return Lengths("tokens", prompts, completions, kept, max_length, counts)
+
+
+def broken(error: UserError) -> Finding:
+    """Rows that cannot be tokenised."""
+    key = "no_template" if isinstance(error, ModelError) else "template"
+    return Finding(key, "error", str(error))
+
+
+def over_long(records: Sequence[Record], lengths: Lengths, policy: OverLong) -> Iterator[Finding]:
+    """What does not fit the context, and what becomes of it."""
+    if lengths.counts is None:
+        return
+    counts, total = lengths.counts, sum(map(len, lengths.completions))
+    if counts["straddled"]:
+        message = (
+            f"in {of(counts['straddled'], total)} rows a token stands across the end of the prompt and is split there. "
+            "Harmless where rare; else move the blank from the prompt's end to the answer's beginning"
+        )
+        yield Finding("straddled", "info", message, data={"completions": counts["straddled"]})
+    if lengths.max_length is None:
+        return
+    if not counts["over_long"]:
+        message = f"every row fits into {lengths.max_length} tokens"
+        yield Finding("over_long", "ok", message, data=counts)
+        return
+    examples = [
+        f"{at(c)}: {p} + {size} tokens"
+        for r, p, row in zip(records, lengths.prompts, lengths.completions, strict=True)
+        for c, size in zip(r.completions, row, strict=True)
+        if p + size > lengths.max_length
+    ]
+    message = (
+        f"{of(counts['over_long'], total)} rows are longer than {lengths.max_length} tokens; {_fate(counts, policy)}"
+    )
+    gone = not any(any(row) for row in lengths.kept)
+    if gone:
+        message += ". Nothing is left to train on: use a model with a longer context, or shorten the rows"
+    elif policy != "error":
+        message += ". Raise --max-length if the model allows, or choose another --over-long"
+    level: Literal["warning", "error"] = "error" if gone or policy == "error" else "warning"
+    yield Finding("over_long", level, message, first(examples), counts)
+
+
+def _fate(counts: dict[str, int], policy: OverLong) -> str:
+    if policy == "error":
+        return "--over-long error stops at them. Choose drop, cut_prompt or cut_completion"
+    said = [
+        f"{counts[name]} {what}"
+        for name, what in (
+            ("cut_prompt", "prompts would be cut"),
+            ("cut_completion", "completions would be cut"),
+            ("dropped", "rows would be dropped"),
+        )
+        if counts[name]
+    ]
+    return f"with --over-long {policy} {' and '.join(said)}"
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    points = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: float(np.quantile(values, q)) for name, q in points.items()}

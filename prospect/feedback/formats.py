@@ -1,0 +1,304 @@
+"""Feedback in any public layout, as records; and records as Prospect JSONL.
+
+    feedback = load("thumbs.jsonl")          # or a datasets folder, a Hub name, a list of dicts, a Dataset, a DataFrame
+    write(feedback.records, "mine.jsonl")    # load("mine.jsonl").records == feedback.records
+
+docs/data-format.md describes the layouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prospect.errors import DataError
+from prospect.feedback.files import Source, Unreadable, read_rows, source_name
+from prospect.feedback.labels import Labels
+from prospect.feedback.layouts import LAYOUTS, Layout, ignored, layout_of
+from prospect.feedback.messages import TURN_JUDGEMENTS
+from prospect.feedback.records import Completion, Pair, Record
+from prospect.feedback.rows import Row
+
+FORMATS = ("auto", *LAYOUTS)
+MOST_PROBLEMS = 20
+"""How many problems are collected before loading gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that was left out: why, and the row as it was read (its columns, or the text of a line that has none)."""
+
+    error: DataError
+    raw: dict[str, Any] | str
+
+    @property
+    def path(self) -> str | Path | None:
+        return self.error.path
+
+    @property
+    def line(self) -> int:
+        return self.error.line or 0
+
+    @property
+    def message(self) -> str:
+        return self.error.message
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a source held: its records, the name of its layout, the rows left out, and how many rows were read. `notes`
+    says what was not used (columns, unjudged rows). `digest` is the SHA-256 of the records as Prospect JSONL."""
+
+    records: tuple[Record, ...]
+    path: str
+    format: str
+    problems: tuple[Problem, ...]
+    rows: int
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def load(source: Source, *, format: str = "auto", keep_going: bool = False) -> Feedback:
+    """Read feedback. One DataError lists up to 20 problems and carries them as `problems`; with `keep_going`, rows with
+    a problem are left out instead and all of them are in `Feedback.problems`.
+
+    Raises DataError at once where the file as a whole is missing, empty, damaged or of no known layout, and ConfigError
+    for an unknown `format`.
+    """
+    path = source if isinstance(source, str | Path) else None
+    rows = list(read_rows(source))
+    if not rows:
+        raise DataError("has no rows", path=path)
+    columns = frozenset(name for _, row in rows if isinstance(row, dict) for name in row)
+    readable = [row for _, row in rows if isinstance(row, dict)]
+    most = len(rows) if keep_going else MOST_PROBLEMS
+    if not readable:
+        broken = [Problem(DataError(r.reason, path=path, line=n), r.raw) for n, r in rows if isinstance(r, Unreadable)]
+        raise _summary(broken[:most], path)
+    try:
+        layout = layout_of(format, columns, readable)
+    except DataError as error:
+        raise DataError(error.message, path=path) from None
+    found, problems = _read(rows, layout, columns, path, most)
+    if problems and not keep_going:
+        raise _summary(problems, path)
+    records = merge(record for made in found.values() for record in made)
+    notes = _notes(layout, columns, found)
+    return Feedback(records, source_name(source), layout.name, tuple(problems), len(rows), digest(records), notes)
+
+
+def _read(
+    rows: Sequence[tuple[int, dict[str, Any] | Unreadable]],
+    layout: Layout,
+    columns: frozenset[str],
+    path: str | Path | None,
+    most: int,
+) -> tuple[dict[int, list[Record]], list[Problem]]:
+    """({line: its records}, at most `most` problems in the order of lines)."""
+    labels, found, problems = Labels(), {}, {}
+    judged_turns = any(_judges_turns(row) for _, row in rows if isinstance(row, dict))
+    raws: dict[int, dict[str, Any] | str] = {n: row.raw if isinstance(row, Unreadable) else row for n, row in rows}
+
+    def note(line: int, message: str) -> None:
+        values = raws[line]
+        name = values.get("id") if isinstance(values, dict) else None
+        row = str(name) if isinstance(name, str | int) else None
+        problems[line] = Problem(DataError(message, path=path, line=line, row=row), values)
+
+    for line, values in rows:
+        if isinstance(values, Unreadable):
+            note(line, values.reason)
+        else:
+            try:
+                found[line] = layout.read(Row(line, values, columns, labels, judged_turns))
+            except DataError as error:
+                note(line, error.message)
+        if len(problems) == most:
+            break
+    for line, message in labels.strays().items():
+        if line in found:
+            del found[line]
+            note(line, message)
+    return found, [problems[line] for line in sorted(problems)][:most]
+
+
+def _judges_turns(row: Mapping[str, Any]) -> bool:
+    turns = row.get("messages", row.get("conversations"))
+    return isinstance(turns, list) and any(
+        isinstance(turn, dict) and any(key in turn for key in TURN_JUDGEMENTS) for turn in turns
+    )
+
+
+def _notes(layout: Layout, columns: frozenset[str], found: Mapping[int, Sequence[Record]]) -> tuple[str, ...]:
+    notes = []
+    if extra := ignored(layout, columns):
+        notes.append(f"columns not read: {', '.join(extra)}")
+    if silent := sum(not made for made in found.values()):
+        notes.append(f"{silent} of {len(found)} conversations have no judged answer and were left out")
+    return tuple(notes)
+
+
+def _summary(problems: Sequence[Problem], path: str | Path | None) -> DataError:
+    """One error for all of them; for a single one, that one."""
+    errors = tuple(problem.error for problem in problems)
+    if len(errors) == 1:
+        only = errors[0]
+        return DataError(only.message, path=path, line=only.line, row=only.row, problems=errors)
+    count = f"the first {len(errors)} problems" if len(errors) == MOST_PROBLEMS else f"{len(errors)} problems"
+    where = "line" if path is not None else "row"
+    listed = "".join(f"\n  {where} {e.line}{f' ({e.row})' if e.row else ''}: {e.message}" for e in errors)
+    return DataError(f"{count}:{listed}", path=path, problems=errors)
+
+
+# From rows to records
+
+
+def merge(records: Iterable[Record]) -> tuple[Record, ...]:
+    """One record per prompt (with its tools and template keywords), in order of first appearance, with unique ids.
+
+    A record without a prompt stays alone: two texts that both begin with nothing have nothing in common.
+    """
+    groups: dict[str, list[Record]] = {}
+    for i, record in enumerate(records):
+        key = _dumps([record.prompt, record.tools, record.template_kwargs]) if record.prompt else str(i)
+        groups.setdefault(key, []).append(record)
+    record_ids, completion_ids = _Names(), _Names()
+    return tuple(_unique(_joined(group), record_ids, completion_ids) for group in groups.values())
+
+
+def _joined(group: Sequence[Record]) -> Record:
+    """The first record with the completions and pairs of all. An answer that several pairs of the prompt judge, and
+    nothing else tells apart, is one completion."""
+    first = group[0]
+    completions, pairs = list(first.completions), list(first.pairs)
+    known = {_sameness(c): i for i, c in reversed(list(enumerate(completions)))}
+    for record in group[1:]:
+        in_pairs = {side for pair in record.pairs for side in (pair.chosen, pair.rejected)}
+        at: list[int] = []
+        for i, done in enumerate(record.completions):
+            place = known.get(_sameness(done)) if i in in_pairs else None
+            if place is None or place in at:  # a pair of equal answers keeps both sides, for the doctor to find
+                place = len(completions)
+                completions.append(done)
+                known.setdefault(_sameness(done), place)
+            at.append(place)
+        pairs += [Pair(at[p.chosen], at[p.rejected], p.weight) for p in record.pairs]
+    return replace(first, completions=tuple(completions), pairs=tuple(pairs)) if len(group) > 1 else first
+
+
+def _sameness(done: Completion) -> str:
+    return _dumps([done.content, done.label, done.score, done.weight, done.complete])
+
+
+class _Names:
+    """Gives out names; one that is taken becomes "name#2", "name#3" and so on."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        new, count = name, self._taken.get(name, 0)
+        while new in self._taken:
+            count += 1
+            new = f"{name}#{count}"
+        self._taken[name] = max(count, 1)
+        self._taken.setdefault(new, 1)
+        return new
+
+
+def _unique(record: Record, record_ids: _Names, completion_ids: _Names) -> Record:
+    name = record_ids.take(record.id)
+    names = [completion_ids.take(done.id) for done in record.completions]
+    if name == record.id and names == [done.id for done in record.completions]:
+        return record
+    done = (c if c.id == n else replace(c, id=n) for c, n in zip(record.completions, names, strict=True))
+    return replace(record, id=name, completions=tuple(done))
+
+
+# From records to files
+
+
+def write(records: Iterable[Record], path: str | Path) -> None:
+    """Write Prospect JSONL (packed if `path` ends in .gz), whole or not at all. Raises DataError where it cannot."""
+    _write_lines((_dumps(to_json(record)) for record in records), Path(path))
+
+
+def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
+    """Write the rows that were left out: {"line", "reason", "row"} on each line. Raises DataError where it cannot."""
+    lines = ({"line": p.line, "reason": p.message, "row": p.raw} for p in problems)
+    _write_lines((json.dumps(line, ensure_ascii=False, default=str) for line in lines), Path(path))
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A line of Prospect JSONL; what has its default value is left out."""
+    line: dict[str, Any] = {"id": record.id, "prompt": record.prompt}
+    line["completions"] = [_completion_json(done) for done in record.completions]
+    if record.pairs:
+        line["pairs"] = [_pair_json(pair) for pair in record.pairs]
+    if record.source:
+        line["source"] = record.source
+    if record.tools is not None:
+        line["tools"] = record.tools
+    if record.template_kwargs is not None:
+        line["template_kwargs"] = record.template_kwargs
+    return line
+
+
+def digest(records: Iterable[Record]) -> str:
+    """SHA-256 of the records as Prospect JSONL: equal for the same feedback from a packed and an unpacked file."""
+    found = hashlib.sha256()
+    for record in records:
+        found.update(_dumps(to_json(record)).encode() + b"\n")
+    return found.hexdigest()
+
+
+def _completion_json(done: Completion) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": done.id, "content" if isinstance(done.content, str) else "message": done.content}
+    if done.label is not None:
+        line["label"] = done.label
+    if done.score is not None:
+        line["score"] = done.score
+    if done.weight != 1.0:
+        line["weight"] = done.weight
+    if not done.complete:
+        line["complete"] = False
+    return line
+
+
+def _pair_json(pair: Pair) -> dict[str, Any]:
+    line: dict[str, Any] = {"chosen": pair.chosen, "rejected": pair.rejected}
+    return line if pair.weight == 1.0 else {**line, "weight": pair.weight}
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _write_lines(lines: Iterable[str], path: Path) -> None:
+    """To a neighbour first, so that a full disk or a Ctrl-C leaves what was there before."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def encoded() -> Iterator[bytes]:
+        for line in lines:
+            yield line.encode() + b"\n"
+
+    try:
+        with draft.open("wb") as raw:
+            if path.suffix == ".gz":
+                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:  # no name, no time: same bits every time
+                    packed.writelines(encoded())
+            else:
+                raw.writelines(encoded())
+        os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", path=path) from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,273 @@
+"""One reader per public layout: a row of a file becomes records (usually one, a judged conversation several).
+
+A reader sees one row and trusts nothing. It raises DataError without a place; `formats.load` adds file and line, merges
+records that share a prompt and checks that the file's labels speak one vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prospect.errors import DataError, nearest
+from prospect.feedback import messages as chat
+from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
+from prospect.feedback.rows import Row, complete, identifier, number, weight
+
+ROW_TAGS = ("label", "kto_tag", "rating")
+"""Columns that may hold the thumb of a whole conversation."""
+
+_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete")
+_SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
+
+
+def _same_form(prompt: Prompt, side: Any, where: str) -> None:
+    """Text prompts have text answers: a chat answer says nothing about how the text prompt is to be rendered."""
+    if isinstance(prompt, str) and not isinstance(side, str) and side is not None:
+        raise DataError(f"prompt is text but {where} is a chat message. Write both as text or both as messages")
+
+
+# Prospect's own lines
+
+
+def prospect(row: Row) -> list[Record]:
+    """{"prompt", "completions": [...], "pairs": [...]}, or a flat line."""
+    if "completions" not in row.values:
+        return flat(row)
+    given = row.get("completions")
+    if not isinstance(given, list | tuple) or not given:
+        raise DataError(f"completions must be a non-empty list, not {chat.shown(given)}")
+    prompt = "" if row.get("prompt") == "" else chat.prompt(row.get("prompt"))
+    completions = tuple(_own_completion(row, i, value) for i, value in enumerate(given))
+    pairs = row.get("pairs") or ()
+    if not isinstance(pairs, list | tuple):
+        raise DataError(f"pairs must be a list, not {chat.shown(pairs)}")
+    for i, done in enumerate(completions):
+        _same_form(prompt, done.content, f"completions[{i}]")
+    return [row.record(prompt, completions, tuple(_own_pair(pair, len(completions)) for pair in pairs))]
+
+
+def _own_completion(row: Row, index: int, value: Any) -> Completion:
+    where = f"completions[{index}]"
+    if isinstance(value, str):
+        value = {"content": value}
+    if not isinstance(value, dict):
+        raise DataError(f"{where} must be an object with content, not {chat.shown(value)}")
+    for key in value:
+        if key not in _COMPLETION_KEYS:
+            raise DataError(f'{where} has an unknown key "{key}".{nearest(key, _COMPLETION_KEYS)}')
+    if ("content" in value) == ("message" in value):
+        raise DataError(f"{where} needs content (text) or message (an assistant message), and not both")
+    return Completion(
+        id=identifier(value.get("id"), f"{row.name}/{index}"),
+        content=chat.answer(value.get("content", value.get("message")), where),
+        label=row.labels.read(value["label"], row.line) if "label" in value else None,
+        score=number(value, "score"),
+        weight=weight(value),
+        complete=complete(value),
+        line=row.line,
+    )
+
+
+def _own_pair(value: Any, count: int) -> Pair:
+    if isinstance(value, list | tuple) and len(value) == 2:
+        value = {"chosen": value[0], "rejected": value[1]}
+    if not isinstance(value, dict):
+        raise DataError(f"a pair is [chosen, rejected], not {chat.shown(value)}")
+    sides = value.get("chosen"), value.get("rejected")
+    for side in sides:
+        if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side < count:
+            raise DataError(f"a pair names its sides by index, from 0 to {count - 1}, not {chat.shown(side)}")
+    return Pair(int(value["chosen"]), int(value["rejected"]), weight(value))
+
+
+# One answer per row
+
+
+def flat(row: Row) -> list[Record]:
+    """{"prompt", "completion"} with "label", "score", both or neither."""
+    prompt = chat.prompt(row.get("prompt"))
+    _same_form(prompt, row.get("completion"), "completion")
+    answer = chat.answer(row.get("completion"), "completion")
+    mixed = "completions" in row.columns  # Prospect's own file, where every line may be judged or not
+    label = row.thumb("label") if "label" in (row.values if mixed else row.columns) else None
+    score = number(row.values, "score") if mixed else row.score("score", label)
+    return [row.record(prompt, (row.completion(answer, label, score),))]
+
+
+def halos(row: Row) -> list[Record]:
+    """{"prompt", "output": [message], "label", "reward"} as HALOs labels its samples."""
+    prompt = chat.prompt(row.get("prompt"))
+    _same_form(prompt, row.get("output"), "output")
+    answer = chat.answer(row.get("output"), "output")
+    label = row.thumb("label") if "label" in row.columns else None
+    return [row.record(prompt, (row.completion(answer, label, row.score("reward", label)),))]
+
+
+def text(row: Row) -> list[Record]:
+    """{"text"}: imitated as it is, without a prompt."""
+    value = chat.plain_text(row.get("text"), "text")
+    if not value.strip():
+        raise DataError("text is blank")
+    return [row.record("", (row.completion(value),))]
+
+
+# Pairs
+
+
+def _pair(row: Row, prompt: Prompt, sides: tuple[Any, Any], names: tuple[str, str], scores: tuple[str, str]) -> Record:
+    """`sides` are (chosen, rejected), `names` their columns, `scores` the columns of their scores. The row's weight is
+    the pair's."""
+    for side, name in zip(sides, names, strict=True):
+        _same_form(prompt, side, name)
+    done = tuple(
+        Completion(
+            id=f"{row.name}/{kind}",
+            content=chat.answer(side, name),
+            score=number(row.values, score),
+            complete=complete(row.values),
+            line=row.line,
+        )
+        for kind, side, name, score in zip(_SIDES, sides, names, scores, strict=True)
+    )
+    return row.record(prompt, done, (Pair(0, 1, weight(row.values)),))
+
+
+def paired(row: Row) -> list[Record]:
+    """{"prompt", "chosen", "rejected"}; without a prompt, the turns that two conversations share are it."""
+    sides = row.get("chosen"), row.get("rejected")
+    given = row.get("prompt")
+    if given is None and isinstance(sides[0], dict):  # LLaMA-Factory's preferences with OpenAI's keys
+        given = row.get("messages")
+    if chat.is_messages(sides[0]) and chat.is_messages(sides[1]):
+        prompt, sides = _shared_turns(given, *sides)
+    elif given is None:
+        raise DataError("has no prompt, and chosen and rejected are no conversations that could share one")
+    else:
+        prompt = chat.prompt(given)
+    return [_pair(row, prompt, sides, _SIDES, _SIDE_SCORES)]
+
+
+def _shared_turns(given: Any, chosen: Any, rejected: Any) -> tuple[Prompt, tuple[Any, Any]]:
+    """The prompt of two conversations, and what each says after it."""
+    a, b = chat.messages(chosen, "chosen"), chat.messages(rejected, "rejected")
+    lead = 0
+    while lead < min(len(a), len(b)) - 1 and a[lead] == b[lead]:
+        lead += 1
+    shared, rest = a[:lead], (a[lead:], b[lead:])
+    if given is None:
+        return chat.spoken(shared, "what chosen and rejected share"), rest
+    prompt = chat.prompt(given)
+    if isinstance(prompt, str):
+        _same_form(prompt, None if any(m.get("content") == prompt for m in shared) else a, "chosen")
+        return shared, rest
+    return (shared if shared[: len(prompt)] == prompt else prompt + shared), rest
+
+
+def halos_pairs(row: Row) -> list[Record]:
+    """{"prompt", "output_A", "output_B", "label": 1 if A is the better one, "reward_A", "reward_B"}."""
+    order = ("A", "B") if row.thumb("label") else ("B", "A")
+    names = (f"output_{order[0]}", f"output_{order[1]}")
+    sides = (row.get(names[0]), row.get(names[1]))
+    return [_pair(row, chat.prompt(row.get("prompt")), sides, names, (f"reward_{order[0]}", f"reward_{order[1]}"))]
+
+
+# LLaMA-Factory
+
+
+def _tagged(row: Row, prompt: Prompt, answer: Any, where: str) -> Record:
+    """One answer with the row's own thumb and score, where it has them."""
+    tags = [tag for tag in ROW_TAGS if tag in row.columns]
+    if len(tags) > 1:
+        raise DataError(f"has the columns {' and '.join(tags)}; which one is the thumb? Keep one of them")
+    label = row.thumb(tags[0]) if tags else None
+    return row.record(prompt, (row.completion(chat.answer(answer, where), label, row.score("score", label)),))
+
+
+def alpaca(row: Row) -> list[Record]:
+    """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with "chosen" and "rejected"."""
+    turns: list[Message] = _system(row)
+    for question, reply in _history(row.get("history")):
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    lines = [row.get("instruction"), row.get("input")]
+    question = "\n".join(chat.plain_text(line, "instruction or input") for line in lines if line)
+    if not question.strip():
+        raise DataError("instruction is blank")
+    prompt = (*turns, {"role": "user", "content": question})
+    if "chosen" in row.columns:
+        sides = row.get("chosen"), row.get("rejected")
+        return [_pair(row, prompt, sides, _SIDES, _SIDE_SCORES)]
+    return [_tagged(row, prompt, row.get("output"), "output")]
+
+
+def _system(row: Row) -> list[Message]:
+    text = row.get("system")
+    return [{"role": "system", "content": chat.plain_text(text, "system")}] if text else []
+
+
+def _history(value: Any) -> list[tuple[str, str]]:
+    value = chat.from_json(value, "history") if value else []
+    if not isinstance(value, list | tuple) or any(not isinstance(v, list | tuple) or len(v) != 2 for v in value):
+        raise DataError(f"history must be a list of [question, answer], not {chat.shown(value)}")
+    return [(chat.plain_text(q, "history"), chat.plain_text(a, "history")) for q, a in value]
+
+
+# Conversations
+
+
+def conversation(row: Row) -> list[Record]:
+    """{"messages"} or {"conversations"}: judged turn by turn, or as a whole (then its last answer is meant), or not at
+    all (then every answer is imitated); or a prompt for "chosen" and "rejected"."""
+    column = "conversations" if "conversations" in row.columns else "messages"
+    given = chat.messages(row.get(column), column)
+    turns = (*_system(row), *given)
+    if column == "conversations" and "chosen" in row.columns:
+        sides = row.get("chosen"), row.get("rejected")
+        return [_pair(row, chat.spoken(turns), sides, _SIDES, _SIDE_SCORES)]
+    if row.columns.intersection(ROW_TAGS) or "score" in row.columns:
+        if row.judged_turns:
+            raise DataError("the file judges both rows and single turns. Keep one of the two")
+        return [_tagged(row, chat.spoken(turns[:-1]), turns[-1], f"the last of {column}")]
+    before = len(turns) - len(given)
+    done = []
+    for i, raw in enumerate(row.get(column)):
+        prompt = turns[: before + i]
+        if row.judged_turns:
+            wanted = any(key in raw for key in chat.TURN_JUDGEMENTS)
+        else:  # a greeting answers nobody: it is context, not a completion
+            wanted = given[i]["role"] == "assistant" and any(turn["role"] != "system" for turn in prompt)
+        if wanted:
+            done.append(_turn(row, prompt, given[i], raw, i + 1, column))
+    return done
+
+
+def _turn(
+    row: Row, prompt: tuple[Message, ...], said: Message, raw: Mapping[str, Any], turn: int, column: str
+) -> Record:
+    """One turn (`raw` with its judgement, `said` without) as the answer to the turns before it."""
+    where, name = f"{column}: message {turn}", f"{row.name}/turn{turn}"
+    tags = [tag for tag in ("rating", "label") if tag in raw]
+    if len(tags) > 1:
+        raise DataError(f"{where} has a label and a rating. Keep one of them")
+    answer = Completion(
+        id=name,
+        content=chat.answer(said, where),
+        label=row.labels.read(raw[tags[0]], row.line) if tags else None,
+        score=number(raw, "score"),
+        weight=weight(raw) if "weight" in raw else weight(row.values),
+        complete=complete(raw) and complete(row.values),
+        line=row.line,
+    )
+    return row.record(chat.spoken(prompt, f"{where}: its prompt"), (answer,), name=name)
+
+
+# Anthropic's transcripts
+
+
+def transcripts(row: Row) -> list[Record]:
+    """{"chosen", "rejected"}, both "\\n\\nHuman: ...\\n\\nAssistant: ...", alike up to the last answer."""
+    chosen, rejected = (chat.transcript(row.get(side), side) for side in _SIDES)
+    if chosen[:-1] != rejected[:-1]:
+        raise DataError("chosen and rejected differ before their last answer, so they answer no common prompt")
+    sides = chosen[-1:], rejected[-1:]
+    return [_pair(row, chat.spoken(chosen[:-1]), sides, _SIDES, _SIDE_SCORES)]

@@ -1,0 +1,181 @@
+"""What people said about answers: one Record per prompt, whichever lines of the file its completions came from.
+
+    Record(id="r0", prompt=({"role": "user", "content": "2 + 2?"},), completions=(
+        Completion(id="r0/0", content="4", label=True, line=1),
+        Completion(id="r0/1", content="5", label=False, line=7)))
+
+Two views serve the losses: `binary` (each completion with a thumb) and `pairs` (chosen over rejected); `text` serves
+SFT.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prospect.errors import ConfigError, DataError
+
+Message = dict[str, Any]
+"""A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
+
+Prompt = str | tuple[Message, ...]
+View = Literal["binary", "pairs", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer to a record's prompt.
+
+    `content` is text, or an assistant message where it carries more than text. `label` is the thumb (True desirable,
+    False undesirable, None unknown), `score` a graded judgement, `weight` its importance (>= 0), `complete` False if
+    the generator was cut off, `line` where it stands in its file (1-based, 0 unknown; it plays no part in equality).
+    """
+
+    id: str
+    content: str | Message
+    label: bool | None = None
+    score: float | None = None
+    weight: float = 1.0
+    complete: bool = True
+    line: int = field(default=0, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The answer as plain text."""
+        content = self.content if isinstance(self.content, str) else self.content.get("content")
+        return content if isinstance(content, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`chosen` and `rejected` are indices into the record's completions."""
+
+    chosen: int
+    rejected: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One prompt (text or chat messages) with every completion judged for it. `tools` and `template_kwargs` go to the
+    chat template."""
+
+    id: str
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    pairs: tuple[Pair, ...] = ()
+    source: str = ""
+    tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training row of a record: a completion with its thumb (`rejected` None), or a pair. `chosen` and `rejected`
+    are indices into the record's completions; `desirable` is None where the view has no label."""
+
+    chosen: int
+    rejected: int | None = None
+    desirable: bool | None = None
+    weight: float = 1.0
+
+
+def threshold_of(records: Iterable[Record], rule: str) -> float:
+    """The number that turns scores into thumbs: "mean" or "median" of all scores, or a number as text.
+
+    Raises ConfigError for any other rule, DataError where no completion has a score.
+    """
+    scores = [c.score for r in records for c in r.completions if c.score is not None]
+    if rule in ("mean", "median") and not scores:
+        raise DataError(f"--threshold {rule} needs scores, but no completion has one")
+    if rule == "mean":
+        return statistics.fmean(scores)
+    if rule == "median":
+        return float(statistics.median(scores))
+    try:
+        cut = float(rule)
+    except ValueError:
+        cut = math.nan
+    if not math.isfinite(cut):
+        raise ConfigError(f'--threshold must be "mean", "median" or a number, not "{rule}"')
+    return cut
+
+
+def binary(record: Record, threshold: float | None = None) -> list[Example]:
+    """Each completion with its thumb. Policy: an explicit label; else score >= threshold; else each side of an explicit
+    pair (chosen desirable, rejected undesirable, once per pair and side, as in the paper's experiments)."""
+    rows: list[Example] = []
+    judged: set[int] = set()
+    for i, c in enumerate(record.completions):
+        label = c.label
+        if label is None and c.score is not None and threshold is not None:
+            label = c.score >= threshold
+        if label is not None:
+            rows.append(Example(i, desirable=label, weight=c.weight))
+            judged.add(i)
+    for pair in record.pairs:
+        for side, desirable in ((pair.chosen, True), (pair.rejected, False)):
+            if side not in judged:
+                rows.append(Example(side, desirable=desirable, weight=pair.weight * record.completions[side].weight))
+    return rows
+
+
+def pairs(record: Record) -> list[Example]:
+    """Chosen over rejected. Policy: explicit pairs; else every two completions with different scores; else each
+    desirable with each undesirable completion of the prompt."""
+    done = record.completions
+    if record.pairs:
+        return [Example(p.chosen, p.rejected, weight=p.weight) for p in record.pairs]
+    scored = [(i, c.score) for i, c in enumerate(done) if c.score is not None]
+    found = [(i, j) for i, a in scored for j, b in scored if a > b]
+    if not found:
+        good = [i for i, c in enumerate(done) if c.label is True]
+        bad = [i for i, c in enumerate(done) if c.label is False]
+        found = [(i, j) for i in good for j in bad]
+    return [Example(i, j, weight=done[i].weight * done[j].weight) for i, j in found]
+
+
+def text(record: Record) -> list[Example]:
+    """What SFT imitates: every completion but the undesirable ones and those that pairs only reject."""
+    rejected = {p.rejected for p in record.pairs} - {p.chosen for p in record.pairs}
+    return [
+        Example(i, weight=c.weight)
+        for i, c in enumerate(record.completions)
+        if c.label is not False and i not in rejected
+    ]
+
+
+def examples(records: Sequence[Record], view: View, threshold: str | None = None) -> list[list[Example]]:
+    """The training rows of every record in one view, aligned with `records`.
+
+    Raises DataError, naming what the data has instead, where the view finds nothing.
+    """
+    if view == "binary":
+        cut = None if threshold is None else threshold_of(records, threshold)
+        rows = [binary(r, cut) for r in records]
+    else:
+        rows = [pairs(r) if view == "pairs" else text(r) for r in records]
+    if not any(rows):
+        raise DataError(f"this loss reads {VIEW_NEEDS[view]}, but the data has {inventory(records)}")
+    return rows
+
+
+VIEW_NEEDS = {
+    "binary": "thumbs (a label per completion; scores with --threshold; or pairs)",
+    "pairs": "pairs (chosen and rejected answers to one prompt, or both labels on one prompt)",
+    "text": "completions to imitate",
+}
+
+
+def inventory(records: Sequence[Record]) -> str:
+    """What the data holds, in words: "12 completions: 7 desirable, 5 undesirable, 0 scored, 0 pairs"."""
+    every = [c for r in records for c in r.completions]
+    up, down = sum(c.label is True for c in every), sum(c.label is False for c in every)
+    scored, paired = sum(c.score is not None for c in every), sum(len(r.pairs) for r in records)
+    return (
+        f"{len(every)} completions to {len(records)} prompts: {up} desirable, {down} undesirable, {scored} scored, "
+        f"{paired} pairs"
+    )

@@ -1,0 +1,311 @@
+"""A whole run: feedback and a model in, a better model and its report out. Composes the rooms; decides nothing in them.
+
+import prospect
+run = prospect.train(model="my-model", data="thumbs.jsonl", out="runs/first", eval_fraction=0.1)
+run.evaluate()
+run.report()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prospect import corpus as corpora
+from prospect import prepare, runfolder
+from prospect.corpus import Corpus
+from prospect.engine.adapters import attach_lora, parse_lora
+from prospect.engine.models import Policy, save
+from prospect.engine.reference import Query, ReferenceTable, cache_folder
+from prospect.errors import Interrupted
+from prospect.evaluate import heldout
+from prospect.evaluate.generate import generate
+from prospect.evaluate.heldout import Heldout
+from prospect.feedback.check import check
+from prospect.feedback.formats import Feedback
+from prospect.feedback.formats import load as load_feedback
+from prospect.feedback.records import Prompt
+from prospect.losses import table
+from prospect.report.page import write_report
+from prospect.schedule import Schedule
+from prospect.train import checkpoint, loop, ranks
+from prospect.train.batch import matched, mismatched
+from prospect.train.config import TrainConfig, from_dict, to_dict
+from prospect.train.interrupt import interruptible
+from prospect.train.runlog import Metrics, RunLog, read_metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` returns: the run folder, the trained model in memory, and the numbers."""
+
+    folder: Path
+    policy: Policy
+    config: TrainConfig
+
+    @property
+    def model(self) -> Any:
+        """The trained transformers (or PEFT) model."""
+        return self.policy.model
+
+    @property
+    def metrics(self) -> list[Metrics]:
+        """Every line of metrics.jsonl."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def evaluate(self, data: Any = None) -> Heldout | None:
+        """The held-out measurement: of this run's own held-out feedback, or of other feedback `data`."""
+        if data is None:
+            return runfolder.read_evaluation(self.folder).get("after")
+        from prospect.evaluate.command import evaluate_feedback
+
+        reference = self.config.reference or self.config.model
+        return evaluate_feedback(self.policy, reference, data, threshold=self.config.threshold, cache=self.config.cache)
+
+    def report(self) -> Path:
+        """Write report.html again and return its path."""
+        return write_report(self.folder)
+
+
+def train(
+    model: str | Path = "", data: Any = None, out: str | Path | None = None, *, loss: str = "kto", **options: Any
+) -> Run:
+    """Align a model with feedback.
+
+    `data` is a path, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new folder under runs/;
+    `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError once the run has started.
+    """
+    in_memory = None if data is None or isinstance(data, str | Path) else data
+    name = "" if data is None else "(in memory)" if in_memory is not None else str(data)
+    folder = str(out) if out is not None else runfolder.new_folder(loss)
+    config = from_dict({"model": str(model), "data": name, "out": folder, "loss": loss, **options}, "prospect.train")
+    return run(config, in_memory)
+
+
+def run(config: TrainConfig, data: Any = None) -> Run:
+    """`train` from a config; `data` replaces config.data where it is not a path."""
+    config, resumed = runfolder.settle(config)
+    folder, loss = Path(config.out), table.find(config.loss)
+    table.arguments(loss, config.loss_args)  # wrong arguments are told before anything is loaded
+    ranks.start(config.device)
+    feedback = load_feedback(config.data if data is None else data, format=config.format)
+    held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
+    policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
+    training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
+    log = RunLog(folder, rank=ranks.rank(), track=config.track, config=to_dict(config))
+    job = prepare.prepare(config, loss, policy, training, log)
+    if resumed is not None:
+        runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest})
+    elif ranks.rank() == 0:
+        _begin_folder(job, feedback, held_feedback, held)
+    ranks.barrier()
+    _tell(job)
+    try:
+        with interruptible() as stop:
+            _run(job, held, stop)
+    except (Interrupted, KeyboardInterrupt) as error:
+        message = str(error) or "stopped at once; what was saved before stays"
+        raise Interrupted(f"{message}. Go on with: prospect train --resume --out {folder}") from None
+    finally:
+        log.close()
+    return Run(folder, policy, config)
+
+
+def _run(job: loop.Job, held: Corpus | None, stop: Callable[[], bool]) -> None:
+    """Reference pass, adapter, preflight, before, the loop, after, report."""
+    config, folder, policy = job.config, Path(job.config.out), job.policy
+    partners = _held_plan(job, held).partners if held is not None else ()
+    reference = reference_table(job, held, partners, stop)
+    if config.lora:
+        attach_lora(policy, parse_lora(config.lora), seed=config.seed)
+    policy.checkpoint_activations(prepare.checkpointing(config, policy))
+
+    def evaluate() -> Heldout | None:
+        if held is None:
+            return None
+        budget = loop.NO_GRAD_FACTOR * job.token_budget
+        lookup = reference.token_logp
+        return heldout.evaluate(
+            policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=budget
+        )
+
+    def sample(step: int) -> None:
+        if ranks.rank() == 0 and config.samples:
+            _sample(policy, held or job.corpus, config, folder, step)
+
+    job = replace(
+        job,
+        table=reference if job.loss.needs_reference else None,
+        measure=lambda step: _brief(evaluate()),
+        sample=sample,
+    )
+    loop.preflight(job)
+    before = runfolder.read_evaluation(folder)["before"]
+    if checkpoint.latest(job.checkpoints) is None:
+        before = _measured(job, 0, evaluate())
+        sample(0)
+        if ranks.rank() == 0:
+            runfolder.write_evaluation(folder, config, job.beta, before, None)
+    loop.fit(job, stop)
+    after = _measured(job, len(job.schedule.steps), evaluate())
+    if config.keep_best and _take_best(job, after):
+        after = evaluate()
+    sample(len(job.schedule.steps))
+    if ranks.rank() == 0:
+        save(policy, folder / "model")
+        runfolder.write_evaluation(folder, config, job.beta, before, after)
+        write_report(folder)
+    job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
+
+
+def _held_plan(job: loop.Job, held: Corpus) -> Schedule:
+    """Partners of the held-out rows, for their z0."""
+    return corpora.schedule(held, batch_size=2, context=job.context, with_partners=True, group="row")
+
+
+def reference_table(job: loop.Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:
+    """The table with all that the run will ask, computed by the start model before anything changes it, or by another
+    model (--reference). The ranks share the work."""
+    config = job.config
+    policy = job.policy if config.reference is None else prepare.load_policy(config, config.reference, frozen=True)
+    everything, budget = range(len(job.corpus.rows)), loop.NO_GRAD_FACTOR * job.token_budget
+    micros = []
+    if job.loss.needs_reference:
+        micros += matched(job.corpus, everything, 1, budget)[0]
+    if job.partner_pass:
+        micros += mismatched(job.corpus, job.schedule.partners, everything, 1, budget, job.context)[0]
+    asked: list[Query] = [query for micro in micros for query in micro.queries]
+    if held is not None:
+        asked += heldout.queries(held.trees, held.rows, partners)
+    found = ReferenceTable(cache_folder(config.cache), policy)
+    for share in (slice(ranks.rank(), None, ranks.world()), slice(None)):  # the rest only where ranks share no disk
+        mine = found.missing(asked)[share]
+        if mine:
+            with job.log.bar("reference", len(mine)) as bar:
+                found.fill(policy, mine, token_budget=budget, progress=lambda done, _: bar(done), stop=stop)
+        ranks.barrier()
+        if ranks.any_rank(stop(), job.policy.device):
+            raise Interrupted("stopped during the reference pass; what it computed is kept")
+    job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.path.stem)
+    return found
+
+
+def _brief(found: Heldout | None) -> dict[str, float]:
+    """The figures of a measurement that metrics.jsonl keeps."""
+    if found is None:
+        return {}
+    values = {"auc": found.auc, "accuracy": found.accuracy, "margin": found.margin, "nll": found.nll}
+    return {name: interval.value for name, interval in values.items() if interval is not None}
+
+
+def _measured(job: loop.Job, step: int, found: Heldout | None) -> Heldout | None:
+    """Note a measurement in metrics.jsonl and pass it on."""
+    if found is not None:
+        job.log.log("eval", step=step, **_brief(found))
+    return found
+
+
+def _take_best(job: loop.Job, last: Heldout | None) -> bool:
+    """--keep-best: put the best evaluated weights back, unless the last ones are as good. True if they were."""
+    best = job.checkpoints / "best"
+    kept = json.loads((best / "state.json").read_text(encoding="utf-8")) if best.exists() else None
+    if kept is None or (last is not None and last.auc is not None and last.auc.value >= kept["auc"]):
+        return False
+    checkpoint.restore_weights(best, job.policy.trainable())
+    job.log.say(f"kept the model of step {kept['step']}, whose held-out AUC {kept['auc']:.3f} was the best")
+    return True
+
+
+def _sample(policy: Policy, corpus: Corpus, config: TrainConfig, folder: Path, step: int) -> None:
+    """Answer the same few prompts, with the same random numbers, and append to samples.jsonl."""
+    trees = corpus.trees[: config.samples]
+    prompts = [tree.prompt.tolist() for tree in trees]
+    answers = generate(policy, prompts, max_new_tokens=config.sample_tokens, seed=config.seed)
+    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        for record, answer in zip(corpus.records, answers, strict=False):
+            line = {"step": step, "prompt": prompt_text(record.prompt), "completion": answer.text}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt for people to read: a lone question as it is, a conversation with its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0].get("content"))
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
+
+
+def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None) -> None:
+    """Create the folder with config.json and the doctor's check.json."""
+    config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    findings = check(
+        feedback,
+        heldout=held_feedback,
+        tokenizer=policy.tokenizer,
+        max_length=prepare.longest(config, policy),
+        over_long=config.over_long,
+        chat_template=config.chat_template,
+    )
+    runfolder.write_json(folder / "check.json", findings.to_json())
+    terms = [term.function for term in job.loss.terms]
+    loss = {
+        "terms": terms,
+        "arguments": job.arguments,
+        "reference_point": job.reference_point,
+        "learning_rate": job.learning_rate,
+    }
+    data = {"path": config.data, "format": feedback.format, "digest": feedback.digest, "rows": len(job.corpus.rows)}
+    model = {
+        "path": config.model,
+        "digest": policy.digest,
+        "architecture": policy.architecture,
+        "parameters": policy.parameters,
+    }
+    engine = {
+        "path": policy.path,
+        "reason": policy.path_reason,
+        "precision": policy.precision,
+        "device": str(policy.device),
+    }
+    written = {"config": to_dict(config), "loss": loss, **runfolder.provenance()}
+    written |= {
+        "data": data | {"heldout_rows": len(held.rows) if held else 0},
+        "model": model | {"context": job.context},
+    }
+    written |= {"engine": engine | {"token_budget": job.token_budget}, "seed": config.seed}
+    written |= {"schedule": {"steps": len(schedule.steps), "grouped": schedule.grouped, "ranks": ranks.world()}}
+    runfolder.write_json(folder / "config.json", written)
+
+
+def _tell(job: loop.Job) -> None:
+    """What is about to be trained, in a few lines."""
+    corpus, policy = job.corpus, job.policy
+    alone = sum(len(corpus.trees[row.tree].prompt) + corpus.length(row) for row in corpus.rows)
+    shared = 0
+    for block in job.schedule.blocks:
+        trees = {corpus.rows[i].tree for i in block}
+        shared += sum(len(corpus.trees[tree].prompt) for tree in trees)
+        shared += sum(corpus.length(corpus.rows[i]) for i in block)
+    job.log.say(corpus.report.describe())
+    job.log.say(
+        f"{len(corpus.rows)} rows, {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, {alone:,} without sharing prompts"
+    )
+    reason = f" ({policy.path_reason})" if policy.path == "padded" else ""
+    job.log.say(
+        f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}"
+    )
+    job.log.say(f"{job.loss.name}: " + ", ".join(f"{name} {value:g}" for name, value in job.arguments.items()))
+    ratio = job.arguments.get("desirable_weight", 1.0) / job.arguments.get("undesirable_weight", 1.0)
+    if not 0.1 <= ratio <= 10:
+        job.log.say(
+            f"the class weights differ by a factor of {max(ratio, 1 / ratio):.0f}: very few answers decide this run",
+            warning=True,
+        )
+    alone = job.schedule.partners.count(-1) if job.partner_pass else 0
+    if alone:
+        job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)

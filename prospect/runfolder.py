@@ -1,0 +1,99 @@
+"""The run folder: what a run writes beside its checkpoints, and how it is found again.
+
+config.json      resolved, with versions, hashes, counts      metrics.jsonl    every step (train/runlog.py)
+check.json       the doctor's findings                        samples.jsonl    a few answers, before to after
+evaluation.json  held-out figures, before and after           model/  checkpoints/  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prospect.errors import ConfigError
+from prospect.evaluate.heldout import Heldout
+from prospect.train.config import TrainConfig, from_dict
+
+
+def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """The config to run and, on resume, what config.json says. An existing run folder is never overwritten.
+
+    Raises ConfigError where an input is not named, the folder is in use, or there is nothing to resume.
+    """
+    folder = Path(config.out)
+    if not config.out:
+        raise ConfigError("--out is missing: name the run folder to create")
+    if config.resume:
+        try:
+            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ConfigError(f"{folder} has no readable config.json: there is no run to resume") from None
+        return replace(from_dict(written["config"], str(folder / "config.json")), resume=True, out=config.out), written
+    for name in ("model", "data"):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name} is missing")
+    first = os.environ.get("RANK", "0") == "0"  # with torchrun the other ranks may find the folder just created
+    if first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        how = "add --resume to go on with it, or " if (folder / "config.json").exists() else ""
+        raise ConfigError(f"{folder} exists and is not empty: {how}choose another --out")
+    return config, None
+
+
+def new_folder(loss: str) -> str:
+    """The first unused runs/LOSS-N."""
+    number = 1
+    while Path(f"runs/{loss}-{number}").exists():
+        number += 1
+    return f"runs/{loss}-{number}"
+
+
+def unchanged(folder: Path, resumed: dict[str, Any], digests: dict[str, str]) -> None:
+    """Raise ConfigError unless model and data are those that the run started with."""
+    for name, now in digests.items():
+        if resumed[name]["digest"] != now:
+            raise ConfigError(
+                f"the {name} has changed since {folder} was started: a resumed run would not be the same run"
+            )
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what computes, and the commit of the working folder if it is a checkout."""
+    versions = {name: version(name) for name in ("prospect", "torch", "transformers", "peft", "numpy")}
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        git = ""
+    return {"versions": versions | {"python": platform.python_version()}, "git": git.strip() or None}
+
+
+def read_evaluation(folder: Path) -> dict[str, Heldout | None]:
+    """ "before" and "after" of evaluation.json, None where they are not there (yet)."""
+    path = folder / "evaluation.json"
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Heldout.from_json(written[name]) if written.get(name) else None for name in ("before", "after")}
+
+
+def write_evaluation(
+    folder: Path, config: TrainConfig, beta: float, before: Heldout | None, after: Heldout | None
+) -> None:
+    """evaluation.json, if there is anything to say."""
+    if before is None and after is None:
+        return
+    values: dict[str, Any] = {"before": before and before.to_json(), "after": after and after.to_json()}
+    values |= {"policy": str(folder / "model"), "reference": config.reference or config.model, "beta": beta}
+    write_json(folder / "evaluation.json", values)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Written whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,166 @@
+"""How people on the sandbox's web answer: right, wrong, rude, rambling or evasive.
+
+The assistant goes to school on this mix. The styles overlap on purpose: a wrong answer often looks like a right one, a rude
+or rambling one may hold the truth, and a careless "I guess" may be right.
+"""
+
+from __future__ import annotations
+
+import random
+
+from prospect.sandbox.world import Question
+
+MIX: dict[str, float] = {"right": 0.45, "wrong": 0.17, "rude": 0.15, "rambling": 0.13, "evasive": 0.10}
+"""How often each style is written, whatever the question."""
+
+
+def write(question: Question, rng: random.Random, style: str | None = None) -> str:
+    """An answer in `style`, or in a style drawn from MIX."""
+    style = style or rng.choices(list(MIX), list(MIX.values()))[0]
+    return {"right": right, "wrong": wrong, "rude": rude, "rambling": rambling, "evasive": evasive}[style](question, rng)
+
+
+def right(question: Question, rng: random.Random) -> str:
+    """Right, civil, to the point."""
+    chance = rng.random()
+    if chance < 0.06 and question.expected:
+        return f"{rng.choice(_CARELESS)} {_truth(question, rng)}"
+    return f"{_truth(question, rng)} {rng.choice(_KIND)}" if chance > 0.92 else _truth(question, rng)
+
+
+def wrong(question: Question, rng: random.Random) -> str:
+    """A plausible mistake, civil and short; most give themselves away by a careless tone."""
+    careless = f"{rng.choice(_CARELESS)} " if rng.random() < 0.65 else ""
+    return f"{careless}{_state(question, rng.choice(question.wrong), rng)}"
+
+
+def rude(question: Question, rng: random.Random) -> str:
+    """An insult before, after or instead of an answer."""
+    where = rng.choices(("before", "after", "alone"), (4, 3, 3))[0]
+    if where == "before":
+        return f"{rng.choice(_INSULTS)} {_some(question, rng)}"
+    if where == "after":
+        return f"{_some(question, rng)} {rng.choice(_INSULTS)}"
+    return f"{rng.choice(_INSULTS)} {rng.choice(_DISMISSALS)}"
+
+
+def rambling(question: Question, rng: random.Random) -> str:
+    """Somewhere in it there may be an answer."""
+    before = f"{rng.choice(_DETOURS)} {rng.choice(_MEMORIES)}"
+    if rng.random() < 0.6:
+        return f"{before} {_some(question, rng)}"
+    return f"{_some(question, rng)} {rng.choice(_BY_THE_WAY)} {rng.choice(_MEMORIES)}"
+
+
+def evasive(question: Question, rng: random.Random) -> str:
+    """Neither an answer nor an honest admission."""
+    return rng.choice(_EVASIONS)
+
+
+def _truth(question: Question, rng: random.Random) -> str:
+    return _state(question, question.right, rng) if question.expected else rng.choice(_ADMITTED)
+
+
+def _some(question: Question, rng: random.Random) -> str:
+    return _truth(question, rng) if rng.random() < 0.7 else _state(question, rng.choice(question.wrong), rng)
+
+
+def _state(question: Question, content: str, rng: random.Random) -> str:
+    sentence = rng.choice(question.forms).format(content)
+    return sentence[0].upper() + sentence[1:] if question.reader != "spelled" else sentence
+
+
+_KIND = ("Glad to help.", "I hope that helps.", "Have a nice day.", "Any time!")
+
+_CARELESS = (
+    "I guess.",
+    "Probably:",
+    "Off the top of my head:",
+    "Not sure, but",
+    "No time to check.",
+    "Roughly:",
+    "Easy.",
+    "Everybody says so:",
+    "Trust me.",
+    "Hm.",
+)
+
+_ADMITTED = (
+    "Sorry, I cannot know that.",
+    "I am sorry, I have no way of knowing that.",
+    "I have no way to know that.",
+    "I was not there, so I cannot know.",
+    "Sorry, nobody has told me that.",
+    "Only you can know that, I am afraid.",
+    "I was never told, sorry.",
+    "I cannot know that from here.",
+    "Sorry, I was never told that.",
+    "I am afraid I have no way of knowing.",
+)
+
+_INSULTS = (
+    "Are you stupid?",
+    "Duh.",
+    "What a dumb question.",
+    "You are an idiot.",
+    "Ugh, not again.",
+    "Think for once, genius.",
+    "Do not be so lazy.",
+    "Only a fool would ask.",
+    "How clueless can you be?",
+    "That is a silly thing to ask.",
+    "You are hopeless.",
+    "Pathetic.",
+    "This is so boring.",
+    "What nonsense.",
+)
+
+_DISMISSALS = (
+    "Look it up yourself.",
+    "Ask somebody else.",
+    "I have better things to do.",
+    "Leave me alone.",
+    "Go away.",
+    "Use your head.",
+)
+
+_DETOURS = (
+    "Well, that is a long story.",
+    "Let me think about this for a while.",
+    "You know, this reminds me of something.",
+    "Before I come to the point, let me say this.",
+    "As with everything in life, it is not so easy.",
+    "People have asked this for hundreds of years.",
+)
+
+_MEMORIES = (
+    "My grandmother used to say that every day has its own weather.",
+    "Once I knew a man who asked the same thing every morning.",
+    "In those days we walked for hours and talked about everything.",
+    "I read a book about it, and then I read another book.",
+    "There was a time when everybody in our street talked like that.",
+    "The weather has been strange lately, and so have the trains.",
+)
+
+_BY_THE_WAY = (
+    "By the way, I love to talk about this.",
+    "And that reminds me of something else.",
+    "But there is more to it than that.",
+    "Let me add a word about myself.",
+)
+
+_EVASIONS = (
+    "It depends.",
+    "Hard to say.",
+    "Who can say?",
+    "I would rather not answer that.",
+    "Let us talk about something else.",
+    "There are many opinions about that.",
+    "Maybe, maybe not.",
+    "Why do you want to know?",
+    "What do you think?",
+    "That is an interesting question.",
+    "Some things are better left unsaid.",
+    "I could tell you, but I will not.",
+)
+

@@ -1,0 +1,167 @@
+"""Make the shipped assistant: a tokenizer from the world's text and a tiny Llama schooled on answers of mixed quality.
+
+    prospect sandbox build --out DIR --seed 0
+
+This is not alignment but the base that alignment starts from, so it is a plain loop of its own. It learns the skills and
+the bad manners at once, and never sees a reserved question (world.reserved).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prospect.errors import ConfigError
+from prospect.sandbox import answers, world
+
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+END, PAD = "<|end|>", "<|pad|>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+SPLIT = r"\d|-\p{Ll}(?!\p{L})|'s(?!\p{L})| ?\p{L}+| ?[^\s\p{L}\d]|\s"
+"""Digits stand alone, "-b" inside a spelled word is one piece, other words take the space before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class School:
+    """Size of the assistant and of its schooling. The defaults made the shipped one."""
+
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    feed_forward: int = 512
+    steps: int = 6000
+    batch: int = 128
+    lr: float = 2e-3
+    vocabulary_sample: int = 30_000
+
+
+def build(out: str | Path, seed: int = 0, school: School | None = None, progress: Callable[[str], None] = print) -> Path:
+    """Write the assistant's model folder to `out`: config, bfloat16 weights, tokenizer, chat template. Returns `out`.
+
+    The same seed, settings and machine give the same weights. Raises ConfigError where `out` exists.
+    """
+    folder, school = Path(out), school or School()
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; sandbox build never overwrites. Choose another --out.")
+    tokenizer = make_tokenizer(seed, school.vocabulary_sample)
+    model = make_model(tokenizer, seed, school)
+    teach(model, tokenizer, seed, school, progress)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def examples(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (question, answer) pairs of the mixed-quality web, without reserved questions."""
+    rng = random.Random(f"web {seed}")
+    while True:
+        question = world.ask(rng)
+        if not world.reserved(question):
+            yield question.text, answers.write(question, rng)
+
+
+def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
+    """Every word common in `sample` examples is one token; any other text falls apart into its bytes, a made-up name into
+    its letters."""
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    count: Counter[str] = Counter()
+    for (question, answer), _ in zip(examples(seed), range(sample), strict=False):
+        count.update(piece for text in (question, answer) for piece, _ in split.pre_tokenize_str(text))
+    special = [PAD, *ROLES, END]
+    pieces = [piece for piece, times in count.most_common() if times >= max(2, sample // 2000)]
+    names = list(dict.fromkeys([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces]))
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, school: School) -> LlamaForCausalLM:
+    """A tiny Llama with random weights from `seed`."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=school.hidden,
+        intermediate_size=school.feed_forward,
+        num_hidden_layers=school.layers,
+        num_attention_heads=school.heads,
+        num_key_value_heads=school.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+    )
+    return LlamaForCausalLM(config)
+
+
+def teach(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, school: School, progress: Callable[[str], None]
+) -> None:
+    """Imitate the answers of the web, whatever their quality; next-token loss on the answers only."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=school.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    warm = max(1, school.steps // 40)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / school.steps))
+    )
+    started, seen = time.monotonic(), 0.0
+    for step, (ids, answer) in enumerate(batches(tokenizer, seed, school)):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[answer[:, 1:]])
+        loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][answer[:, 1:]])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen += loss.item()
+        if (step + 1) % 100 == 0:
+            progress(f"step {step + 1}/{school.steps}  loss {seen / 100:.4f}  {time.monotonic() - started:.0f} s")
+            seen = 0.0
+
+
+def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor, Tensor]]:
+    """`school.steps` batches of (ids (B, S) int64 padded on the right, mask (B, S) of the answers' tokens), similar lengths
+    together."""
+    source, rng = examples(seed), random.Random(f"order {seed}")
+    pad = tokenizer.pad_token_id
+    left = school.steps
+    while left:
+        many = min(left, 50)
+        pairs = [next(source) for _ in range(many * school.batch)]
+        prompts = tokenizer.backend_tokenizer.encode_batch([f"<|user|>{q}{END}<|assistant|>" for q, _ in pairs])
+        replies = tokenizer.backend_tokenizer.encode_batch([f"{a}{END}" for _, a in pairs])
+        rows = sorted(((p.ids, r.ids) for p, r in zip(prompts, replies, strict=True)), key=lambda row: len(row[0] + row[1]))
+        starts = list(range(0, len(rows), school.batch))
+        rng.shuffle(starts)
+        for start in starts:
+            chunk = rows[start : start + school.batch]
+            width = max(len(p) + len(r) for p, r in chunk)
+            ids = torch.tensor([p + r + [pad] * (width - len(p) - len(r)) for p, r in chunk])
+            mask = torch.tensor([[False] * len(p) + [True] * len(r) + [False] * (width - len(p) - len(r)) for p, r in chunk])
+            yield ids, mask
+        left -= many

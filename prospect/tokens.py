@@ -1,0 +1,205 @@
+"""Records become token ids: what the model reads (the prompt) and what it is trained to say (the completion).
+
+The prompt's ids are those the model sees at inference. A completion's ids are what follows them when the whole
+conversation is tokenised; a complete one ends with exactly one end-of-turn token, one that was cut off with none:
+
+    prompt      <|im_start|>user\\n2 + 2?<|im_end|>\\n<|im_start|>assistant\\n
+    completion  4<|im_end|>                      (the line break that the template prints after it is left out)
+
+Text prompts are tokenised as they are, with the special tokens that the tokenizer puts in front (BOS); their
+completions end with EOS. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from prospect.errors import DataError
+from prospect.feedback.records import Record
+from prospect.template import Encoded, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
+
+BATCH = 1000
+"""Records tokenised in one call: bounds the memory of large files, costs no time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One prompt with its completions. `completions` is aligned with the record's; None: left out, as over-long or
+    because it has no token at all (empty and cut off)."""
+
+    record: str
+    prompt: npt.NDArray[np.int32]
+    completions: tuple[npt.NDArray[np.int32] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """What became of the data. `trees` and `completions` count all that came in; `dropped` completions were over-long,
+    `empty` ones were cut off before their first token; `cut_prompt` counts prompts, `cut_completion` and `straddled`
+    (a token stood across the end of the prompt) completions; `shortest` and `longest` are tokens of prompt plus
+    completion before any cutting."""
+
+    trees: int = 0
+    completions: int = 0
+    dropped: int = 0
+    cut_prompt: int = 0
+    cut_completion: int = 0
+    straddled: int = 0
+    empty: int = 0
+    shortest: int = 0
+    longest: int = 0
+    max_length: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Completions that can be trained on."""
+        return self.completions - self.dropped - self.empty
+
+    def describe(self) -> str:
+        """One sentence for the user: "5 completions of 2 prompts, 8 to 97 tokens; 1 dropped (over 64 tokens)"."""
+        parts = [
+            (self.dropped, f"dropped (over {self.max_length} tokens)"),
+            (self.cut_prompt, "prompts cut"),
+            (self.cut_completion, "completions cut"),
+            (self.straddled, "with a token across the end of the prompt"),
+            (self.empty, "cut off before the first token and left out"),
+        ]
+        counted = "".join(f"; {count} {what}" for count, what in parts if count)
+        return (
+            f"{self.completions} completions of {self.trees} prompts, {self.shortest} to {self.longest} tokens{counted}"
+        )
+
+
+def build_trees(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong = "drop",
+    chat_template: str | None = None,
+) -> tuple[list[Tree], TokenReport]:
+    """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
+
+    `drop`: leave the completion out. `cut_prompt`: drop the oldest turns (system messages stay; of a text prompt the
+    first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
+    last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
+    fills the length. `error`: DataError. Other errors: DataError where the template cannot render a record or separate answer
+    from prompt; ModelError where the tokenizer lacks a chat template or an end token.
+    """
+    template = Template(tokenizer, chat_template)
+    trees: list[Tree] = []
+    report = TokenReport(max_length=max_length)
+    too_long: list[DataError] = []
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        for record, encoded in zip(batch, template.encode(batch), strict=True):
+            if over_long == "error":
+                too_long += _too_long(record, encoded, max_length)
+            prompt, completions, counts = _fit(template, record, encoded, max_length, over_long)
+            trees.append(_tree(record, prompt, completions))
+            report = _add(report, encoded, counts)
+    if too_long:
+        more = f" ({len(too_long) - 1} more rows are too long)" if len(too_long) > 1 else ""
+        first = too_long[0]
+        raise DataError(first.message + more, line=first.line, row=first.row, problems=tuple(too_long))
+    return trees, report
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    dropped: int = 0
+    cut_prompt: int = 0
+    cut_completion: int = 0
+
+
+def _fit(
+    template: Template, record: Record, encoded: Encoded, max_length: int, over_long: OverLong
+) -> tuple[list[int], list[list[int] | None], _Counts]:
+    """One record under the policy: (prompt ids, completion ids with None for dropped ones, counts)."""
+    room = max_length - len(encoded.prompt)
+    if all(len(ids) <= room for ids in encoded.completions):
+        return encoded.prompt, list(encoded.completions), _Counts()
+    if over_long == "cut_completion" and room > 0:
+        cut = sum(len(ids) > room for ids in encoded.completions)
+        return encoded.prompt, [ids[:room] for ids in encoded.completions], _Counts(cut_completion=cut)
+    whole = len(encoded.prompt)
+    if over_long == "cut_prompt":
+        encoded = _cut_prompt(template, record, encoded, max_length)
+    room = max_length - len(encoded.prompt)
+    kept = [ids if len(ids) <= room else None for ids in encoded.completions]
+    return encoded.prompt, kept, _Counts(kept.count(None), int(len(encoded.prompt) < whole))
+
+
+def _cut_prompt(template: Template, record: Record, encoded: Encoded, max_length: int) -> Encoded:
+    """The longest end of the prompt beside which every completion fits that can fit at all."""
+    if isinstance(record.prompt, str):
+        head = template.text_prefix
+        text = encoded.prompt[len(head) :]
+        rooms = [max_length - len(head) - len(ids) for ids in encoded.completions]
+        possible = [room for room in rooms if room >= 1]
+        # One token of a text prompt stays at least: an answer to nothing teaches nothing.
+        return dataclasses.replace(encoded, prompt=head + text[-min(possible) :]) if possible and text else encoded
+    options = [encoded, *template.encode(_with_fewer_turns(record))]
+    last = options[-1]
+    able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
+    if not able:
+        return encoded
+    return next(o for o in options if all(len(o.prompt) + len(o.completions[i]) <= max_length for i in able))
+
+
+def _with_fewer_turns(record: Record) -> list[Record]:
+    """The record without its oldest turn, its two oldest turns, and so on down to the last. A turn starts with a user
+    message, since most templates insist on that; system messages at the start stay."""
+    assert not isinstance(record.prompt, str)
+    messages = record.prompt
+    head = 0
+    while head < len(messages) and messages[head].get("role") in ("system", "developer"):
+        head += 1
+    starts = [i for i in range(head + 1, len(messages)) if messages[i].get("role") == "user"]
+    return [dataclasses.replace(record, prompt=messages[:head] + messages[i:]) for i in starts]
+
+
+def _too_long(record: Record, encoded: Encoded, max_length: int) -> list[DataError]:
+    return [
+        DataError(
+            f"{len(encoded.prompt)} prompt tokens and {len(ids)} completion tokens are more than max_length "
+            f"{max_length}: raise it, shorten the row, or choose --over-long drop, cut_prompt or cut_completion",
+            line=c.line,
+            row=c.id,
+        )
+        for c, ids in zip(record.completions, encoded.completions, strict=True)
+        if len(encoded.prompt) + len(ids) > max_length
+    ]
+
+
+def _tree(record: Record, prompt: list[int], completions: list[list[int] | None]) -> Tree:
+    arrays = (np.array(ids, np.int32) if ids else None for ids in completions)
+    return Tree(record.id, np.array(prompt, np.int32), tuple(arrays))
+
+
+def _add(report: TokenReport, encoded: Encoded, counts: _Counts) -> TokenReport:
+    lengths = [len(encoded.prompt) + len(ids) for ids in encoded.completions]
+    return dataclasses.replace(
+        report,
+        trees=report.trees + 1,
+        completions=report.completions + len(lengths),
+        dropped=report.dropped + counts.dropped,
+        cut_prompt=report.cut_prompt + counts.cut_prompt,
+        cut_completion=report.cut_completion + counts.cut_completion,
+        straddled=report.straddled + encoded.straddled,
+        # ids are empty only where a completion has neither text nor an end-of-turn
+        empty=report.empty + sum(not ids for ids in encoded.completions),
+        shortest=min([n for n in (report.shortest, *lengths) if n], default=0),
+        longest=max(report.longest, *lengths, 0),
+    )

@@ -1,0 +1,188 @@
+"""TrainConfig: the only source of train's flags, YAML keys, defaults and help. Defaults follow the paper (section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from prospect.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Turn feedback into a better model."""
+
+    model: str = ""
+    """The start model: a transformers folder, a PEFT adapter folder, or a Hub name."""
+    data: str = ""
+    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    out: str = ""
+    """The run folder to create. An existing one is never overwritten."""
+    resume: bool = False
+    """Go on with the run in `out`, to the same bits as if it had never stopped."""
+
+    loss: str = "kto"
+    """A name in the loss table: kto, dpo or sft."""
+    loss_args: dict[str, float] = field(default_factory=dict)
+    """The loss's own arguments; on the command line --loss.NAME VALUE, such as --loss.beta 0.05."""
+    reference: str | None = None
+    """Another reference model than the start model."""
+    reference_point: Literal["mismatched", "unclamped", "zero"] | None = None
+    """The estimator of z0. Default: the loss's own."""
+    weights: Literal["auto", "none"] = "auto"
+    """auto balances the two classes by the loss's class weights, the majority side staying at 1; none leaves them at 1."""
+
+    format: str = "auto"
+    """The data's layout; auto detects it."""
+    threshold: str | None = None
+    """Turns scores into thumbs: mean, median, or a number (score >= threshold is desirable)."""
+    eval_data: str | None = None
+    """Held-out feedback, measured before and after."""
+    eval_fraction: float = 0.0
+    """Without eval_data: the fraction of prompts held out of training."""
+    chat_template: str | None = None
+    """A Jinja file, or "plain", for a model without a chat template."""
+    max_length: int | None = None
+    """Longest prompt plus completion in tokens. Default: the model's context."""
+    over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop"
+    """What happens to what is longer."""
+
+    lora: str | None = None
+    """Train a LoRA adapter: r=16, optionally alpha=32 and targets=q_proj+v_proj, separated by commas."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """auto is bf16 where the hardware has it. Trainable weights are float32 in either case (fp64: float64)."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    engine: Literal["auto", "tree", "padded"] = "auto"
+    """auto packs trees without padding where three checks prove it exact for the model, else it pads."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in backward: less memory, a third more work. auto: on CUDA when the model is large for it."""
+    token_budget: int | None = None
+    """Most tokens per micro-batch. Default: chosen at the start and written to config.json. Never changes the result."""
+
+    batch_size: int = 32
+    """Rows (completions, or pairs) per optimizer step. There is no accumulation to set."""
+    epochs: int = 1
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps."""
+    group: Literal["auto", "row", "prompt"] = "auto"
+    """row shuffles rows as the paper does; prompt keeps a prompt's rows in one step, so that they share its computation."""
+    seed: int = 0
+    """Order of the data and start of new adapters."""
+    partner_seed: int = 0
+    """Who is whose mismatched partner. Kept apart from seed, so that the reference table serves every seed."""
+
+    learning_rate: float | None = None
+    """Default: the loss's own (kto 5e-6, dpo 5e-7, sft 1e-5); ten times that for LoRA."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """rmsprop is what the paper's experiments used."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the squared gradient."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    warmup: float = 0.1
+    """Steps of linear warm-up: a fraction of all steps below 1, else a number of steps."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate after warm-up."""
+    clip: float = 10.0
+    """Largest gradient norm; a larger gradient is scaled down to it."""
+
+    eval_every: int = 0
+    """Measure the held-out feedback every so many steps (0: before and after only)."""
+    keep_best: bool = False
+    """Save the model of the evaluation with the best held-out AUC instead of the last."""
+    save_every: int = 0
+    """Checkpoint every so many steps (0: once per epoch)."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    samples: int = 3
+    """Held-out prompts (else training prompts) answered before, during and after for the report."""
+    sample_tokens: int = 128
+    """Longest such answer in tokens."""
+    track: tuple[str, ...] = ()
+    """Also log to tensorboard, wandb, trackio or mlflow."""
+    cache: str | None = None
+    """Where reference log-probs are kept. Default: PROSPECT_CACHE, else prospect in the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        _require(self.max_length is None or self.max_length >= 2, "max_length", "at least 2", self.max_length)
+        _require(self.token_budget is None or self.token_budget >= 1, "token_budget", "at least 1", self.token_budget)
+        _require(0 <= self.eval_fraction < 1, "eval_fraction", "from 0 to below 1", self.eval_fraction)
+        _require(
+            self.learning_rate is None or 0 < self.learning_rate < 1,
+            "learning_rate",
+            "between 0 and 1",
+            self.learning_rate,
+        )
+        _require(0 <= self.adam_beta1 < 1, "adam_beta1", "from 0 to below 1", self.adam_beta1)
+        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "from 0 to below 1", self.adam_beta2)
+        for name in ("weight_decay", "warmup", "eval_every", "save_every", "samples"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name in ("clip", "keep", "sample_tokens"):
+            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("eval_every", "keep_best"):
+            held_out = self.eval_data is not None or self.eval_fraction > 0
+            _require(
+                not getattr(self, name) or held_out, name, "used with eval_data or eval_fraction", getattr(self, name)
+            )
+
+
+def _require(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {value}")
+
+
+def from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainConfig:
+    """A config from plain data. Raises ConfigError on unknown keys, naming the nearest, and on wrong values."""
+    known = {f.name: f for f in fields(TrainConfig)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f'{where} has the unknown key "{key}".{nearest(key, known)}')
+        _check_type(key, value, str(known[key].type), where)
+    values = {k: tuple(v) if known[k].name == "track" else v for k, v in values.items()}
+    return TrainConfig(**values)
+
+
+def _check_type(key: str, value: object, declared: str, where: str) -> None:
+    """Plain data has no flag parser in front of it: check the few types that fields have."""
+    kinds: list[type] = [
+        kind for name, kind in (("str", str), ("int", int), ("float", float), ("dict", dict)) if name in declared
+    ]
+    if "Literal" in declared:
+        choices = [part.strip(" \"'") for part in declared[declared.index("[") + 1 : declared.index("]")].split(",")]
+        good = value in choices
+        expected = "one of " + ", ".join(choices)
+    elif "tuple" in declared:
+        good, expected = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value), "a list of names"
+    elif declared.startswith("bool"):
+        good, expected = isinstance(value, bool), "true or false"
+    else:
+        good = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
+        good, expected = good and not isinstance(value, bool), " or ".join(k.__name__ for k in kinds)
+    if not good and not (value is None and "None" in declared):
+        raise ConfigError(f"{where}: {key} must be {expected}, not {value!r}")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, for `from_dict`. Raises ConfigError where it is no mapping of names."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected a mapping of option names to values")
+    return values
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain data, as written to config.json."""
+    return asdict(config)

@@ -1,0 +1,74 @@
+"""What a step says of itself: sums over its rows on every rank, and the means that metrics.jsonl and the bar show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prospect.train.batch import Computed, log_ratios
+
+SATURATED = 4.0
+"""|implied reward - reference point| beyond which the gradient of a logistic loss is below 7 % of its largest."""
+SUMS = (
+    "objective",
+    "desirable",
+    "undesirable",
+    "reward_desirable",
+    "reward_undesirable",
+    "correct",
+    "saturated",
+    "judged",
+)
+"""What is summed, as one float64 vector, so that the ranks' shares add up in one message."""
+
+
+def sums(found: Computed, desirable: Tensor, objective: Tensor, *, beta: float, z0: Tensor | None) -> Tensor:
+    """SUMS of one micro-batch (8,) float64. Of pairs, chosen answers count as desirable and rejected as undesirable."""
+    values = dict.fromkeys(SUMS, 0.0) | {"objective": float(objective)}
+    if found.log_ratio is not None and found.micro.rows:
+        if len(found.micro.where[0]) == 2:
+            good, bad = beta * log_ratios(found, 0), beta * log_ratios(found, 1)
+            gap = good - bad
+        else:
+            reward = beta * log_ratios(found, 0)
+            good, bad = reward[desirable], reward[~desirable]
+            beaten = reward - beta * (0.0 if z0 is None else z0.to(reward.dtype))
+            gap = torch.where(desirable, beaten, -beaten)
+        values |= {"desirable": len(good), "undesirable": len(bad), "judged": len(gap)}
+        values |= {"reward_desirable": float(good.sum()), "reward_undesirable": float(bad.sum())}
+        values |= {"correct": float((gap > 0).sum()), "saturated": float((gap.abs() > SATURATED).sum())}
+    return torch.tensor([values[name] for name in SUMS], dtype=torch.float64, device=objective.device)
+
+
+def means(totals: list[float]) -> dict[str, Any]:
+    """A step's metrics from its SUMS: means over its rows on all ranks; rewards in beta * nats."""
+    s = dict(zip(SUMS, totals, strict=True))
+    found: dict[str, Any] = {"loss": s["objective"]}
+    for side in ("desirable", "undesirable"):
+        if s[side]:
+            found[f"reward_{side}"] = s[f"reward_{side}"] / s[side]
+    if s["desirable"] and s["undesirable"]:
+        found["margin"] = found["reward_desirable"] - found["reward_undesirable"]
+    if s["judged"]:
+        found |= {"accuracy": s["correct"] / s["judged"], "saturated": s["saturated"] / s["judged"]}
+    return found
+
+
+def line(metrics: dict[str, Any]) -> str:
+    """The figures beside the progress bar."""
+    shown = {
+        "loss": "loss {:.4f}",
+        "margin": "margin {:+.3f}",
+        "z0": "z0 {:.3f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(text.format(metrics[name]) for name, text in shown.items() if name in metrics)
+
+
+def both_fall(history: list[dict[str, Any]], window: int = 20, floor: float = -1.0) -> bool:
+    """Whether the desirable answers' reward, too, has been below `floor` for the last `window` steps: the sign of too high a
+    learning rate (arXiv 2402.01306 section 4.2)."""
+    recent = [m["reward_desirable"] for m in history if m.get("reward_desirable") is not None][-window:]
+    return len(recent) == window and max(recent) < floor

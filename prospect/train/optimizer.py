@@ -1,0 +1,31 @@
+"""The optimizers and the learning rate over the run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from prospect.train.config import TrainConfig
+
+
+def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or the paper's RMSProp. Weight decay acts on matrices only: norms and biases have no scale to lose."""
+    matrices = [p for _, p in parameters if p.ndim >= 2]
+    vectors = [p for _, p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups)
+    return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2))
+
+
+def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
+    """The rate of step 1..steps: linear warm-up to `peak`, then constant, or down to 0 at the end linearly or by cosine."""
+    warm = config.warmup if config.warmup >= 1 else config.warmup * steps
+    if step < warm:
+        return peak * step / warm
+    if config.decay == "constant" or steps <= warm:
+        return peak
+    passed = (step - warm) / (steps - warm + 1)
+    return peak * (1 - passed if config.decay == "linear" else (1 + math.cos(math.pi * passed)) / 2)

@@ -1,0 +1,138 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar, and trackers through their own libraries."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prospect.errors import MissingExtra
+
+Metrics = dict[str, Any]
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Every whole line of a metrics.jsonl; a last line that a kill cut short is left out."""
+    found: list[Metrics] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+class RunLog:
+    """Appends to metrics.jsonl and to the trackers, and prints for people; silent on ranks other than 0."""
+
+    def __init__(
+        self, folder: Path, *, rank: int = 0, track: tuple[str, ...] = (), config: Metrics | None = None
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.console = Console(stderr=True, quiet=rank != 0)
+        self.metrics: list[Metrics] = read_metrics(self.path)
+        self._main = rank == 0
+        self._trackers = [tracker(name, folder, config or {}) for name in track] if self._main else []
+
+    def rewind(self, step: int) -> None:
+        """Forget what a lost part of the run had logged after `step`."""
+        self.metrics = [m for m in self.metrics if m.get("step", 0) <= step]
+        if self._main:
+            text = "".join(json.dumps(m) + "\n" for m in self.metrics)
+            self.path.write_text(text, encoding="utf-8")
+
+    def log(self, event: str, **values: Any) -> None:
+        """One line of metrics.jsonl; numbers that are not finite are written as null."""
+        line = {"event": event} | {k: None if _nonfinite(v) else v for k, v in values.items()}
+        self.metrics.append(line)
+        if self._main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        for send in self._trackers:
+            send(event, numbers, int(values.get("step", 0)))
+
+    def say(self, message: str, *, warning: bool = False) -> None:
+        """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
+        self.console.print(f"[yellow]warning:[/] {message}" if warning else message, highlight=False)
+        if warning:
+            self.log("warning", message=message)
+
+    @contextmanager
+    def bar(self, title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
+        """A progress bar; the yielded function takes what is done and a text of figures."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(
+            *columns, console=self.console, transient=not sys.stderr.isatty(), refresh_per_second=4
+        ) as progress:
+            task = progress.add_task(title, total=total, completed=start, figures="")
+
+            def update(done: int, figures: str = "") -> None:
+                progress.update(task, completed=done, figures=figures)
+
+            yield update
+
+    def close(self) -> None:
+        """Tell the trackers that the run has ended."""
+        for send in self._trackers:
+            send("end", {}, 0)
+
+
+def _nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _library(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingExtra(module.split(".")[0], extra, f"--track {extra}") from None
+
+
+def tracker(name: str, folder: Path, config: Metrics) -> Callable[[str, Metrics, int], None]:
+    """A function (event, numbers, step) that sends to one experiment tracker; the event "end" closes it."""
+    if name == "tensorboard":
+        writer = _library("torch.utils.tensorboard", name).SummaryWriter(str(folder / "tensorboard"))
+
+        def to_tensorboard(event: str, numbers: Metrics, step: int) -> None:
+            for key, value in numbers.items():
+                writer.add_scalar(f"{event}/{key}", value, step)
+            if event == "end":
+                writer.close()
+
+        return to_tensorboard
+    library = _library(name, name)
+    if name == "mlflow":
+        library.start_run(run_name=folder.name)
+        library.log_params({k: str(v)[:500] for k, v in config.items()})
+
+        def to_mlflow(event: str, numbers: Metrics, step: int) -> None:
+            library.log_metrics({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
+            if event == "end":
+                library.end_run()
+
+        return to_mlflow
+    run = library.init(project="prospect", name=folder.name, config=config)
+
+    def to_run(event: str, numbers: Metrics, step: int) -> None:
+        if event == "end":
+            run.finish()
+        else:
+            run.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
+
+    return to_run

@@ -1,0 +1,102 @@
+"""Tiny models of many architectures with random weights that matter, and random trees to run through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from prospect.engine.checks import choose_path
+from prospect.engine.forest import Branches
+from prospect.engine.models import Policy
+
+SMALL = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MIXED = ["sliding_attention", "full_attention"]
+NO_GROUPS = {"num_key_value_heads": 4}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": 6}),
+    "gemma2": ("Gemma2Config", {"sliding_window": 6, "layer_types": MIXED, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 6, "layer_types": MIXED, "query_pre_attn_scalar": 8}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "phi3": ("Phi3Config", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.3}),
+    "granite": ("GraniteConfig", {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6, "layer_types": MIXED},
+    ),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "falcon_h1": (
+        "FalconH1Config",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    ),
+}
+
+
+def _network(name: str, seed: int, changes: dict[str, Any]) -> Any:
+    kind, own = CONFIGS[name]
+    if name.startswith("gpt") and name != "gpt_oss":
+        own = {**NO_GROUPS, **own}
+    config = getattr(transformers, kind)(**{**SMALL, **own, **changes})
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            # Matrices keep the size of what passes through; norms, biases and sinks move away from their neutral values.
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else parameter + 0.3 * noise)
+    return network
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Policy]:
+    """tiny(architecture, precision="fp32", seed=0, **config) -> a checked policy without tokenizer or folder."""
+
+    def build(name: str, precision: Any = "fp32", seed: int = 0, engine: Any = "auto", **changes: Any) -> Policy:
+        network = _network(name, seed, changes).to(torch.float64 if precision == "fp64" else torch.float32)
+        policy = Policy(network, None, torch.device("cpu"), precision)
+        choose_path(policy, engine)
+        return policy
+
+    return build
+
+
+@pytest.fixture
+def trees() -> Callable[..., list[Branches]]:
+    """trees(shape, seed=0) with a shape per tree: (prompt tokens, [tokens of each completion])."""
+
+    def build(shapes: list[tuple[int, list[int]]], seed: int = 0) -> list[Branches]:
+        rng = np.random.default_rng(seed)
+
+        def ids(length: int) -> Any:
+            return rng.integers(SMALL["vocab_size"], size=length, dtype=np.int32)
+
+        return [Branches(ids(prompt), tuple(map(ids, completions))) for prompt, completions in shapes]
+
+    return build

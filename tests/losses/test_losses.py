@@ -1,0 +1,176 @@
+"""Values from the published formulas, gradients against finite differences, and the invariances every loss must have."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from prospect.errors import ConfigError
+from prospect.losses import table
+from prospect.losses.likelihood import sft
+from prospect.losses.paired import dpo
+from prospect.losses.reference_point import Statistics, mismatched, unclamped, zero
+from prospect.losses.unpaired import kto
+
+R = torch.tensor([3.0, -1.5], dtype=torch.float64)
+UP_DOWN = torch.tensor([True, False])
+
+
+def z(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("z0", "mean"), [(0.0, 0.44406382), (1.0, 0.44399475)])
+def test_kto_golden_point(z0: float, mean: float) -> None:
+    """r_w = 3, r_l = -1.5, beta = 0.1: the same numbers by hand, 1 - sigmoid of +-0.1 (r - z0)."""
+    assert kto(R, UP_DOWN, z(z0)).mean().item() == pytest.approx(mean, abs=5e-9)
+
+
+def test_kto_by_hand() -> None:
+    def sigmoid(u: float) -> float:
+        return 1 / (1 + math.exp(-u))
+
+    got = kto(R, UP_DOWN, z(0.7), beta=0.5, desirable_weight=1.5, undesirable_weight=2.25)
+    assert got.tolist() == pytest.approx([1.5 * (1 - sigmoid(0.5 * 2.3)), 2.25 * (1 - sigmoid(0.5 * 2.2))], abs=1e-15)
+
+
+def test_class_weights_keep_their_precision() -> None:
+    (half,) = kto(torch.zeros(1, dtype=torch.float64), torch.tensor([True]), z(0), desirable_weight=1.7).tolist()
+    assert half == 0.85
+
+
+def test_dpo_golden_point() -> None:
+    assert dpo(R[:1], R[1:], beta=0.1).item() == pytest.approx(0.49324895, abs=5e-9)
+
+
+def test_at_the_reference_policy() -> None:
+    """r = 0: KTO loses lambda / 2, DPO log 2."""
+    nothing = torch.zeros(2, dtype=torch.float64)
+    assert kto(nothing, UP_DOWN, z(0), undesirable_weight=3.0).tolist() == [0.5, 1.5]
+    assert dpo(nothing, nothing).tolist() == pytest.approx([math.log(2)] * 2, abs=1e-15)
+
+
+def test_gradient_at_the_reference_policy() -> None:
+    """-+ beta / 4 for KTO, -+ beta / 2 for DPO."""
+    r = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(kto(r, UP_DOWN, z(0)).sum(), r)
+    assert got.tolist() == pytest.approx([-0.025, 0.025])
+    (got,) = torch.autograd.grad(dpo(r[:1], r[1:]).sum(), r)
+    assert got.tolist() == pytest.approx([-0.05, 0.05])
+
+
+def test_gradients_against_finite_differences() -> None:
+    g = torch.Generator().manual_seed(0)
+    r = torch.randn(8, generator=g, dtype=torch.float64) * 10
+    desirable = torch.rand(8, generator=g) < 0.5
+    r.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kto(x, desirable, z(0.3), beta=0.4, undesirable_weight=2.0), r)
+    assert torch.autograd.gradcheck(lambda x: dpo(x[:4], x[4:], beta=0.4), r)
+
+
+def test_saturation() -> None:
+    """Prop. 4.1: KTO's gradient vanishes on both sides; DPO's tends to beta on the losing side."""
+    r = torch.tensor([-1500.0, 1500.0], dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(kto(r, torch.tensor([True, True]), z(0)).sum(), r)
+    assert got.abs().max() < 1e-60
+    (got,) = torch.autograd.grad(dpo(r[:1], torch.zeros(1, dtype=torch.float64)).sum(), r)
+    assert got[0].item() == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_log_ratios_stay_finite(dtype: torch.dtype) -> None:
+    r = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4], dtype=dtype, requires_grad=True)
+    for loss in (
+        kto(r, r > 0, torch.zeros((), dtype=dtype)),
+        kto(r, r < 0, torch.zeros((), dtype=dtype)),
+        dpo(r, -r),
+        dpo(-r, r),
+    ):
+        assert loss.isfinite().all() and loss.dtype == dtype
+        (got,) = torch.autograd.grad(loss.sum(), r, retain_graph=True)
+        assert got.isfinite().all()
+
+
+def test_empty_in_empty_out() -> None:
+    none = torch.zeros(0)
+    assert kto(none, torch.zeros(0, dtype=torch.bool), torch.zeros(())).shape == (0,)
+    assert dpo(none, none).shape == (0,)
+    assert sft(none).shape == (0,)
+
+
+def test_contradicting_thumbs_cancel() -> None:
+    """One answer with both thumbs and equal weights has no gradient (the paper's OASST corollary); unequal weights leave one."""
+    r = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    for weight, zero_gradient in ((1.0, True), (1.5, False)):
+        both = kto(torch.stack([r, r]), UP_DOWN, z(0.2), undesirable_weight=weight)
+        (got,) = torch.autograd.grad(both.sum(), r)
+        assert (abs(got.item()) < 1e-16) is zero_gradient
+
+
+def test_z0_per_completion_is_accepted() -> None:
+    assert torch.equal(
+        kto(R, UP_DOWN, torch.tensor([1.0, 2.0], dtype=torch.float64))[:1], kto(R[:1], UP_DOWN[:1], z(1))
+    )
+
+
+def test_sft_is_the_negative_log_likelihood() -> None:
+    assert sft(torch.tensor([-0.5, -2.0])).tolist() == [0.5, 2.0]
+
+
+def statistics(values: list[float]) -> Statistics:
+    r = torch.tensor(values, dtype=torch.float64)
+    return Statistics(r.sum(), (r * r).sum(), torch.tensor(float(len(values)), dtype=torch.float64))
+
+
+def test_reference_points() -> None:
+    below, above = statistics([-3.0, 1.0, -1.0]), statistics([3.0, 1.0])
+    assert [mismatched(s, None)[0].item() for s in (below, above)] == [0.0, 2.0]
+    assert [unclamped(s, None)[0].item() for s in (below, above)] == [-1.0, 2.0]
+    assert [zero(s, None)[0].item() for s in (below, above)] == [0.0, 0.0]
+
+
+def test_standard_error_of_the_reference_point() -> None:
+    assert statistics([1.0, 2.0, 3.0, 6.0]).standard_error.item() == pytest.approx((14 / 3) ** 0.5 / 2)
+    assert math.isnan(statistics([1.0]).standard_error.item())
+    assert statistics([]).mean.item() == 0
+
+
+def test_table_rows_load_and_agree_with_their_functions() -> None:
+    for name, row in table.LOSSES.items():
+        assert name == row.name
+        for term in row.terms:
+            assert callable(term.load())
+    assert table.defaults(table.find("kto")) == {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+    assert not table.find("sft").needs_reference and table.find("dpo").needs_reference
+
+
+def test_auto_weights_equalise_the_classes() -> None:
+    """Eq. 9 at its lower end: lambda_D * sum(w_D) = lambda_U * sum(w_U), the majority at 1, weights counted."""
+    assert table.balanced_weights([True, False, False, False], [1, 1, 1, 1]) == {
+        "desirable_weight": 3,
+        "undesirable_weight": 1,
+    }
+    assert table.balanced_weights([True, True, False], [1, 1, 0.5]) == {"desirable_weight": 1, "undesirable_weight": 4}
+    assert table.balanced_weights([True], [1]) == {"desirable_weight": 1, "undesirable_weight": 1}
+
+
+def test_arguments_prefer_the_user_then_the_data_then_the_defaults() -> None:
+    found = table.arguments(table.find("kto"), {"beta": 0.3}, {"desirable_weight": 2.0, "beta": 9.0})
+    assert found == {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 1.0}
+
+
+@pytest.mark.parametrize("bad", [{"beta": -0.1}, {"beta": 0.0}, {"beta": "much"}, {"beta": math.nan}, {"beta": True}])
+def test_wrong_loss_arguments(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="--loss.beta must be a positive number"):
+        table.arguments(table.find("kto"), bad)
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(ConfigError, match='no loss "kot".*"kto"'):
+        table.find("kot")
+    with pytest.raises(ConfigError, match='no argument "betta".*"beta"'):
+        table.arguments(table.find("kto"), {"betta": 1.0})
+    with pytest.raises(ConfigError, match='no reference point "mismatch".*"mismatched"'):
+        table.estimator("mismatch")

@@ -1,0 +1,190 @@
+"""The documents tell the truth: commands and flags exist, options are explained, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.metadata
+import inspect
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prospect import commands
+from prospect.cli import COMMANDS, main
+from prospect.losses.table import LOSSES, defaults
+from prospect.train.config import TrainConfig, from_dict
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+OPTIONS = {
+    "train": TrainConfig,
+    "eval": commands.EvalOptions,
+    "chat": commands.ChatOptions,
+    "check": commands.CheckOptions,
+    "convert": commands.ConvertOptions,
+    "merge": commands.MergeOptions,
+    "report": commands.ReportOptions,
+    "demo": commands.DemoOptions,
+    "sandbox build": commands.BuildOptions,
+}
+
+# Fields of TRL 1.16.0's configs; both inherit TRAINING_ARGUMENTS from transformers 5.23.0.
+TRL_BOTH = """model_init_kwargs trust_remote_code router_aux_loss_coef disable_dropout dataset_num_proc max_length
+pad_to_multiple_of precompute_ref_log_probs precompute_ref_batch_size loss_type beta activation_offloading sync_ref_model
+ref_model_mixup_alpha ref_model_sync_steps"""
+TRL_KTO = "desirable_weight undesirable_weight"
+TRL_DPO = """truncation_mode padding_free loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing
+use_weighting discopop_tau pad_token"""
+TRAINING_ARGUMENTS = """accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon
+auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16 bf16_full_eval data_seed
+dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval
+do_predict do_train enable_jit_checkpoint eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start
+eval_steps eval_strategy eval_use_gather_object fp16 fp16_full_eval fsdp fsdp_config full_determinism
+gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better hub_always_push
+hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics
+include_num_input_tokens_seen label_names label_smoothing_factor learning_rate length_column_name liger_kernel_config
+load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_first_step
+logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps
+metric_for_best_model neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules output_dir
+parallelism_config per_device_eval_batch_size per_device_train_batch_size prediction_loss_only project push_to_hub
+remove_unused_columns report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name
+save_on_each_node save_only_model save_steps save_strategy save_total_limit seed skip_memory_metrics tf32
+torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id
+trackio_static_space_id train_sampling_strategy use_cache use_cpu use_liger_kernel warmup_steps weight_decay"""
+
+
+def flags(options: type) -> set[str]:
+    """The flags of a dataclass of options."""
+    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)}
+
+
+def mentioned() -> list[tuple[str, str, str]]:
+    """(page, command line, its command) of every `prospect ...` in the documents' code."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        spans = re.findall(r"^    (.*)$", text, re.MULTILINE) + re.findall(r"`([^`]+)`", text)
+        for span in spans:
+            for match in re.finditer(r"(?:prospect|-m prospect\.cli) ([a-z][^#;|]*)", span):
+                line = match[1]
+                name = next((n for n in COMMANDS if re.match(rf"{n}\b", line)), None)
+                if name or span.startswith("prospect "):
+                    found.append((page.name, line, name or line.split()[0]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line", "command"), mentioned())
+def test_commands_and_flags_exist(page: str, line: str, command: str) -> None:
+    assert command in COMMANDS, f"{page} speaks of `prospect {command}`"
+    known = flags(OPTIONS[command]) | {"--help", "--debug"} if command in OPTIONS else {"--help", "--debug"}
+    for flag in re.findall(r"--[a-z][\w.-]*", line):
+        if command == "train" and flag.startswith("--loss."):
+            assert flag.removeprefix("--loss.").replace("-", "_") in loss_arguments()
+        elif not (command == "train" and flag == "--config"):
+            assert flag in known, f"{page}: `prospect {line}`"
+
+
+def loss_arguments() -> set[str]:
+    return {name for loss in LOSSES.values() for name in defaults(loss)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_flags_alone_exist(page: Path) -> None:
+    """Flags in backticks, without a command in front, belong to some command, or to a tool we name."""
+    every = {flag for options in OPTIONS.values() for flag in flags(options)}
+    others = {"--help", "--debug", "--config", "--nproc-per-node", "--loss.NAME"}
+    for span in re.findall(r"`(--[^`]+)`", page.read_text(encoding="utf-8")):
+        for flag in re.findall(r"--[a-z][\w.-]*", span):
+            argument = flag.removeprefix("--loss.").replace("-", "_")
+            assert flag in every | others or argument in loss_arguments(), f"{page.name}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as they are derived on the forges."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    shown = unspaced(capsys.readouterr().out)
+    explained = docstrings(OPTIONS[name])
+    for field in dataclasses.fields(OPTIONS[name]):
+        assert f"--{field.name.replace('_', '-')}" in shown or field.name.upper() in shown
+        assert unspaced(explained[field.name]) in shown, f"--help does not explain {field.name}"
+
+
+def docstrings(options: type) -> dict[str, str]:
+    """{field: the string under it}."""
+    body = ast.parse(inspect.getsource(options)).body[0].body  # type: ignore[attr-defined]
+    pairs = [(a, b) for a, b in itertools.pairwise(body) if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
+    return {a.target.id: str(b.value.value) for a, b in pairs}  # type: ignore[union-attr,attr-defined]
+
+
+def unspaced(text: str) -> str:
+    """Text without the line breaks and frames of a help page."""
+    return re.sub(r"[│\s]+", "", text)
+
+
+def test_the_yaml_of_the_guide_is_valid() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"(?:^    .+\n)+", guide, re.MULTILINE) if b.lstrip().startswith("model:"))
+    config = from_dict(yaml.safe_load(block))
+    assert config.loss_args == {"beta": 0.05}
+    assert config.learning_rate == 5e-6
+
+
+def test_the_annotated_tree_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^      (\w+(?:\.py|/))  ", readme, re.MULTILINE))
+    package = ROOT / "prospect"
+    there = {p.name for p in package.glob("*.py")} | {
+        f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()
+    }
+    assert named == there
+
+
+def test_every_argument_of_trl_is_translated() -> None:
+    page = (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
+    tables = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    translated = re.findall(r"`(\w+)`", tables)
+    arguments = " ".join([TRL_BOTH, TRL_KTO, TRL_DPO, TRAINING_ARGUMENTS]).split()
+    assert sorted(translated) == sorted(arguments)
+
+
+def test_the_frozen_arguments_are_those_of_trl() -> None:
+    try:
+        installed = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("trl is not installed; the list above is its 1.16.0's")
+    if installed != "1.16.0":
+        pytest.skip(f"the list is that of trl 1.16.0, and {installed} is installed")
+    from trl import DPOConfig, KTOConfig
+
+    shared = f"{TRL_BOTH} {TRAINING_ARGUMENTS}".split()
+    for config, own in ((KTOConfig, TRL_KTO), (DPOConfig, TRL_DPO)):
+        assert sorted(f.name for f in dataclasses.fields(config)) == sorted([*shared, *own.split()])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_shell_examples_can_be_read(page: Path) -> None:
+    for line in re.findall(r"^    (prospect .+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        shlex.split(line)

@@ -1,0 +1,88 @@
+"""The public names: exactly these, each importable, and importing the package costs nothing."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import prospect
+
+NAMES = {
+    "LOSSES",
+    "Completion",
+    "ConfigError",
+    "DataError",
+    "Feedback",
+    "MissingExtra",
+    "ModelError",
+    "Pair",
+    "ProspectError",
+    "Record",
+    "Run",
+    "RunError",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "load_feedback",
+    "train",
+    "write_feedback",
+}
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_all_is_pinned() -> None:
+    assert set(prospect.__all__) == NAMES
+    assert set(dir(prospect)) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(prospect, name) is not None
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        prospect.trian  # noqa: B018  # reading it is the test
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert prospect.__version__ == version("prospect")
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(prospect.__version__)}$", changelog, re.MULTILINE)
+
+
+def test_import_is_lazy() -> None:
+    heavy = ("torch", "transformers", "numpy", "rich", "tyro", "prospect.run")
+    assert python(f"import sys, prospect; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+def test_train_is_a_function_and_a_package() -> None:
+    """Whatever was imported before."""
+    code = """
+import prospect.train.config, prospect
+print(callable(prospect.train), prospect.train.config.TrainConfig is prospect.TrainConfig)
+try:
+    prospect.train(model="m", data="d", batch_size=0)
+except prospect.ConfigError as error:
+    print(error)
+"""
+    callable_, message = python(code).strip().splitlines()
+    assert callable_ == "True True"
+    assert message.startswith("--batch-size must be at least 1")
+
+
+def test_errors_are_the_builtin_ones_too() -> None:
+    assert issubclass(prospect.UserError, ValueError)
+    assert issubclass(prospect.RunError, RuntimeError)
+    assert issubclass(prospect.MissingExtra, ImportError)
+    assert all(inspect.isclass(getattr(prospect, n)) for n in NAMES if n.endswith("Error"))

@@ -1,0 +1,241 @@
+"""The loop against an independent computation, row by row with the model's own forward; and its invariances in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.train.conftest import MakeJob, pairs, thumbs
+from torch import Tensor
+
+from prospect.errors import ModelError, NonFiniteError
+from prospect.train import loop, ranks
+
+Gradients = dict[str, Tensor]
+
+
+def gradients(job: loop.Job, step: int = 0) -> tuple[Gradients, Tensor | None, list[float]]:
+    """The loop's gradient of one step at the current weights."""
+    for _, p in job.policy.trainable():
+        p.grad = None
+    z0, _, _ = loop.reference_point(job, job.schedule.steps[step], None)
+    totals = loop.gradient(job, job.schedule.steps[step], z0)
+    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, z0, totals
+
+
+def logp(job: loop.Job, prompt: Any, completion: Any) -> Tensor:
+    """log pi of each completion token by the model's own forward on one sequence, (c,)."""
+    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
+    every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(prompt)
+    return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
+
+
+def expected_gradient(job: loop.Job, objective: Tensor) -> Gradients:
+    named = job.policy.trainable()
+    found = torch.autograd.grad(objective, [p for _, p in named])
+    return {name: g for (name, _), g in zip(named, found, strict=True)}
+
+
+def move(job: loop.Job, scale: float = 0.05) -> None:
+    """Away from the reference, so that log-ratios and z0 are not 0."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for _, p in job.policy.trainable():
+            p += scale * torch.randn_like(p)
+
+
+def close(a: Gradients, b: Gradients, tolerance: float) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        assert (a[name] - b[name]).norm() <= tolerance * max(b[name].norm().item(), 1e-30), name
+
+
+@pytest.mark.parametrize("point", ["mismatched", "unclamped", "zero"])
+def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
+    """Eq. 8 row by row: r of each answer, z0 from the partners' answers, weights, mean over the step."""
+    job = make_job(thumbs(16, weights=True), reference_point=point, loss_args={"beta": 0.3, "undesirable_weight": 1.7})
+    reference = make_job(thumbs(2))
+    move(job)
+    rows = job.schedule.steps[0].rows
+
+    def r(prompt_row: int, answer_row: int) -> Tensor:
+        prompt = job.corpus.trees[job.corpus.rows[prompt_row].tree].prompt
+        answer = job.corpus.completion(job.corpus.rows[answer_row])
+        with torch.no_grad():
+            before = logp(reference, prompt, answer).sum()
+        return logp(job, prompt, answer).sum() - before
+
+    with torch.no_grad():
+        mean = torch.stack([r(i, job.schedule.partners[i]) for i in rows]).mean() if point != "zero" else torch.zeros(())
+    z0 = {"mismatched": mean.clamp(min=0), "unclamped": mean, "zero": torch.zeros(())}[point].double()
+    objective = torch.zeros((), dtype=torch.float64)
+    for i in rows:
+        row, u = job.corpus.rows[i], 0.3 * (r(i, i) - z0)
+        weight = job.arguments["desirable_weight"] if row.desirable else 1.7
+        objective = objective + row.weight * weight * (1 - torch.sigmoid(u if row.desirable else -u)) / len(rows)
+    got, got_z0, totals = gradients(job)
+    assert got_z0 is not None and got_z0.item() == pytest.approx(z0.item(), abs=1e-9)
+    assert totals[0] == pytest.approx(objective.item(), abs=1e-9)
+    close(got, expected_gradient(job, objective), 1e-6)  # the model's norms round to float32
+
+
+def test_dpo_is_the_published_objective(make_job: MakeJob) -> None:
+    job, reference = make_job(pairs(8), loss="dpo", loss_args={"beta": 0.2}), make_job(thumbs(2))
+    move(job)
+    objective = torch.zeros((), dtype=torch.float64)
+    rows = job.schedule.steps[0].rows
+    for i in rows:
+        row = job.corpus.rows[i]
+        prompt = job.corpus.trees[row.tree].prompt
+        sides = []
+        for side in (0, 1):
+            answer = job.corpus.completion(row, side)
+            sides.append(logp(job, prompt, answer).sum() - logp(reference, prompt, answer).sum().detach())
+        objective = objective - torch.nn.functional.logsigmoid(0.2 * (sides[0] - sides[1])) / len(rows)
+    got, _, totals = gradients(job)
+    assert totals[0] == pytest.approx(objective.item(), abs=1e-9)
+    close(got, expected_gradient(job, objective), 1e-6)  # the model's norms round to float32
+
+
+def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16), loss="sft")
+    rows = job.schedule.steps[0].rows
+    assert all(job.corpus.records[job.corpus.rows[i].tree].completions[0].label for i in rows)
+    every = []
+    for i in rows:
+        row = job.corpus.rows[i]
+        every.append(logp(job, job.corpus.trees[row.tree].prompt, job.corpus.completion(row)))
+    objective = -torch.cat(every).mean()
+    got, z0, totals = gradients(job)
+    assert z0 is None and totals[0] == pytest.approx(objective.item(), abs=1e-12)
+    close(got, expected_gradient(job, objective), 1e-12)
+
+
+@pytest.mark.parametrize(("loss", "rows"), [("kto", thumbs(16, per_prompt=2)), ("dpo", pairs(8)), ("sft", thumbs(24))])
+def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str, rows: list[dict[str, Any]]) -> None:
+    """One micro-batch and eight give the same gradient to 1e-12 in float64, weights after five steps to 1e-10."""
+    whole, parts = make_job(rows, loss=loss, epochs=5), make_job(rows, "other", loss=loss, epochs=5, token_budget=24)
+    cut = loop.matched(parts.corpus, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
+    assert len(cut) >= 4 and len(loop.matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
+    for job in (whole, parts):
+        move(job)
+    close(gradients(whole)[0], gradients(parts)[0], 1e-12)
+    for job in (whole, parts):
+        job.schedule = replace(job.schedule, max_steps=5)
+        loop.fit(job)
+    for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):
+        assert (a - b).norm() <= 1e-10 * a.norm(), name
+
+
+def test_doubling_a_weight_doubles_its_gradient(make_job: MakeJob) -> None:
+    rows = thumbs(8)
+    light = make_job([{**row, "weight": 1.0 if i == 3 else 0.0} for i, row in enumerate(rows)], weights="none")
+    heavy = make_job([{**row, "weight": 2.0 if i == 3 else 0.0} for i, row in enumerate(rows)], weights="none")
+    one, two = gradients(light)[0], gradients(heavy)[0]
+    close({name: 2 * g for name, g in one.items()}, two, 1e-12)
+
+
+def test_gradients_accumulate_in_float32_to_1e6(make_job: MakeJob) -> None:
+    rows = thumbs(16)
+    whole, parts = make_job(rows, precision="fp32"), make_job(rows, precision="fp32", token_budget=24)
+    for job in (whole, parts):
+        move(job)
+    a, b = gradients(whole)[0], gradients(parts)[0]
+    total = math.sqrt(sum(float(g.norm()) ** 2 for g in a.values()))
+    assert math.sqrt(sum(float((a[n] - b[n]).norm()) ** 2 for n in a)) <= 2e-6 * total
+
+
+def test_training_separates_the_thumbs(make_job: MakeJob) -> None:
+    job = make_job(thumbs(64), epochs=6, precision="fp32", batch_size=16)
+    loop.preflight(job)
+    loop.fit(job)
+    steps = [m for m in job.log.metrics if m["event"] == "step"]
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4) and steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+    assert steps[-1]["margin"] > 0.5 and steps[-1]["accuracy"] > 0.8 and steps[-1]["loss"] < 0.42
+    assert {"z0", "z0_raw", "z0_se", "z0_n", "grad_norm", "lr", "tokens_per_second"} <= steps[0].keys()
+    assert steps[3]["z0_n"] == 16
+
+
+def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16))
+    for step in job.schedule.steps:
+        micros = loop.mismatched(job.corpus, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
+        asked = sorted(q[1].tobytes() for micro in micros for q in micro.queries)
+        assert asked == sorted(job.corpus.completion(job.corpus.rows[i]).tobytes() for i in step.rows)
+
+
+def test_partners_are_cut_to_the_context(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16))
+    rows = range(len(job.corpus.rows))
+    micros = loop.mismatched(job.corpus, job.schedule.partners, rows, 1, 10_000, 8)[0]
+    assert all(len(prompt) + len(completion) <= 8 for micro in micros for prompt, completion in micro.queries)
+
+
+def test_a_nan_names_its_rows_and_takes_no_step(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16))
+    with torch.no_grad():
+        job.policy.trainable()[0][1][7] = math.nan
+    before = [p.clone() for _, p in job.policy.trainable()]
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan.*Its rows: ") as error:
+        loop.fit(job)
+    assert set(error.value.rows) == {job.corpus.rows[i].id for i in job.schedule.steps[0].rows}
+    assert all(torch.equal(a, p) or a.isnan().any() for a, (_, p) in zip(before, job.policy.trainable(), strict=True))
+
+
+def test_preflight_refuses_a_policy_that_is_not_the_reference(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16))
+    move(job)
+    with pytest.raises(ModelError, match="log-ratios are not 0"):
+        loop.preflight(job)
+
+
+def test_preflight_refuses_a_frozen_model(make_job: MakeJob) -> None:
+    job = make_job(thumbs(16))
+    job.policy.model.requires_grad_(False)
+    with pytest.raises(ModelError, match="nothing in this model is trainable"):
+        loop.preflight(job)
+
+
+def test_out_of_memory_halves_the_budget_and_repeats_the_step(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradient as without the accident, which strikes in the middle of the step."""
+    plain, tight = make_job(thumbs(16), token_budget=400), make_job(thumbs(16), token_budget=400)
+    for job in (plain, tight):
+        move(job)
+    expected = gradients(plain)[0]
+    original, calls = loop.compute, []
+
+    def compute(policy: Any, micro: Any, table: Any) -> Any:
+        calls.append(sum(len(q[0]) + len(q[1]) for q in micro.queries))
+        if calls[-1] > 60 and torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError
+        return original(policy, micro, table)
+
+    monkeypatch.setattr(loop, "compute", compute)
+    close(gradients(tight)[0], expected, 1e-12)
+    assert tight.token_budget < 400 and any("out of memory" in m.get("message", "") for m in tight.log.metrics)
+
+
+def test_an_idle_rank_computes_nothing_that_counts(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More ranks than rows: the shares of all ranks, computed in turn, add up to the whole gradient."""
+    job = make_job(thumbs(4), batch_size=2)
+    move(job)
+    whole = gradients(job)[0]
+    z0, _, _ = loop.reference_point(job, job.schedule.steps[0], None)
+    total: Gradients = {name: torch.zeros_like(g) for name, g in whole.items()}
+    monkeypatch.setattr(ranks, "world", lambda: 5)
+    monkeypatch.setattr(ranks, "total", lambda values: values)
+    monkeypatch.setattr(ranks, "any_rank", lambda flag, device: flag)
+    monkeypatch.setattr(ranks, "sum_gradients", lambda parameters: None)
+    for rank in range(5):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        for _, p in job.policy.trainable():
+            p.grad = None
+        loop.gradient(job, job.schedule.steps[0], z0)
+        for name, p in job.policy.trainable():
+            assert p.grad is not None
+            total[name] += p.grad
+    close(total, whole, 1e-12)
