@@ -1,7 +1,8 @@
 """Talk to a model in the terminal, or to two at once: `prospect chat`.
 
-Every line of input is a user's message. The answer streams in as it is sampled; the whole conversation goes back through
-the chat template with the next message. With two models each keeps its own conversation, so both stay themselves.
+Every line of input is a user's message. The answer streams in as it is sampled; the whole conversation goes back
+through the chat template with the next message. With two models each keeps its own conversation, so both stay
+themselves.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Talk:
             self.history.append({"role": "assistant", "content": said})
 
     def _prompt(self) -> list[int]:
+        assert self.policy.tokenizer is not None
         template = Template(self.policy.tokenizer)
         if template.tokenizer.chat_template is None:
             text = "".join(str(m["content"]) for m in self.history)

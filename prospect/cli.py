@@ -23,16 +23,16 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("prospect.commands:train", "turn feedback into a better model"),
-    "eval": Command("prospect.commands:evaluate", "measure a model on held-out feedback"),
-    "chat": Command("prospect.commands:chat", "talk to a model, or to two side by side"),
-    "check": Command("prospect.commands:check", "look at a feedback file before training on it"),
-    "convert": Command("prospect.commands:convert", "write any feedback file as Prospect JSONL"),
-    "merge": Command("prospect.commands:merge", "put a LoRA adapter into its model"),
-    "report": Command("prospect.commands:report", "write a run's report.html again"),
-    "demo": Command("prospect.commands:demo", "live through the whole story on a small model, without network"),
-    "sandbox build": Command("prospect.commands:sandbox_build", "make the demo's assistant from a seed"),
-    "version": Command("prospect.commands:version", "the versions that matter for a bug report"),
+    "train": Command("prospect.commands.training:train", "turn feedback into a better model"),
+    "eval": Command("prospect.commands.models:evaluate", "measure a model on held-out feedback"),
+    "chat": Command("prospect.commands.models:chat", "talk to a model, or to two side by side"),
+    "check": Command("prospect.commands.data:check", "look at a feedback file before training on it"),
+    "convert": Command("prospect.commands.data:convert", "write any feedback file as Prospect JSONL"),
+    "merge": Command("prospect.commands.models:merge", "put a LoRA adapter into its model"),
+    "report": Command("prospect.commands.training:report", "write a run's report.html again"),
+    "demo": Command("prospect.commands.story:demo", "live through the whole story on a small model, without network"),
+    "sandbox build": Command("prospect.commands.story:sandbox_build", "make the demo's assistant from a seed"),
+    "version": Command("prospect.commands.story:version", "the versions that matter for a bug report"),
 }
 
 

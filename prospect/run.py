@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prospect import corpus as corpora
 from prospect import prepare, runfolder
 from prospect.corpus import Corpus
-from prospect.engine.adapters import attach_lora, parse_lora
+from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
 from prospect.engine.models import Policy, save
 from prospect.engine.reference import Query, ReferenceTable, cache_folder
 from prospect.errors import Interrupted
 from prospect.evaluate import heldout
+from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.generate import generate
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.check import check
@@ -30,7 +30,6 @@ from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
 from prospect.losses import table
 from prospect.report.page import write_report
-from prospect.schedule import Schedule
 from prospect.train import checkpoint, loop, ranks
 from prospect.train.batch import matched, mismatched
 from prospect.train.config import TrainConfig, from_dict, to_dict
@@ -45,6 +44,7 @@ class Run:
     folder: Path
     policy: Policy
     config: TrainConfig
+    beta: float
 
     @property
     def model(self) -> Any:
@@ -60,10 +60,18 @@ class Run:
         """The held-out measurement: of this run's own held-out feedback, or of other feedback `data`."""
         if data is None:
             return runfolder.read_evaluation(self.folder).get("after")
-        from prospect.evaluate.command import evaluate_feedback
-
-        reference = self.config.reference or self.config.model
-        return evaluate_feedback(self.policy, reference, data, threshold=self.config.threshold, cache=self.config.cache)
+        config = self.config
+        return evaluate_feedback(
+            self.policy,
+            config.reference or config.model,
+            data,
+            beta=self.beta,
+            threshold=config.threshold,
+            max_length=config.max_length,
+            over_long=config.over_long,
+            chat_template=config.chat_template,
+            cache=config.cache,
+        )
 
     def report(self) -> Path:
         """Write report.html again and return its path."""
@@ -89,8 +97,9 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     """`train` from a config; `data` replaces config.data where it is not a path."""
     config, resumed = runfolder.settle(config)
     folder, loss = Path(config.out), table.find(config.loss)
-    table.arguments(loss, config.loss_args)  # wrong arguments are told before anything is loaded
-    ranks.start(config.device)
+    table.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
+    adapter = parse_lora(config.lora) if config.lora else None
+    config = replace(config, device=ranks.start(config.device))
     feedback = load_feedback(config.data if data is None else data, format=config.format)
     held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
     policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
@@ -105,22 +114,22 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     _tell(job)
     try:
         with interruptible() as stop:
-            _run(job, held, stop)
+            _run(job, held, adapter, stop)
     except (Interrupted, KeyboardInterrupt) as error:
         message = str(error) or "stopped at once; what was saved before stays"
         raise Interrupted(f"{message}. Go on with: prospect train --resume --out {folder}") from None
     finally:
         log.close()
-    return Run(folder, policy, config)
+    return Run(folder, policy, config, job.beta)
 
 
-def _run(job: loop.Job, held: Corpus | None, stop: Callable[[], bool]) -> None:
+def _run(job: loop.Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool]) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
-    partners = _held_plan(job, held).partners if held is not None else ()
+    partners = mismatched_partners(held, job.context) if held is not None else ()
     reference = reference_table(job, held, partners, stop)
-    if config.lora:
-        attach_lora(policy, parse_lora(config.lora), seed=config.seed)
+    if adapter is not None:
+        attach_lora(policy, adapter, seed=config.seed)
     policy.checkpoint_activations(prepare.checkpointing(config, policy))
 
     def evaluate() -> Heldout | None:
@@ -159,11 +168,6 @@ def _run(job: loop.Job, held: Corpus | None, stop: Callable[[], bool]) -> None:
         runfolder.write_evaluation(folder, config, job.beta, before, after)
         write_report(folder)
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
-
-
-def _held_plan(job: loop.Job, held: Corpus) -> Schedule:
-    """Partners of the held-out rows, for their z0."""
-    return corpora.schedule(held, batch_size=2, context=job.context, with_partners=True, group="row")
 
 
 def reference_table(job: loop.Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:

@@ -184,7 +184,9 @@ class Template:
         for text in (tail[: _common(tail, middle)], tail):
             atoms = list(self._atom.finditer(text))
             if atoms:
-                return tail, text[: atoms[-1].end()]
+                # EOS is sure; what else follows an answer may already belong to the next turn, as in Command R7B.
+                end = next((m for m in atoms if m.group() == self.tokenizer.eos_token), atoms[-1])
+                return tail, text[: end.end()]
         return tail, ""
 
     def _render(

@@ -94,8 +94,8 @@ def build_trees(
     `drop`: leave the completion out. `cut_prompt`: drop the oldest turns (system messages stay; of a text prompt the
     first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
     last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
-    fills the length. `error`: DataError. Other errors: DataError where the template cannot render a record or separate answer
-    from prompt; ModelError where the tokenizer lacks a chat template or an end token.
+    fills the length. `error`: DataError. Other errors: DataError where the template cannot render a record or separate
+    answer from prompt; ModelError where the tokenizer lacks a chat template or an end token.
     """
     template = Template(tokenizer, chat_template)
     trees: list[Tree] = []

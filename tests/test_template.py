@@ -17,6 +17,7 @@ from prospect.template import Template
 from prospect.tokens import build_trees
 from tests.toy_tokenizers import (
     CHATML,
+    COMMAND,
     GEMMA,
     LLAMA3,
     NO_PREFIX,
@@ -56,6 +57,10 @@ def test_each_template_ends_an_answer_with_its_own_token(template: str, end: str
     assert texts(tokenizer, cut_off(r))[1] == ["four", ""]
     stops = {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}
     assert set(made.end_of_turn_ids) == stops
+
+
+def test_a_template_that_opens_the_next_turn_by_itself() -> None:
+    assert texts(byte_level(COMMAND), record(chat("Hi"), "four"))[1] == ["<|end|>four<|eot_id|><|endoftext|>"]
 
 
 def test_an_answer_that_carries_its_end_token_as_text_ends_once() -> None:

@@ -40,6 +40,11 @@ GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}
 PHI3 = """{% for m in messages %}[{{ m.role }}]{{ '\\n' + m.content }}<|end|>
 {% endfor %}{% if add_generation_prompt %}[assistant]{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
+# Ends a conversation with the next header whether asked for or not, in the way of Command R7B.
+COMMAND = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ '<|end|>' if m.role == 'assistant' }}{{ m.content }}{{ '<|eot_id|>' if m.role == 'assistant' }}<|endoftext|>
+{% endfor %}<|im_start|>assistant{{ '\\n' }}"""
+
 NO_SPECIAL = """{% for m in messages %}### {{ m.role }}:
 {{ m.content }}
 

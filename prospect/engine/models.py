@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prospect.engine import folders
@@ -151,18 +151,23 @@ class Policy:
     @property
     def context(self) -> int:
         """The longest sequence in tokens."""
-        config = self.base.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            limit = getattr(config, name, None)
-            if isinstance(limit, int) and limit > 0:
-                return limit
-        return UNLIMITED
+        return context_of(self.base.config)
 
     @cached_property
     def digest(self) -> str:
         """Fingerprint of what was loaded, whatever training made of it since."""
         assert self.folder is not None, "a policy made in memory has no folder to digest"
         return folders.fingerprint(self.folder)
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """The longest sequence in tokens that a model of this config can read."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return UNLIMITED
 
 
 def _head(base: PreTrainedModel) -> Head:

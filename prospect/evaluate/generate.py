@@ -59,7 +59,8 @@ class Sampling:
 
 
 def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
-    """The token (B,) at which the cumulative mass (B, V) first exceeds `uniform` times its total; never one of mass 0."""
+    """The token (B,) at which the cumulative mass (B, V) first exceeds `uniform` times its total; never one of mass
+    0."""
     # float64: over a large vocabulary a float32 sum is off by more than the probability of a rare token.
     reached = mass.cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)[:, 0]
@@ -128,9 +129,10 @@ def stream(
 
 def stop_ids(policy: Policy) -> tuple[int, ...]:
     """What ends an answer: the end-of-turn tokens of the chat template, the model's and the tokenizer's own."""
-    from prospect.tokens import Template
+    from prospect.template import Template
 
-    found = list(Template(policy.tokenizer, policy.chat_template).end_of_turn_ids)
+    assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
+    found = list(Template(policy.tokenizer).end_of_turn_ids)
     for source in (getattr(policy.model, "generation_config", None), policy.tokenizer):
         ids = getattr(source, "eos_token_id", None)
         found += ids if isinstance(ids, list) else [] if ids is None else [ids]
@@ -138,6 +140,7 @@ def stop_ids(policy: Policy) -> tuple[int, ...]:
 
 
 def _generated(policy: Policy, ids: Sequence[int], ends: frozenset[int]) -> Generated:
+    assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
     complete = bool(ids) and ids[-1] in ends
     text = policy.tokenizer.decode(list(ids[:-1] if complete else ids), skip_special_tokens=True)
     return Generated(tuple(ids), str(text), complete)
@@ -153,8 +156,7 @@ def _sample(
     ends: frozenset[int],
 ) -> Iterator[tuple[int, int]]:
     """(row, token) of one batch as they are drawn, step by step; a row's last token is a stop token or at the limit."""
-    context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
-    room = {i: min(max_new_tokens, context - len(prompts[i])) for i in rows}
+    room = {i: min(max_new_tokens, policy.context - len(prompts[i])) for i in rows}
     alive = [i for i in rows if room[i] > 0]
     if not alive:
         return
@@ -185,8 +187,7 @@ class _Decoder:
     """The state of one batch between two tokens: `logits` (B, V) predict the next one of each row."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
-        base = getattr(policy.model, "get_base_model", None)
-        self.policy, self.model = policy, base() if base else policy.model
+        self.policy, self.model = policy, policy.base
         accepted = inspect.signature(self.model.forward).parameters
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.with_positions = "position_ids" in accepted
@@ -226,6 +227,6 @@ class _Decoder:
     def keep(self, rows: list[int]) -> None:
         """Forget all rows but these."""
         index = torch.tensor(rows, device=self.positions.device)
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)
         self.positions = self.positions[index]
         self.mask = None if self.mask is None else self.mask[index]

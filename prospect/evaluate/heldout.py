@@ -1,9 +1,9 @@
 """Does the model's implied reward tell good answers from bad ones on feedback that it was not trained on?
 
-    rows, trees --engine, reference table--> reward = beta * r per answer --measure--> Heldout, the numbers with intervals
+    rows, trees --engine, reference table--> reward = beta * r per answer --measure--> Heldout, numbers with intervals
 
-`measure` is numpy alone; `evaluate` runs the model. Two baselines keep the AUC honest: an answer's length, and the log-prob
-that the reference had given it. A reward that does not beat them has learnt what was there for free.
+`measure` is numpy alone; `evaluate` runs the model. Two baselines keep the AUC honest: an answer's length, and the
+log-prob that the reference had given it. A reward that does not beat them has learnt what was there for free.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Heldout:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Heldout:
-        """The inverse of `to_json`, also after a trip through a file. Unknown keys are ignored, so that a newer file can be
-        read; a missing key raises KeyError."""
+        """The inverse of `to_json`, also after a trip through a file. Unknown keys are ignored, so that a newer file
+        can be read; a missing key raises KeyError."""
         values = {f.name: data[f.name] for f in fields(cls)}
         for name in ("auc", "accuracy", "margin", "ece", "nll"):
             values[name] = Interval(**values[name]) if values[name] else None
@@ -105,16 +105,17 @@ def measure(
 ) -> Heldout:
     """Every number of a Heldout from one array per quantity, all (N,).
 
-    `reward` = beta * r and `z0` are in beta * nats; `logp` and `reference_logp` are sums over an answer's tokens in nats;
-    `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt; `length` counts tokens.
-    Rewards that lie within `resolution` of each other are ties. All intervals are 95 %, resampled by prompt.
+    `reward` = beta * r and `z0` are in beta * nats; `logp` and `reference_logp` are sums over an answer's tokens in
+    nats; `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt; `length` counts
+    tokens. Rewards that lie within `resolution` of each other are ties. All intervals are 95 %, resampled by prompt.
 
     - auc: P(reward of a desirable answer > that of an undesirable one), ties half
     - accuracy: reward > z0 predicts desirable; a reward at z0 is a toss of a coin and counts one half
     - margin: mean reward of the desirable minus mean reward of the undesirable
     - calibration, ece: sigma(reward - z0) as P(desirable), the probability that KTO's value function implies
     - nll: of the desirable and the unjudged answers, the ones to imitate
-    - baselines: the AUC of length and of reference_logp; below one half, it is the short or the unlikely that people like
+    - baselines: the AUC of length and of reference_logp; below one half, it is the short or the unlikely that people
+      like
     """
     assert len(reward) == len(desirable) == len(prompt) == len(length) == len(reference_logp) == len(logp)
     up = np.array([label is True or label is np.True_ for label in desirable], dtype=bool)
@@ -144,7 +145,9 @@ def measure(
         z0=z0,
         auc=area(score),
         accuracy=statistics.separated(interval(lambda w: statistics.ratio(right, None, w)), len(np.unique(cluster))),
-        margin=interval(lambda w: statistics.ratio(score, label, w * label) - statistics.ratio(score, ~label, w * ~label)),
+        margin=interval(
+            lambda w: statistics.ratio(score, label, w * label) - statistics.ratio(score, ~label, w * ~label)
+        ),
         ece=interval(lambda w: statistics.ece(probability, label, w)),
         nll=nll,
         baselines={name: value for name, value in baselines.items() if value},
@@ -168,12 +171,13 @@ def evaluate(
     token_budget: int = 8192,
     progress: Callable[[int, int], None] | None = None,
 ) -> Heldout:
-    """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one not.
+    """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one
+    not.
 
-    `reference` must know every query of `queries(trees, rows, partners)`. `z0`, in beta * nats, is the line between good
-    and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with their `partners`
-    (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left out. `progress` is
-    called with (answers done, all).
+    `reference` must know every query of `queries(trees, rows, partners)`. `z0`, in beta * nats, is the line between
+    good and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with their
+    `partners` (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left out.
+    `progress` is called with (answers done, all).
     """
     answers = list(_answers(trees, rows))
     asked = queries(trees, rows, partners)
@@ -200,12 +204,17 @@ def evaluate(
 
 
 def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int] = ()) -> list[Query]:
-    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer."""
+    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer.
+
+    A mismatched couple that is longer than every real one is left out: it might not fit the model's context.
+    """
     asked = [query for query, _ in _answers(trees, rows)]
+    longest = max((len(prompt) + len(answer) for prompt, answer in asked), default=0)
     for row, partner in zip(rows, partners, strict=False):
         answer = trees[rows[partner].tree].completions[rows[partner].branches[0]] if partner >= 0 else None
-        if answer is not None:
-            asked.append((trees[row.tree].prompt, answer))
+        prompt = trees[row.tree].prompt
+        if answer is not None and len(prompt) + len(answer) <= longest:
+            asked.append((prompt, answer))
     return asked
 
 
@@ -243,8 +252,8 @@ def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callabl
 
 
 def _batches(asked: Sequence[Query], budget: int) -> Iterator[list[list[int]]]:
-    """Query indices as trees of one prompt each, similar lengths together, as many trees at a time as `budget` tokens hold
-    (a larger tree is alone)."""
+    """Query indices as trees of one prompt each, similar lengths together, as many trees at a time as `budget` tokens
+    hold (a larger tree is alone)."""
     trees: dict[bytes, list[int]] = {}
     for i, (prompt, _) in enumerate(asked):
         trees.setdefault(prompt.tobytes(), []).append(i)
@@ -268,7 +277,8 @@ def _grid(values: Floats, resolution: float) -> Floats:
 
 
 def _couples(label: Bools, prompt: Ints) -> int:
-    """How many disjoint couples of a desirable and an undesirable answer exist, each from two prompts nobody else uses."""
+    """How many disjoint couples of a desirable and an undesirable answer exist, each from two prompts nobody else
+    uses."""
     up, down = set(prompt[label].tolist()), set(prompt[~label].tolist())
     return min(len(up), len(down), len(up | down) // 2)
 

@@ -38,7 +38,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Rows whose predicted probability lies in [low, high): `n` of them, with mean prediction `mean` and observed `rate`."""
+    """Rows whose predicted probability lies in [low, high): `n` of them, with mean prediction `mean` and observed
+    `rate`."""
 
     low: float
     high: float
@@ -52,7 +53,7 @@ def wilson(k: float, n: float, level: float = 0.95) -> Interval:
 
     Unlike the textbook p +- 1.96 s it stays inside [0, 1] and has width where k is 0 or n.
     """
-    assert n > 0 and 0 <= k <= n, f"a proportion of {k} in {n}"
+    assert 0 <= k <= n > 0, f"a proportion of {k} in {n}"
     z = float(ndtri(0.5 + level / 2))
     p = k / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -64,8 +65,8 @@ def auc(score: Floats, label: Bools, weight: Floats | None = None) -> Floats:
     """P(score of a True row > score of a False row), ties counting one half: the area under the ROC curve.
 
     That the area is this probability, the Mann-Whitney statistic: Hanley and McNeil, Radiology 143 (1982). `score` and
-    `label` are (N,), `weight` (B, N); returns (B,), or (1,) without weights. NaN where a class has no weight. O(B N) after
-    one sort: each True row is above all False weight that sorts before it, and half above what ties with it.
+    `label` are (N,), `weight` (B, N); returns (B,), or (1,) without weights. NaN where a class has no weight. O(B N)
+    after one sort: each True row is above all False weight that sorts before it, and half above what ties with it.
     """
     weight = np.ones((1, len(score))) if weight is None else weight
     if not len(score):
@@ -115,7 +116,8 @@ def calibration(probability: Floats, label: Bools, bins: int = 10) -> list[Bin]:
 def ece(probability: Floats, label: Bools, weight: Floats | None = None, bins: int = 10) -> Floats:
     """Expected calibration error: sum over bins of n_b / n * |observed rate - mean prediction| (Guo et al. 2017).
 
-    (B,) for `weight` (B, N). Never negative, so chance alone puts it above 0 where a bin has few rows. NaN without rows.
+    (B,) for `weight` (B, N). Never negative, so chance alone puts it above 0 where a bin has few rows. NaN without
+    rows.
     """
     weight = np.ones((1, len(probability))) if weight is None else weight
     member = _bin_of(probability, bins)[:, None] == np.arange(bins)
@@ -135,14 +137,18 @@ def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats |
     return value
 
 
-def bootstrap(statistic: Statistic, cluster: Ints, *, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval | None:
-    """A statistic of rows that come in clusters, with its bias-corrected percentile interval; None where it is undefined.
+def bootstrap(
+    statistic: Statistic, cluster: Ints, *, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval | None:
+    """A statistic of rows that come in clusters, with its bias-corrected percentile interval; None where it is
+    undefined.
 
     `cluster` (N,) says which rows belong together (any integers). Each of `n` resamples draws as many clusters as there
-    are, with replacement. Quantiles are shifted by how far the estimate lies from the middle of the resamples (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, section 14.3 with a = 0), which matters for the calibration error,
-    whose resamples lie above it; the ends never exclude the estimate itself. Resamples that leave the statistic undefined are not counted. With a single cluster
-    there is nothing to resample but its rows, and the interval speaks of that cluster alone.
+    are, with replacement. Quantiles are shifted by how far the estimate lies from the middle of the resamples (Efron
+    and Tibshirani, An Introduction to the Bootstrap, 1993, section 14.3 with a = 0), which matters for the calibration
+    error, whose resamples lie above it; the ends never exclude the estimate itself. Resamples that leave the statistic
+    undefined are not counted. With a single cluster there is nothing to resample but its rows, and the interval speaks
+    of that cluster alone.
 
     Below about 20 clusters such an interval is too narrow; where every resample agrees it has no width (see
     `separated`).
@@ -175,8 +181,8 @@ def separated(interval: Interval | None, trials: int, level: float = 0.95) -> In
     """The interval of a rate or an AUC whose resamples all said 0 or all said 1: Wilson's, for so many trials.
 
     No resample can show an error that the data does not contain, yet ten right answers do not prove a perfect model.
-    `trials` is the number of independent comparisons at hand: prompts, or for an AUC the disjoint couples of a desirable
-    and an undesirable answer from different prompts. Other intervals are returned as they are.
+    `trials` is the number of independent comparisons at hand: prompts, or for an AUC the disjoint couples of a
+    desirable and an undesirable answer from different prompts. Other intervals are returned as they are.
     """
     if interval is None or trials < 1 or interval.value not in (0.0, 1.0) or interval.low != interval.high:
         return interval

@@ -31,7 +31,7 @@ class Thumb:
 
 
 def classes(records: Sequence[Record], thumbs: Sequence[Thumb], kept: Sequence[Thumb]) -> Iterator[Finding]:
-    """Which labels there are: both, one only, none. `kept` are the thumbs that survive the policy for over-long rows."""
+    """Which labels there are: both, one only, none. `kept` are the thumbs that survive the over-long policy."""
     every = [c for r in records for c in r.completions]
     up = sum(t.desirable for t in thumbs)
     counts = {"desirable": up, "undesirable": len(thumbs) - up}
@@ -121,7 +121,7 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
             bad = next(t for t in group if not t.desirable)
             examples.append(f"{both(good.completion, bad.completion)}: {cite(good.completion.text)}")
         message = (
-            f"answers with both thumbs for the same prompt: {len(torn)} ({rows} rows). Decide on one, e.g. by majority, "
+            f"answers with both thumbs for the same prompt: {len(torn)} ({rows} rows). Decide on one, by majority say, "
             "or leave them as a measure of noise"
         )
         yield Finding("contradictions", "warning", message, first(examples), {"answers": len(torn), "rows": rows})
@@ -129,12 +129,12 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
     for record in records:
         preferred: dict[tuple[str, str], Completion] = {}
         for pair in record.pairs:
-            good, bad = record.completions[pair.chosen], record.completions[pair.rejected]
-            if good.text == bad.text:
-                equal.append(f"{both(good, bad)}: {cite(good.text)}")
-            elif (bad.text, good.text) in preferred:
-                reversed_.append(f"{both(preferred[bad.text, good.text], good)}: {cite(good.text)}")
-            preferred.setdefault((good.text, bad.text), good)
+            better, worse = record.completions[pair.chosen], record.completions[pair.rejected]
+            if better.text == worse.text:
+                equal.append(f"{both(better, worse)}: {cite(better.text)}")
+            elif (worse.text, better.text) in preferred:
+                reversed_.append(f"{both(preferred[worse.text, better.text], better)}: {cite(better.text)}")
+            preferred.setdefault((better.text, worse.text), better)
     if equal:
         message = f"pairs that prefer an answer over itself: {len(equal)}. They teach nothing: remove them"
         yield Finding("equal_pairs", "warning", message, first(equal), {"pairs": len(equal)})

@@ -45,9 +45,10 @@ def show_rows(
     tokenizer: Any = None,
 ) -> None:
     """The first `n` completions: prompt dim; what is trained in green (desirable), red (undesirable) or blue, with
-    "|" between tokens and the end-of-turn token in sight. Without `trees` (aligned with `records`) and `tokenizer`: the text.
+    "|" between tokens and the end-of-turn token in sight. `trees` are aligned with `records`; without them, the text.
     """
-    for record, index, label in islice(_rows(records), n):
+    for place, index, label in islice(_rows(records), n):
+        record = records[place]
         completion = record.completions[index]
         name, colour = LABELS[label]
         head = Text.assemble((f"{at(completion)}  ", "bold"), (name, f"bold {colour}"))
@@ -60,7 +61,7 @@ def show_rows(
         if trees is None or tokenizer is None:
             prompt, said = prompt_as_text(record.prompt), Text(completion.text, style=colour)
         else:
-            tree = trees[records.index(record)]
+            tree = trees[place]
             prompt = str(tokenizer.decode(tree.prompt.tolist()))
             said = _trained(tree, index, completion, tokenizer, colour)
             ids = tree.completions[index]
@@ -80,22 +81,22 @@ def prompt_as_text(prompt: Prompt) -> str:
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
     """The text of each token; of several where a character is made of more than one."""
-    start = 0
+    previous = start = 0
     for end in range(1, len(ids) + 1):
-        # Decoded behind what came before: alone, a SentencePiece token loses its blank.
-        before = tokenizer.decode(ids[:start])
-        piece = str(tokenizer.decode(ids[:end]))[len(before) :]
+        # Decoded behind the piece before it: alone, a SentencePiece token loses its blank.
+        before = tokenizer.decode(ids[previous:start])
+        piece = str(tokenizer.decode(ids[previous:end]))[len(before) :]
         if "\ufffd" not in piece or end == len(ids):
             yield piece
-            start = end
+            previous, start = start, end
 
 
-def _rows(records: Sequence[Record]) -> Iterator[tuple[Record, int, bool | None]]:
-    """(record, completion, its thumb) in the order of the file; scores stay without one."""
-    for record in records:
+def _rows(records: Sequence[Record]) -> Iterator[tuple[int, int, bool | None]]:
+    """(record, completion, its thumb), record by record; scores stay without one."""
+    for place, record in enumerate(records):
         thumbs = {row.chosen: row.desirable for row in binary(record)}
         for index in range(len(record.completions)):
-            yield record, index, thumbs.get(index)
+            yield place, index, thumbs.get(index)
 
 
 def _trained(tree: Tree, index: int, completion: Completion, tokenizer: Any, colour: str) -> Text:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ HASHES, BANDS = 32, 8
 """MinHash: at 8 bands of 4 rows, texts with Jaccard .8 are found with probability .985."""
 SMALL = 16
 """So few texts are compared each with each."""
+_WORD = re.compile(r"\w+|[+*/=<>^%&@#$€£×÷−]|-(?=\s*\d)")
 OPENING = 5
 """Words of an opening."""
 
@@ -39,9 +40,12 @@ def prompt_text(record: Record) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words without case, punctuation and typographic variants; of a text without words, its characters."""
+    """Words and signs of arithmetic, without case, punctuation, typographic variants; of a text without any, the text.
+
+    The signs stay since "12 + 7" and "12 - 7" are different questions.
+    """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return re.findall(r"\w+", plain) or plain.split()
+    return _WORD.findall(plain) or plain.split()
 
 
 def duplicates(records: Sequence[Record]) -> Iterator[Finding]:
@@ -69,8 +73,8 @@ def duplicates(records: Sequence[Record]) -> Iterator[Finding]:
     total = sum(map(len, groups.values()))
     if same:
         message = (
-            f"{of(len(same), total)} rows repeat an answer to the same prompt with the same label. Remove them, or they "
-            "count twice"
+            f"{of(len(same), total)} rows repeat an answer to the same prompt with the same label. Remove them, or "
+            "they count twice"
         )
         yield Finding("duplicates", "warning", message, first(same), {"rows": len(same)})
     if near:
@@ -117,8 +121,8 @@ def shared_prompts(records: Sequence[Record], heldout: Sequence[Record]) -> Iter
         pairs = [(known[i], rest[j - len(known)]) for j, i in twins.items()]
         examples = [f"{_place(a)} and held-out {_place(b)}: {_tail(b)}" for a, b in pairs]
         message = (
-            f"{of(len(twins), len(held))} held-out prompts nearly repeat a training prompt. Look at some, and remove what "
-            "leaks"
+            f"{of(len(twins), len(held))} held-out prompts nearly repeat a training prompt. Look at some, and remove "
+            "what leaks"
         )
         yield Finding("near_shared_prompts", "warning", message, first(examples), {"prompts": len(twins)})
     if not shared and not twins:
@@ -177,8 +181,8 @@ def templated(thumbs: Sequence[Thumb]) -> Iterator[Finding]:
         yield Finding(key, "warning" if telling else "info", message, first(examples), data)
 
 
-def near_twins(texts: Sequence[str], after: int = 0) -> dict[int, int]:
-    """{index: an earlier index of a near duplicate}; with `after`, texts from `after` on are compared with those before.
+def near_twins(texts: Sequence[str], after: int | None = None) -> dict[int, int]:
+    """{index: an earlier index of a near duplicate}; with `after`, texts from there on are compared with those before.
 
     Near: equal up to case and punctuation, or Jaccard >= NEAR on three-word sequences. Candidates come from banded
     MinHash (Broder 1997), each text with the first of its buckets, and are compared exactly: time linear in the texts.
@@ -192,7 +196,7 @@ def near_twins(texts: Sequence[str], after: int = 0) -> dict[int, int]:
     found: dict[int, int] = {}
     for i, mine in enumerate(shingles):
         if keys is None:
-            earlier = range(after if after and i >= after else 0 if after else i)
+            earlier: Iterable[int] = range(i if after is None else after if i >= after else 0)
         else:
             earlier = _meet(buckets, keys[i], i, after)
         match = next((j for j in earlier if _jaccard(mine, shingles[j]) >= NEAR), None)
@@ -201,10 +205,10 @@ def near_twins(texts: Sequence[str], after: int = 0) -> dict[int, int]:
     return found
 
 
-def _meet(buckets: dict[bytes, int], keys: Sequence[bytes], i: int, after: int) -> list[int]:
+def _meet(buckets: dict[bytes, int], keys: Sequence[bytes], i: int, after: int | None) -> list[int]:
     """The first texts of the buckets of text i, which joins those without one unless it comes from `after` on."""
-    known = [buckets.get(key) for key in keys] if not after or i >= after else []
-    if not after or i < after:
+    known = [buckets.get(key) for key in keys] if after is None or i >= after else []
+    if after is None or i < after:
         for key in keys:
             buckets.setdefault(key, i)
     return sorted({j for j in known if j is not None})

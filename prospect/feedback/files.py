@@ -49,9 +49,13 @@ def read_rows(source: Source) -> Rows:
     if not isinstance(source, str | Path):
         return tables.in_memory(source)
     path = Path(source)
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:  # a name too long to be one: someone passed the text itself
+        raise DataError(f"is no name of a file: {error.strerror}", path=str(path)[:80]) from None
+    if folder:
         return tables.datasets_folder(path)
-    if not path.exists():
+    if not there:
         if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not source.endswith(_SUFFIXES):
             return tables.hub(source)
         raise DataError(f"there is no such file or folder{_neighbour(path)}", path=path)

@@ -154,7 +154,8 @@ def _summary(problems: Sequence[Problem], path: str | Path | None) -> DataError:
     count = f"the first {len(errors)} problems" if len(errors) == MOST_PROBLEMS else f"{len(errors)} problems"
     where = "line" if path is not None else "row"
     listed = "".join(f"\n  {where} {e.line}{f' ({e.row})' if e.row else ''}: {e.message}" for e in errors)
-    return DataError(f"{count}:{listed}", path=path, problems=errors)
+    way_out = "" if path is None else f"\nTo go on with the good rows: prospect check {path} --keep-going GOOD.jsonl"
+    return DataError(f"{count}:{listed}{way_out}", path=path, problems=errors)
 
 
 # From rows to records

@@ -67,7 +67,7 @@ def is_messages(value: Any) -> bool:
 
 
 def message(value: Any, where: str) -> Message:
-    """One chat message. ShareGPT's from/value becomes role/content; nulls and judgements are left out."""
+    """One chat message, role and content first. ShareGPT's keys are translated; nulls and judgements are left out."""
     if not isinstance(value, dict):
         raise DataError(f"{where} must be a message with role and content, not {shown(value)}")
     if "from" in value and "role" not in value:
@@ -77,12 +77,14 @@ def message(value: Any, where: str) -> Message:
     if not isinstance(role, str) or not role.strip():
         raise DataError(f'{where} has no role. Expected {{"role": "user", "content": "..."}}')
     if isinstance(content, list):
-        content = kept["content"] = _parts(content, where)
+        content = _parts(content, where)
     if content is None and not kept.get("tool_calls"):
         raise DataError(f"{where} ({role}) has no content")
     if content is not None:
         plain_text(content, f"{where} content")
-    return jsonable(kept, where) if len(kept) > 2 else kept
+    said = {"role": role} if content is None else {"role": role, "content": content}
+    rest = {k: v for k, v in kept.items() if k not in said}
+    return {**said, **jsonable(rest, where)} if rest else said
 
 
 def _from_sharegpt(value: dict[str, Any], where: str) -> dict[str, Any]:

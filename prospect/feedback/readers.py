@@ -23,7 +23,7 @@ _SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected"
 
 def _same_form(prompt: Prompt, side: Any, where: str) -> None:
     """Text prompts have text answers: a chat answer says nothing about how the text prompt is to be rendered."""
-    if isinstance(prompt, str) and not isinstance(side, str) and side is not None:
+    if isinstance(prompt, str) and isinstance(side, dict | list | tuple):
         raise DataError(f"prompt is text but {where} is a chat message. Write both as text or both as messages")
 
 

@@ -31,7 +31,7 @@ def csv_rows(data: bytes, path: Path, delimiter: str | None) -> Rows:
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header_line.count), strict=True
     )
-    header = [name.strip() for name in next(filter(None, _checked(reader, path)))[1]]
+    header = [name.strip() for name in next(_checked(reader, path))[1]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
     return _csv_body(_checked(reader, path), header)

@@ -1,7 +1,7 @@
 """What to try next: rules that look at a run's figures, each saying what it saw, what that means and what to do.
 
-The thresholds are rules of thumb, the remedies are those of the KTO paper (arXiv 2402.01306, section 4) where it has one.
-A rule returns None where the figures it needs are absent or do not call for it.
+The thresholds are rules of thumb, the remedies are those of the KTO paper (arXiv 2402.01306, section 4) where it has
+one. A rule returns None where the figures it needs are absent or do not call for it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,22 @@ def both_rewards_fall(run: RunFolder) -> Advice | None:
     _, down = ends(run.series("reward_undesirable"))
     if not (up < -0.1 and down < -0.1):
         return None
+    saw = f"Both rewards ended below 0 (desirable {up:+.2f}, undesirable {down:+.2f} β·nats)"
+    if not run.has("z0"):
+        return Advice(
+            "watch",
+            "Good answers became less likely too",
+            f"{saw}. A loss on pairs only asks for a gap between the two and often lowers both; if the samples got "
+            "worse, "
+            "lower the learning rate or mix in some SFT.",
+        )
     rate = _rate(run)
     return Advice(
         "try",
         f"Lower the learning rate{f' from {rate:.1e} to about {rate / 3:.1e}' if rate else ''}",
-        f"Both rewards ended below 0 (desirable {up:+.2f}, undesirable {down:+.2f} β·nats): the model moves away from good and "
-        "bad answers alike. In KTO that is the sign of too high a learning rate, its most sensitive setting.",
+        f"{saw}: the model moves away from good and bad answers alike. In KTO that is the sign of too high a learning "
+        "rate, "
+        "its most sensitive setting.",
     )
 
 
@@ -57,7 +67,8 @@ def saturated(run: RunFolder) -> Advice | None:
     return Advice(
         "try",
         "Stop earlier, or lower the learning rate",
-        f"At the end {_percent(share)} of the rows were saturated: so far from the reference point that the loss hardly pulls on them. "
+        f"At the end {_percent(share)} of the rows were saturated: so far from the reference point that the loss "
+        "hardly pulls on them. "
         "Further steps mostly memorise the rest. A smaller beta also keeps rows within reach for longer.",
     )
 
@@ -72,9 +83,12 @@ def under_fitted(run: RunFolder) -> Advice | None:
     beta = run.beta
     return Advice(
         "try",
-        f"Train longer: more epochs{f', a beta below {beta:g}' if math.isfinite(beta) else ''} or a higher learning rate",
-        f"The loss went from {start:.3f} to {end:.3f} and {_percent(accuracy)} of the training answers are ranked right: the model has hardly "
-        "learnt. For under-fitting the paper lowers beta and adds epochs; with adapters, the learning rate may also be too low.",
+        f"Train longer: more epochs{f', a beta below {beta:g}' if math.isfinite(beta) else ''} or a higher learning "
+        "rate",
+        f"The loss went from {start:.3f} to {end:.3f} and {_percent(accuracy)} of the training answers are ranked "
+        "right: the model has hardly "
+        "learnt. For under-fitting the paper lowers beta and adds epochs; with adapters, the learning rate may also be "
+        "too low.",
     )
 
 
@@ -89,7 +103,8 @@ def over_fitted(run: RunFolder) -> Advice | None:
     return Advice(
         "try",
         f"Stop near step {best[1]:.0f}, or train with --keep-best",
-        f"The held-out AUC was {best[0]:.3f} at step {best[1]:.0f} and {last[0]:.3f} at the end: after that the model learnt the "
+        f"The held-out AUC was {best[0]:.3f} at step {best[1]:.0f} and {last[0]:.3f} at the end: after that the model "
+        "learnt the "
         "training answers by heart.",
     )
 
@@ -104,7 +119,8 @@ def not_shown(run: RunFolder) -> Advice | None:
     return Advice(
         "try",
         "Hold out more prompts before you believe either way",
-        f"With {prompts:.0f} held-out prompts the AUC's interval, {low:.2f} to {high:.2f}, includes 0.5: this data cannot tell the model's "
+        f"With {prompts:.0f} held-out prompts the AUC's interval, {low:.2f} to {high:.2f}, includes 0.5: this data "
+        "cannot tell the model's "
         "taste from chance. If more data says the same, the feedback is noisy or the model has not learnt it.",
     )
 
@@ -121,7 +137,11 @@ def length_confound(run: RunFolder) -> Advice | None:
         "try" if as_good else "watch",
         f"Check that the model has not only learnt to be {kind}",
         f"Length alone ranks the held-out answers with an AUC of {value:.2f}: people prefer the {kind} ones here"
-        + (", and the model's reward is no better than that. Collect thumbs on answers of equal length." if as_good else "."),
+        + (
+            ", and the model's reward is no better than that. Collect thumbs on answers of equal length."
+            if as_good
+            else "."
+        ),
     )
 
 
@@ -134,7 +154,8 @@ def reference_knew(run: RunFolder) -> Advice | None:
     return Advice(
         "watch",
         "The start model already ranked these answers",
-        f"The reference's own log-prob has an AUC of {known:.2f}, the trained reward {auc:.2f}: likely answers were the liked ones before any "
+        f"The reference's own log-prob has an AUC of {known:.2f}, the trained reward {auc:.2f}: likely answers were "
+        "the liked ones before any "
         "training. Feedback on the model's own answers teaches more than feedback on others'.",
     )
 
@@ -147,7 +168,8 @@ def drifted(run: RunFolder) -> Advice | None:
     return Advice(
         "try",
         "Hold the model closer to where it started: a lower learning rate or a larger beta",
-        f"Held-out answers that people liked cost {after:.2f} nats a token, before training {before:.2f}: the model has moved away from "
+        f"Held-out answers that people liked cost {after:.2f} nats a token, before training {before:.2f}: the model "
+        "has moved away from "
         "them. That can be right when its own answers are better than those, so read the samples first.",
     )
 
@@ -160,7 +182,8 @@ def overconfident(run: RunFolder) -> Advice | None:
     return Advice(
         "watch",
         "Do not read the reward as a probability",
-        f"The calibration error is at least {low:.2f}. The ranking can still be right; to use σ(reward − z0) as the chance of a thumb up, fit a "
+        f"The calibration error is at least {low:.2f}. The ranking can still be right; to use σ(reward − z0) as the "
+        "chance of a thumb up, fit a "
         "scale and an offset on held-out feedback first.",
     )
 
@@ -174,7 +197,8 @@ def unbalanced(run: RunFolder) -> Advice | None:
     return Advice(
         "watch",
         f"Collect more thumbs {'up' if up > down else 'down'}",
-        f"One class is rare, so each of its answers counts {ratio:.0f} times as much as one of the other: a few mislabelled ones would "
+        f"One class is rare, so each of its answers counts {ratio:.0f} times as much as one of the other: a few "
+        "mislabelled ones would "
         "steer the run.",
     )
 
@@ -188,23 +212,27 @@ def clipped(run: RunFolder) -> Advice | None:
     return Advice(
         "watch",
         "The clip decides the step length",
-        f"{_percent(share)} of the gradients were longer than {clip:g} and were cut to it. Raise --clip, or lower the learning rate knowingly.",
+        f"{_percent(share)} of the gradients were longer than {clip:g} and were cut to it. Raise --clip, or lower the "
+        "learning rate knowingly.",
     )
 
 
 def z0_rests(run: RunFolder) -> Advice | None:
     """The clamp is active: the usual case."""
     used = [z for z in run.series("z0") if math.isfinite(z)]
-    if not used or sum(z <= 1e-9 for z in used) < 0.5 * len(used) or not run.has("z0_raw"):
+    if not used or sum(abs(z) <= 1e-9 for z in used) < 0.5 * len(used) or not run.has("z0_raw"):
         return None
     _, raw = ends(run.series("z0_raw"))
-    share = sum(z <= 1e-9 for z in used) / len(used)
+    share = sum(abs(z) <= 1e-9 for z in used) / len(used)
     return Advice(
         "expected",
         "z0 is 0 most of the time, and that is as it should be",
-        f"It was 0 in {_percent(share)} of the steps (raw mean at the end: {raw:.2f} nats). z0 averages the log-ratio on other prompts' answers. "
-        "Those come from the data, not from the trained model, and such an average estimates minus a KL divergence: it falls below 0 as "
-        "soon as the model moves, and the clamp then holds z0 at 0. The loss stays a sound one; z0 above 0 would mean that even "
+        f"It was 0 in {_percent(share)} of the steps (raw mean at the end: {raw:.2f} nats). z0 averages the log-ratio "
+        "on other prompts' answers. "
+        "Those come from the data, not from the trained model, and such an average estimates minus a KL divergence: it "
+        "falls below 0 as "
+        "soon as the model moves, and the clamp then holds z0 at 0. The loss stays a sound one; z0 above 0 would mean "
+        "that even "
         "unrelated answers become more likely.",
     )
 
@@ -216,7 +244,8 @@ def unmeasured(run: RunFolder) -> Advice | None:
     return Advice(
         "try",
         "Hold out some feedback: --eval-fraction 0.1",
-        "Training curves only say what the model learnt from answers it has seen. Whether it is better shows on prompts it has not.",
+        "Training curves only say what the model learnt from answers it has seen. Whether it is better shows on "
+        "prompts it has not.",
     )
 
 

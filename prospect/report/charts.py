@@ -68,7 +68,8 @@ def lines(
     diagonal: bool = False,
     square: bool = False,
 ) -> str:
-    """Series over a common axis. `include` are values the vertical axis must show; `diagonal` draws y = x for comparison."""
+    """Series over a common axis. `include` are values the vertical axis must show; `diagonal` draws y = x for
+    comparison."""
     shown = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
     height = 380 if square else HEIGHT
     x = x or padded([v for s in series for v in s.x], share=0)
@@ -132,8 +133,9 @@ def histogram(
     mark: float | None = None,
     most: float | None = None,
 ) -> str:
-    """Two classes back to back: desirable counts rise from the axis, undesirable ones hang from it. `mark` draws a vertical
-    line (z0); `most` is the share of its class that the vertical axis must hold, to make two histograms comparable."""
+    """Two classes back to back: desirable counts rise from the axis, undesirable ones hang from it. `mark` draws a
+    vertical line (z0); `most` is the share of its class that the vertical axis must hold, to make two histograms
+    comparable."""
     shares = [(_share(up), "good"), (_share(down), "bad")]
     most = most or max((max(s, default=0.0) for s, _ in shares), default=0.0) or 1.0
     frame = Frame(WIDTH, HEIGHT, x or (edges[0], edges[-1]), (-most * 1.12, most * 1.12))
@@ -181,8 +183,8 @@ def _mirror_axes(frame: Frame, x_label: str, most: float) -> str:
 def calibration(
     slug: str, title: str, description: str, series: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]]
 ) -> str:
-    """Observed rate over predicted probability. `series` are (name, class, bins with "low", "high", "mean", "rate", "n"); a row
-    of numbers for each series says n under every bin, and so does the size of its discs."""
+    """Observed rate over predicted probability. `series` are (name, class, bins with "low", "high", "mean", "rate",
+    "n"); a row of numbers for each series says n under every bin, and so does the size of its discs."""
     frame = Frame(400, 380 + 15 * len(series), (0.0, 1.0), (0.0, 1.0), bottom=44 + 15 * len(series))
     parts = [frame.axes("predicted probability of a thumb up", "observed share of thumbs up")]
     parts.append(line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), "zero"))
@@ -213,10 +215,10 @@ def bars(
     percent: bool = False,
     filled: bool = False,
 ) -> str:
-    """One row per value: a disc with its interval as whiskers, the number beside it. `filled` draws a bar from the left end;
-    `reference` a vertical line to compare with."""
-    step, name_width = 38, max((len(row.label) for row in rows), default=0)
-    frame = Frame(720, 70 + step * len(rows), x, (0.0, 1.0), left=24 + 7 * name_width, right=190, top=22, bottom=48)
+    """One row per value: its name above a disc with its interval as whiskers, the numbers on the right. `filled` draws
+    a bar from the left end; `reference` a vertical line to compare with."""
+    step = 46
+    frame = Frame(WIDTH, 56 + step * len(rows), x, (0.0, 1.0), left=14, right=142, top=8, bottom=48)
     parts = []
     at = ticks(*x, 5)
     for value, name in zip(at, labels([100 * v for v in at] if percent else at), strict=True):
@@ -224,8 +226,8 @@ def bars(
         parts.append(text(frame.px(value), frame.floor + 17, name + (" %" if percent else ""), "tick", "middle"))
     parts.append(text(frame.end, frame.height - 6, x_label, "label", "end"))
     if reference is not None:
-        parts.append(line(frame.px(reference), frame.top - 8, frame.px(reference), frame.floor, "mark"))
-    parts += [_bar(frame, row, frame.top + step * (k + 0.5), percent, filled) for k, row in enumerate(rows)]
+        parts.append(line(frame.px(reference), frame.top, frame.px(reference), frame.floor, "mark"))
+    parts += [_bar(frame, row, frame.top + step * (k + 0.7), percent, filled) for k, row in enumerate(rows)]
     return document(frame, slug, title, description, "".join(parts))
 
 
@@ -235,12 +237,13 @@ def _bar(frame: Frame, row: Bar, y: float, percent: bool, filled: bool) -> str:
     here, *ends = (frame.px(min(max(v, frame.x[0]), frame.x[1])) for v in (row.value, row.low, row.high))
     known = math.isfinite(row.low) and math.isfinite(row.high)
     tip = f"{row.label}: {number}" + (f", 95 % interval {low} to {high}" if known else "")
-    parts = [box(frame.left, y - 11, here - frame.left, 22, f"fill {row.kind}", tip)] if filled else []
+    parts = [box(frame.left, y - 9, here - frame.left, 18, f"fill {row.kind}", tip)] if filled else []
     if known:
         parts.append(line(ends[0], y, ends[1], y, f"whisker {row.kind}"))
         parts += [line(end, y - 5, end, y + 5, f"whisker {row.kind}") for end in ends]
-        parts.append(text(frame.end + 70, y + 5, f"{low} – {high}", "tick"))
+    if known and row.low < row.high:
+        parts.append(text(frame.end + 14, y + 6, f"{low} – {high}", "tick"))
     parts.append(dot(here, y, f"dot {row.kind}", tip, 4.5))
-    parts.append(text(frame.left - 12, y + 5, row.label, "name", "end"))
-    parts.append(text(frame.end + 14, y + 5, number, "value"))
+    parts.append(text(frame.left, y - 15, row.label, "name"))
+    parts.append(text(frame.end + 14, y - 10, number, "value"))
     return "".join(parts)

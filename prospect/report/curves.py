@@ -1,7 +1,8 @@
 """Long noisy series made fit for the eye: thinned to a few hundred points, averaged, with their spread.
 
-A step's loss is a mean over a few rows, so a curve of thousands of steps is mostly noise and a large file. What is drawn is
-the average over a window of neighbouring steps, in a band of one standard deviation of that window to either side.
+A step's loss is a mean over a few rows, so a curve of thousands of steps is mostly noise and a large file. What is
+drawn is the average over a window of neighbouring steps, in a band of one standard deviation of that window to either
+side.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def smooth(x: Sequence[float], y: Sequence[float]) -> Curve:
         means.append(mean)
         spreads.append(math.sqrt(math.fsum((b - mean) ** 2 for b in near) / len(near)))
     pairs = list(zip(means, spreads, strict=True))
-    return Curve(tuple(known[c][0] for c in centres), tuple(means), tuple(m - s for m, s in pairs), tuple(m + s for m, s in pairs))
+    return Curve(
+        tuple(known[c][0] for c in centres),
+        tuple(means),
+        tuple(m - s for m, s in pairs),
+        tuple(m + s for m, s in pairs),
+    )
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> Curve:

@@ -1,4 +1,5 @@
-"""Which charts a run gets, with their units and what each one says. A chart whose figures were not logged is left out."""
+"""Which charts a run gets, with their units and what each one says. A chart whose figures were not logged is left
+out."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def _rewards(run: RunFolder) -> Figure | None:
         for side, kind in (("desirable", "good"), ("undesirable", "bad"))
         if run.has(f"reward_{side}")
     ]
-    caption = "β times the log-ratio of policy to reference, averaged by thumb. They should part; both falling is a warning."
+    caption = (
+        "β times the log-ratio of policy to reference, averaged by thumb. They should part; both falling is a warning."
+    )
     return _chart("rewards", "Implied rewards", caption, series, f"reward ({REWARD})", include=[0]) if series else None
 
 
@@ -94,15 +97,17 @@ def _reference_point(run: RunFolder) -> Figure | None:
         whole = len(low.x) == len(middle.x)
         series.append(Line("raw mean ± s.e.", "base", middle.x, middle.y, (low.y, high.y) if whole else None))
     series.append(_line(run, "z0", "z0 as used", "main", band=False))
-    caption = "The reward level that an answer has to beat. Its raw mean usually falls below 0, where the clamp holds it at 0."
+    caption = "The level an answer has to beat. Its raw mean usually falls below 0, where the clamp holds it at 0."
     return _chart("z0", "Reference point z0", caption, series, "log-ratio (nats)", include=[0])
 
 
 def _shares(run: RunFolder) -> Figure | None:
     named = (("accuracy", "ranked right", "main"), ("saturated", "saturated", "base"))
     series = [_line(run, name, label, kind, band=False) for name, label, kind in named if run.has(name)]
-    caption = "Training answers on the right side of the reference point, and those so far from it that they hardly pull any more."
-    svg = charts.lines("shares", "Right and saturated", caption, series, "optimizer step", "share of the step's rows", y=(0.0, 1.0))
+    caption = "Training answers on the right side of z0, and those so far from it that they hardly pull any more."
+    svg = charts.lines(
+        "shares", "Right and saturated", caption, series, "optimizer step", "share of the step's rows", y=(0.0, 1.0)
+    )
     return Figure("Right and saturated", caption, svg) if series else None
 
 
@@ -120,7 +125,11 @@ def _gradient(run: RunFolder) -> Figure | None:
         return None
     series = [_line(run, "grad_norm", "", "main")]
     clip = number(run.options, "clip")
-    caption = f"Norm of the gradient before clipping at {clip:g}." if math.isfinite(clip) else "Norm of the gradient before clipping."
+    caption = (
+        f"Norm of the gradient before clipping at {clip:g}."
+        if math.isfinite(clip)
+        else "Norm of the gradient before clipping."
+    )
     return _chart("grad-norm", "Gradient norm", caption, series, "gradient norm", include=[0])
 
 
@@ -128,7 +137,14 @@ def _rate(run: RunFolder) -> Figure | None:
     if not run.has("lr"):
         return None
     curve = thin(run.series("step"), run.series("lr"))
-    return _chart("lr", "Learning rate", "Warm-up, then the chosen decay.", [Line("", "main", curve.x, curve.y)], "learning rate", include=[0])
+    return _chart(
+        "lr",
+        "Learning rate",
+        "Warm-up, then the chosen decay.",
+        [Line("", "main", curve.x, curve.y)],
+        "learning rate",
+        include=[0],
+    )
 
 
 def _speed(run: RunFolder) -> Figure | None:
@@ -153,7 +169,10 @@ def outcome(run: RunFolder) -> Figure | None:
             rows.append(Bar(label, number(found, "value"), number(found, "low"), number(found, "high"), kind))
     if not rows:
         return None
-    caption = "How often a desirable answer gets a higher score than an undesirable one, with 95 % intervals resampled by prompt. 0.5 is chance."
+    caption = (
+        "How often a desirable answer gets a higher score than an undesirable one, with 95 % intervals resampled by "
+        "prompt. A reward that does not beat the baselines has learnt what was there for free."
+    )
     svg = charts.bars("outcome", "Held-out AUC", caption, rows, "AUC (0.5 is chance)", reference=0.5)
     return Figure("Held-out AUC", caption, svg)
 
@@ -172,7 +191,7 @@ def histograms(run: RunFolder) -> list[Figure]:
         caption = (
             "The policy starts as its own reference, so that every reward is 0."
             if still
-            else "Rewards of held-out answers; the outermost bars hold what lies beyond. The further apart the two sides, the better."
+            else "Rewards of held-out answers; the outermost bars hold what lies beyond. The sides should lie apart."
         )
         svg = charts.histogram(
             f"rewards-{name}",
@@ -185,30 +204,57 @@ def histograms(run: RunFolder) -> list[Figure]:
             x=(low, high),
             mark=number(data, "z0") if name == "after" else None,
         )
-        found.append(Figure(f"{name.capitalize()} training", caption, svg))
+        found.append(Figure(f"Rewards {name} training", caption, svg))
     return found
 
 
 def discrimination(run: RunFolder) -> list[Figure]:
     """ROC and calibration on held-out feedback, before and after in one chart each."""
-    parts = [(name, kind, data) for name, kind, data in (("before", "base", run.before), ("after", "main", run.after)) if data]
+    parts = [
+        (name, kind, data)
+        for name, kind, data in (("before", "base", run.before), ("after", "main", run.after))
+        if data
+    ]
     found = []
     series = [
-        Line(f"{name}, AUC {number(section(data, 'auc'), 'value'):.2f}", kind, [p[0] for p in data["roc"]], [p[1] for p in data["roc"]])
+        Line(
+            f"{name} ({number(section(data, 'auc'), 'value'):.2f})",
+            kind,
+            [p[0] for p in data["roc"]],
+            [p[1] for p in data["roc"]],
+        )
         for name, kind, data in parts
         if data.get("roc")
     ]
     if series:
-        caption = "Share of desirable answers found over share of undesirable ones taken for good, as the threshold falls."
+        caption = (
+            "Share of desirable answers found over share of undesirable ones taken for good, as the threshold falls; "
+            "in brackets the area under the curve."
+        )
         svg = charts.lines(
-            "roc", "ROC", caption, series, "false positive rate", "true positive rate", x=(0.0, 1.0), y=(0.0, 1.0), diagonal=True, square=True
+            "roc",
+            "ROC",
+            caption,
+            series,
+            "false positive rate",
+            "true positive rate",
+            x=(0.0, 1.0),
+            y=(0.0, 1.0),
+            diagonal=True,
+            square=True,
         )
         found.append(Figure("ROC", caption, svg))
     bins = [(name, kind, data.get("calibration") or []) for name, kind, data in parts]
     bins = [entry for entry in bins if entry[2]]
     if bins:
-        errors = [f"{name} {number(section(data, 'ece'), 'value'):.3f}" for name, _, data in parts if section(data, "ece")]
-        caption = "σ(reward − z0) as the probability of a thumb up, against what was observed. Expected calibration error: " + minus(", ".join(errors)) + "."
+        errors = [
+            f"{name} {number(section(data, 'ece'), 'value'):.3f}" for name, _, data in parts if section(data, "ece")
+        ]
+        caption = (
+            "σ(reward − z0) as the probability of a thumb up, against what was observed. Expected calibration error: "
+            + minus(", ".join(errors))
+            + "."
+        )
         svg = charts.calibration("calibration", "Calibration", caption, bins)
         found.append(Figure("Calibration", caption, svg))
     return found

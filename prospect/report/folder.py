@@ -1,6 +1,6 @@
 """A run folder as the report reads it: whatever is there, nothing required but the folder itself.
 
-    config.json  metrics.jsonl  evaluation.json  check.json  samples.jsonl  story.json
+config.json  metrics.jsonl  evaluation.json  check.json  samples.jsonl  story.json
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class RunFolder:
 def read(run_dir: Path) -> RunFolder:
     """Read a run folder. Raises ConfigError where it does not exist or where one of its files is no JSON."""
     if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is no run folder: expected what prospect train wrote, with config.json and metrics.jsonl")
+        raise ConfigError(
+            f"{run_dir} is no run folder: expected what prospect train wrote, with config.json and metrics.jsonl"
+        )
     events = list(_lines(run_dir / "metrics.jsonl"))
     evaluation = _object(run_dir / "evaluation.json")
     said = (str(e["message"]) for e in events if e.get("event") == "warning" and e.get("message"))

@@ -1,12 +1,13 @@
 """report.html: one self-contained file about one run, a pure function of the run folder.
 
-    run folder --folder.py--> RunFolder --figures.py, advice.py, verdict.py--> charts and words --page.html--> report.html
+run folder --folder.py--> RunFolder --figures.py, advice.py, verdict.py--> charts and words --page.html--> report.html
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +25,9 @@ from prospect.report.verdict import verdict
 
 Facts = list[tuple[str, str]]
 
+HASH = re.compile(r"[0-9a-f]{32,}")
+"""Digests and commits: the page shows how they begin, config.json has them whole."""
+
 SAMPLES = 12
 """Most prompts whose answers are shown."""
 
@@ -35,7 +39,8 @@ def write_report(run_dir: Path) -> Path:
     """
     path = run_dir / "report.html"
     part = path.with_suffix(".part")
-    part.write_text(render(read(run_dir)), encoding="utf-8")
+    # Feedback may hold half a surrogate pair, which no encoding can write.
+    part.write_bytes(render(read(run_dir)).encode("utf-8", "replace"))
     part.replace(path)
     return path
 
@@ -45,6 +50,7 @@ def render(run: RunFolder) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     # Charts escape their own text, so only they may pass the template unescaped.
     environment.filters["chart"] = Markup
+    environment.filters["signs"] = lambda words: re.sub(r"(?<![\w-])-(?=\d)", "−", words)
     package = files("prospect.report")
     template = environment.from_string(package.joinpath("page.html").read_text(encoding="utf-8"))
     style = Markup(package.joinpath("style.css").read_text(encoding="utf-8"))
@@ -62,7 +68,7 @@ def _values(run: RunFolder) -> dict[str, Any]:
         "tiles": _tiles(run),
         "outcome": figures.outcome(run),
         "notes": [str(note) for note in run.after.get("notes") or []],
-        "advice": advise(run) if run.steps or run.after else [],
+        "advice": advise(run) if run.steps or run.after else None,
         "samples": _samples(run.samples),
         "histograms": figures.histograms(run),
         "discrimination": figures.discrimination(run),
@@ -82,7 +88,7 @@ def _contents(values: dict[str, Any]) -> list[tuple[str, str]]:
     known = (
         ("story", "Story", values["story"]),
         ("outcome", "Outcome", values["verdict"]),
-        ("next", "What to try next", values["advice"]),
+        ("next", "What to try next", values["advice"] is not None),
         ("answers", "Answers", values["samples"]),
         ("heldout", "Held-out", values["histograms"] or values["discrimination"]),
         ("training", "Training", values["curves"]),
@@ -141,7 +147,7 @@ def _tiles(run: RunFolder) -> list[Tile]:
         ("auc", "Held-out AUC", ".3f", ""),
         ("accuracy", "Accuracy at z0", ".3f", ""),
         ("margin", "Margin", "+.3f", " β·nats"),
-        ("nll", "Loss of liked answers", ".3f", " nats a token"),
+        ("nll", "NLL of liked answers", ".3f", " nats a token"),
         ("ece", "Calibration error", ".3f", ""),
     )
     tiles = []
@@ -170,7 +176,11 @@ def _training_summary(run: RunFolder) -> str:
         parts.append(f"{_big(tokens)} tokens")
     if math.isfinite(number(last, "seconds")):
         parts.append(_duration(number(last, "seconds")))
-    drawn = " Lines are averages over neighbouring steps, bands show their standard deviation." if len(run.steps) > 50 else ""
+    drawn = (
+        " Lines are averages over neighbouring steps, bands show their standard deviation."
+        if len(run.steps) > 50
+        else ""
+    )
     return ", ".join(parts) + "." + drawn
 
 
@@ -204,10 +214,15 @@ def _samples(samples: Sequence[Data]) -> list[dict[str, Any]]:
         by_prompt.setdefault(str(item["prompt"]), {})[number(item, "step", 0)] = str(item["completion"])
     found = []
     for prompt, answers in list(by_prompt.items())[:SAMPLES]:
-        said = [{"name": f"Step {step:.0f}" if step else "Before training", "text": answers[step]} for step in sorted(answers)]
+        said = [
+            {"name": f"Step {step:.0f}" if step else "Before training", "text": answers[step]}
+            for step in sorted(answers)
+        ]
         if len(said) > 1:
             said[-1]["name"] = f"After {max(answers):.0f} steps"
-        found.append({"prompt": prompt, "first": said[0], "last": said[-1] if len(said) > 1 else None, "between": said[1:-1]})
+        found.append(
+            {"prompt": prompt, "first": said[0], "last": said[-1] if len(said) > 1 else None, "between": said[1:-1]}
+        )
     return found
 
 
@@ -241,7 +256,9 @@ def _flat(data: Data, prefix: str = "") -> Facts:
     for key, value in data.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):
-            rows += _flat(value, f"{name} ")
+            rows += _flat(value, "" if key == "arguments" else f"{name} ")
+        elif isinstance(value, str) and HASH.fullmatch(value):
+            rows.append((name, f"{value[:16]}…"))
         elif value is not None and value != "":
             rows.append((name, _words(value)))
     return rows

@@ -1,17 +1,22 @@
 """The ground a chart stands on: scales, ticks, axes, text. What is drawn on it is in `charts.py`.
 
-A chart is one SVG string of fixed inner size that its page stretches. Colours are classes, so that the page's CSS variables
-serve light and dark; no meaning hangs on colour alone: lines differ in dash, classes in place, and each carries its name.
+A chart is one SVG string of fixed inner size that its page stretches. Colours are classes, so that the page's CSS
+variables serve light and dark; no meaning hangs on colour alone: lines differ in dash, classes in place, and each
+carries its name.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax import saxutils
 
 Range = tuple[float, float]
+
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What XML cannot hold, not even escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +75,35 @@ class Frame:
 
 def document(frame: Frame, slug: str, title: str, description: str, body: str) -> str:
     """A whole chart. `slug` is unique on its page; screen readers say title and description."""
+    both, first, second = (_attribute(name) for name in (f"{slug}-t {slug}-d", f"{slug}-t", f"{slug}-d"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}" role="img" class="chart" '
-        f"aria-labelledby={quoteattr(f'{slug}-t {slug}-d')}><title id={quoteattr(f'{slug}-t')}>{escape(title)}</title>"
-        f"<desc id={quoteattr(f'{slug}-d')}>{escape(description)}</desc>{body}</svg>"
+        f"aria-labelledby={both}><title id={first}>{_escape(title)}</title>"
+        f"<desc id={second}>{_escape(description)}</desc>{body}</svg>"
     )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     """A straight line of one class."""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class={quoteattr(kind)}/>'
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class={_attribute(kind)}/>'
 
 
 def text(x: float, y: float, content: str, kind: str, anchor: str = "start") -> str:
     """Text at a place; `anchor` start, middle or end."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class={quoteattr(kind)} text-anchor="{anchor}">{escape(content)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class={_attribute(kind)} text-anchor="{anchor}">{_escape(content)}</text>'
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, tip: str = "") -> str:
     """A rectangle of one class; `tip` shows under the pointer. Negative sizes are drawn as 0."""
-    hint = f"<title>{escape(tip)}</title>" if tip else ""
+    hint = f"<title>{_escape(tip)}</title>" if tip else ""
     size = f'width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} class={quoteattr(kind)}>{hint}</rect>'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} class={_attribute(kind)}>{hint}</rect>'
 
 
 def dot(x: float, y: float, kind: str, tip: str = "", radius: float = 3.0) -> str:
     """A small disc of one class; `tip` shows under the pointer."""
-    hint = f"<title>{escape(tip)}</title>" if tip else ""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class={quoteattr(kind)}>{hint}</circle>'
+    hint = f"<title>{_escape(tip)}</title>" if tip else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class={_attribute(kind)}>{hint}</circle>'
 
 
 def path(points: Sequence[tuple[float, float] | None], kind: str) -> str:
@@ -110,13 +116,15 @@ def path(points: Sequence[tuple[float, float] | None], kind: str) -> str:
             continue
         commands.append(f"{pen}{point[0]:.1f} {point[1]:.1f}" + ("h.1" if pen == "M" else ""))
         pen = "L"
-    return f'<path d="{"".join(commands)}" class={quoteattr(kind)}/>' if commands else ""
+    return f'<path d="{"".join(commands)}" class={_attribute(kind)}/>' if commands else ""
 
 
 def area(upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, float]], kind: str) -> str:
     """The filled band between two lines."""
     outline = [*upper, *reversed(lower)]
-    return f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in outline)}Z" class={quoteattr(kind)}/>' if outline else ""
+    return (
+        f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in outline)}Z" class={_attribute(kind)}/>' if outline else ""
+    )
 
 
 def legend(frame: Frame, entries: Sequence[tuple[str, str]]) -> str:
@@ -161,8 +169,8 @@ def minus(number: str) -> str:
 
 
 def padded(values: Sequence[float], *, share: float = 0.06, include: Sequence[float] = ()) -> Range:
-    """A range that holds every finite value and `include`, with some air, but none beyond 0 for what is never negative (or
-    never positive); a range of its own for equal values."""
+    """A range that holds every finite value and `include`, with some air, but none beyond 0 for what is never negative
+    (or never positive); a range of its own for equal values."""
     known = [v for v in (*values, *include) if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if high - low <= 1e-12 * max(1.0, abs(high)):
@@ -170,3 +178,11 @@ def padded(values: Sequence[float], *, share: float = 0.06, include: Sequence[fl
         return low - air, high + air
     air = share * (high - low)
     return (low - air if low else low), (high + air if high else high)
+
+
+def _escape(words: str) -> str:
+    return saxutils.escape(FORBIDDEN.sub("\ufffd", words))
+
+
+def _attribute(words: str) -> str:
+    return saxutils.quoteattr(FORBIDDEN.sub("\ufffd", words))

@@ -34,9 +34,17 @@ def verdict(run: RunFolder) -> Verdict | None:
     low, high = number(auc, "low"), number(auc, "high")
     known = max(0.5, number(before, "high", 0.5))
     if low > known:
-        return Verdict("It learnt what people like", "good", f"On {where} the model's implied reward now tells thumbs up from thumbs down: {now}.{was}")
+        return Verdict(
+            "It learnt what people like",
+            "good",
+            f"On {where} the model's implied reward now tells thumbs up from thumbs down: {now}.{was}",
+        )
     if high < 0.5:
-        return Verdict("It prefers what people dislike", "bad", f"On {where} the model's implied reward prefers the thumbs down: {now}.{was} Check the labels.")
+        return Verdict(
+            "It prefers what people dislike",
+            "bad",
+            f"On {where} the model's implied reward prefers the thumbs down: {now}.{was} Check the labels.",
+        )
     text = f"On {where} the interval still includes what was there before training, or chance: {now}.{was}"
     return Verdict("Not shown to have learnt it", "open", text)
 
@@ -46,10 +54,12 @@ def _unmeasured_text(run: RunFolder) -> str:
     if not math.isfinite(end):
         return "No feedback was held out, so there is nothing to judge the model by."
     return (
-        f"No feedback was held out. On the training answers the margin went from {start:+.3f} to {end:+.3f} β·nats, which says that the model "
+        f"No feedback was held out. On the training answers the margin went from {start:+.3f} to {end:+.3f} β·nats, "
+        "which says that the model "
         "learnt them, not that it got better."
     )
 
 
 def _with_interval(interval: Data) -> str:
-    return f"{number(interval, 'value'):.3f} (95 % interval {number(interval, 'low'):.3f} to {number(interval, 'high'):.3f})"
+    value, low, high = (f"{number(interval, end):.3f}" for end in ("value", "low", "high"))
+    return f"{value} (95 % interval {low} to {high})"

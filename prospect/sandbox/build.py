@@ -115,7 +115,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, school: School) ->
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
 
 def teach(

@@ -10,10 +10,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def start(device: str) -> None:
-    """Join the group that torchrun describes in the environment, if it does and nobody has joined yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+def start(device: str) -> str:
+    """Join the group that torchrun describes in the environment, if it does and nobody has joined yet.
+
+    Returns the device of this process: with several GPUs, torchrun's LOCAL_RANK says which.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return device
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_cuda else "gloo")
+    return device
 
 
 def rank() -> int:

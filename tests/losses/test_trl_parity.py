@@ -1,7 +1,7 @@
 """KTO and DPO equal TRL 1.16: per-example losses, the objective and its gradients, on the same rows and the same z0.
 
-Where TRL 1.16 is installed its own trainers are run on a tiny random Llama; everywhere the numbers they gave are compared,
-from trl_1_16.json. Written again, in an environment with trl==1.16.0, by:  python tests/losses/test_trl_parity.py
+Where TRL 1.16 is installed its own trainers are run on a tiny random Llama; everywhere the numbers they gave are
+compared, from trl_1_16.json. Written again, in an environment with trl==1.16.0, by:  python tests/losses/test_trl_parity.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A made-up run folder with everything in it, seeded: what `prospect train` leaves behind, without training anything."""
+"""A made-up run folder with everything in it, seeded: what `prospect train` leaves behind, without training
+anything."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import pytest
 
 from prospect.evaluate.heldout import Heldout, measure
 
-QUESTIONS = ("What is 17 + 25?", "What is the opposite of cold?", "Spell the word garden.", "How many letters has river?")
+QUESTIONS = (
+    "What is 17 + 25?",
+    "What is the opposite of cold?",
+    "Spell the word garden.",
+    "How many letters has river?",
+)
 FakeRun = Callable[..., Path]
 
 
@@ -35,12 +41,22 @@ def write_fake_run(folder: Path, steps: int = 128, seed: int = 0) -> Path:
     lines = [json.dumps(event) for event in _metrics(steps, seed)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     before, after = heldout(0.0, seed), heldout(1.0, seed)
-    evaluation = {"before": before.to_json(), "after": after.to_json(), "policy": "run/model", "reference": "tiny", "beta": 0.1}
+    evaluation = {
+        "before": before.to_json(),
+        "after": after.to_json(),
+        "policy": "run/model",
+        "reference": "tiny",
+        "beta": 0.1,
+    }
     _write(folder / "evaluation.json", evaluation)
     _write(folder / "check.json", _check())
     samples = [
         {"step": step, "prompt": question, "completion": answer}
-        for step, answers in ((0, ("i dont know lol", "hot", "", "ask someone")), (steps // 2, ("42", "warm", "g-a-r", "5")), (steps, ("42.", "Hot.", "g a r d e n", "River has 5 letters.")))
+        for step, answers in (
+            (0, ("i dont know lol", "hot", "", "ask someone")),
+            (steps // 2, ("42", "warm", "g-a-r", "5")),
+            (steps, ("42.", "Hot.", "g a r d e n", "River has 5 letters.")),
+        )
         for question, answer in zip(QUESTIONS, answers, strict=True)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
@@ -103,14 +119,31 @@ def _metrics(steps: int, seed: int) -> list[dict[str, Any]]:
             }
         )
         if step % max(1, steps // 6) == 0:
-            events.append({"event": "eval", "step": step, "auc": 0.5 + 0.36 * done, "accuracy": 0.5 + 0.3 * done, "margin": 1.5 * done, "nll": 1.4})
+            events.append(
+                {
+                    "event": "eval",
+                    "step": step,
+                    "auc": 0.5 + 0.36 * done,
+                    "accuracy": 0.5 + 0.3 * done,
+                    "margin": 1.5 * done,
+                    "nll": 1.4,
+                }
+            )
     events.append({"event": "warning", "message": "3 rows have no mismatched partner and do not enter z0"})
     return events
 
 
 def _config(steps: int, seed: int) -> dict[str, Any]:
     return {
-        "config": {"model": "models/tiny-assistant", "data": "feedback/thumbs.jsonl", "loss": "kto", "clip": 10.0, "batch_size": 32, "track": [], "keep_best": False},
+        "config": {
+            "model": "models/tiny-assistant",
+            "data": "feedback/thumbs.jsonl",
+            "loss": "kto",
+            "clip": 10.0,
+            "batch_size": 32,
+            "track": [],
+            "keep_best": False,
+        },
         "loss": {
             "terms": ["prospect.losses.unpaired:kto"],
             "arguments": {"beta": 0.1, "desirable_weight": 1.56, "undesirable_weight": 1.0},
@@ -119,8 +152,20 @@ def _config(steps: int, seed: int) -> dict[str, Any]:
         },
         "versions": {"prospect": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "python": "3.11.9"},
         "git": "4c1f0e9d2b7a6580",
-        "data": {"path": "feedback/thumbs.jsonl", "format": "prospect", "digest": "9b1d" * 16, "rows": 2048, "heldout_rows": 600},
-        "model": {"path": "models/tiny-assistant", "digest": "77aa" * 16, "architecture": "LlamaForCausalLM", "parameters": 1_812_480, "context": 256},
+        "data": {
+            "path": "feedback/thumbs.jsonl",
+            "format": "prospect",
+            "digest": "9b1d" * 16,
+            "rows": 2048,
+            "heldout_rows": 600,
+        },
+        "model": {
+            "path": "models/tiny-assistant",
+            "digest": "77aa" * 16,
+            "architecture": "LlamaForCausalLM",
+            "parameters": 1_812_480,
+            "context": 256,
+        },
         "engine": {"path": "tree", "reason": "", "precision": "fp32", "device": "cpu", "token_budget": 4096},
         "schedule": {"steps": steps, "blocks": 1024, "grouped": False, "ranks": 1},
         "seed": seed,
@@ -129,25 +174,77 @@ def _config(steps: int, seed: int) -> dict[str, Any]:
 
 def _check() -> dict[str, Any]:
     findings = [
-        {"key": "contradictions", "level": "warning", "message": "6 answers have both thumbs. They pull both ways and teach nothing.", "examples": ["line 12 and line 90"], "data": {"count": 6}},
-        {"key": "length", "level": "warning", "message": "Length alone predicts the thumb with AUC 0.62: longer answers are liked.", "examples": [], "data": {"auc": 0.62}},
-        {"key": "balance", "level": "info", "message": "39 % of the thumbs are up; --weights auto counts each of them 1.56 times.", "examples": [], "data": {}},
+        {
+            "key": "contradictions",
+            "level": "warning",
+            "message": "6 answers have both thumbs. They pull both ways and teach nothing.",
+            "examples": ["line 12 and line 90"],
+            "data": {"count": 6},
+        },
+        {
+            "key": "length",
+            "level": "warning",
+            "message": "Length alone predicts the thumb with AUC 0.62: longer answers are liked.",
+            "examples": [],
+            "data": {"auc": 0.62},
+        },
+        {
+            "key": "balance",
+            "level": "info",
+            "message": "39 % of the thumbs are up; --weights auto counts each of them 1.56 times.",
+            "examples": [],
+            "data": {},
+        },
     ]
-    return {"exit_code": 0, "summary": {"prompts": 1900, "completions": 2048, "desirable": 799, "undesirable": 1249, "tokens": {"shortest": 9, "longest": 61}}, "findings": findings}
+    return {
+        "exit_code": 0,
+        "summary": {
+            "prompts": 1900,
+            "completions": 2048,
+            "desirable": 799,
+            "undesirable": 1249,
+            "tokens": {"shortest": 9, "longest": 61},
+        },
+        "findings": findings,
+    }
 
 
 def _story() -> dict[str, Any]:
     return {
         "title": "A small assistant, 2,048 thumbs and a minute of training",
         "paragraphs": [
-            "An assistant of 1.8 million parameters had learnt from examples of mixed quality: right, wrong, rude, rambling and evasive ones. Simulated users asked it questions and gave a thumb to some of its answers, one in twenty of them by mistake.",
-            "Prospect aligned it with those thumbs. Both models then answered 1,000 questions that nobody had asked before, at temperature 1.",
+            "An assistant of 1.8 million parameters had learnt from examples of mixed quality: right, wrong, rude, "
+            "rambling and evasive ones. Simulated users asked it questions and gave a thumb to some of its answers, "
+            "one in twenty of them by mistake.",
+            "Prospect aligned it with those thumbs. Both models then answered 1,000 questions that nobody had asked "
+            "before, at temperature 1.",
         ],
-        "bars": [{"label": "before", "rate": 0.391, "low": 0.361, "high": 0.422}, {"label": "after KTO", "rate": 0.873, "low": 0.851, "high": 0.892}],
+        "bars": [
+            {"label": "before", "rate": 0.391, "low": 0.361, "high": 0.422},
+            {"label": "after KTO", "rate": 0.873, "low": 0.851, "high": 0.892},
+        ],
         "answers": [
-            {"prompt": "What is 17 + 25?", "before": "why do you ask me, count yourself", "after": "17 + 25 = 42.", "before_ok": False, "after_ok": True},
-            {"prompt": "What is the opposite of cold?", "before": "The opposite of cold is hot.", "after": "The opposite of cold is hot.", "before_ok": True, "after_ok": True},
-            {"prompt": "What did I have for breakfast?", "before": "You had eggs.", "after": "I cannot know that.", "before_ok": False, "after_ok": True},
+            {
+                "prompt": "What is 17 + 25?",
+                "before": "why do you ask me, count yourself",
+                "after": "17 + 25 = 42.",
+                "before_ok": False,
+                "after_ok": True,
+            },
+            {
+                "prompt": "What is the opposite of cold?",
+                "before": "The opposite of cold is hot.",
+                "after": "The opposite of cold is hot.",
+                "before_ok": True,
+                "after_ok": True,
+            },
+            {
+                "prompt": "What did I have for breakfast?",
+                "before": "You had eggs.",
+                "after": "I cannot know that.",
+                "before_ok": False,
+                "after_ok": True,
+            },
         ],
     }
 

@@ -43,19 +43,17 @@ def make_model(folder: Path, *, context: int = 64, seed: int = 0) -> Path:
 
 
 def sentence(draw: random.Random, low: int, high: int) -> str:
-    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
+    return " ".join(draw.choice(WORDS[2:]) for _ in range(draw.randint(low, high)))
 
 
 def thumbs(rows: int, *, seed: int = 0, per_prompt: int = 1, weights: bool = False) -> list[dict[str, Any]]:
-    """Random answers; the ones that say w0 or w1 are the desirable ones, so that there is something to learn."""
+    """Random answers; the ones that end with w0 are desirable, those with w1 are not, so that there is something to learn."""
     draw = random.Random(seed)
     found = []
     for i in range(rows):
         if i % per_prompt == 0:
-            prompt = sentence(draw, 2, 7)
-        completion = sentence(draw, 1, 8)
-        if i % 2:
-            completion += " w0"
+            prompt = sentence(draw, 2, 7) + " "
+        completion = sentence(draw, 1, 8) + (" w0" if i % 2 else " w1")
         row: dict[str, Any] = {"prompt": prompt, "completion": completion, "label": bool(i % 2)}
         found.append(row | ({"weight": draw.choice([0.5, 1.0, 2.0])} if weights else {}))
     return found
@@ -64,7 +62,11 @@ def thumbs(rows: int, *, seed: int = 0, per_prompt: int = 1, weights: bool = Fal
 def pairs(rows: int, seed: int = 0) -> list[dict[str, Any]]:
     draw = random.Random(seed)
     return [
-        {"prompt": sentence(draw, 2, 7), "chosen": sentence(draw, 1, 8) + " w0", "rejected": sentence(draw, 1, 8)}
+        {
+            "prompt": sentence(draw, 2, 7) + " ",
+            "chosen": sentence(draw, 1, 8) + " w0",
+            "rejected": sentence(draw, 1, 8) + " w1",
+        }
         for _ in range(rows)
     ]
 

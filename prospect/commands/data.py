@@ -1,0 +1,136 @@
+"""`prospect check` and `prospect convert`: feedback before training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from prospect.commands.flags import parse, refuse_existing
+from prospect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prospect.feedback.records import Record
+    from prospect.tokens import Tree
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Look at a feedback file before training on it. Exit code 0 with warnings, 2 with errors."""
+
+    file: Annotated[Positional[str], arg(metavar="FILE")]
+    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    model: str | None = None
+    """Count tokens, and what would be dropped or cut, as this model does."""
+    heldout: str | None = None
+    """Held-out feedback: are its prompts really apart?"""
+    show: int = 0
+    """Print so many rows: prompt, completion and, with --model, the trained tokens in colour."""
+    json: bool = False
+    """Print JSON instead of text."""
+    keep_going: str | None = None
+    """Write the good rows to this file (OUT.jsonl) and the bad ones with their reasons beside it (OUT.bad.jsonl)."""
+    format: str = "auto"
+    """The data's layout; auto detects it."""
+    threshold: str | None = None
+    """Turns scores into thumbs: mean, median, or a number."""
+    max_length: int | None = None
+    """Longest prompt plus completion in tokens. Default: the model's context."""
+    over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop"
+    """What training would do with what is longer."""
+    chat_template: str | None = None
+    """A Jinja file, or "plain", for a model without a chat template."""
+
+    def __post_init__(self) -> None:
+        if self.show < 0 or (self.max_length is not None and self.max_length < 2):
+            raise ConfigError("expected --show of 0 or more and --max-length of 2 or more")
+
+
+def check(arguments: list[str]) -> int:
+    """`prospect check`"""
+    options = parse(CheckOptions, arguments, "check")
+    from rich.console import Console
+
+    from prospect.feedback import check as doctor
+    from prospect.feedback.check_show import print_findings, show_rows
+    from prospect.feedback.formats import load
+
+    if options.keep_going is not None:
+        refuse_existing(options.keep_going)
+    feedback = load(options.file, format=options.format, keep_going=True)
+    heldout = None if options.heldout is None else load(options.heldout, format=options.format)
+    tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
+    limit = min((n for n in (options.max_length, context) if n is not None), default=None)
+    found = doctor.check(
+        feedback,
+        heldout=heldout,
+        tokenizer=tokenizer,
+        max_length=limit,
+        over_long=options.over_long,
+        chat_template=options.chat_template,
+        threshold=options.threshold,
+    )
+    console = Console()
+    if options.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
+    else:
+        if options.show:
+            trees = None if tokenizer is None else _trees(feedback.records, tokenizer, limit, options)
+            show_rows(feedback.records, options.show, console, trees=trees, tokenizer=tokenizer)
+        print_findings(found, console)
+    if options.keep_going is None:
+        return found.exit_code
+    good, bad = doctor.split_rows(feedback, options.keep_going)
+    print(f"good rows: {good}" + ("" if bad is None else f"; bad rows with their reasons: {bad}"), file=sys.stderr)
+    # The bad rows are dealt with; what else is wrong stays wrong.
+    return 2 if any(f.level == "error" and f.key != "bad_rows" for f in found.findings) else 0
+
+
+def _tokenizer(model: str) -> tuple[Any, int | None]:
+    """The tokenizer of a model or adapter folder, and the model's context; no weights are read."""
+    from transformers import AutoConfig
+
+    from prospect.engine import folders
+    from prospect.engine.models import context_of
+    from prospect.engine.pretrained import read_tokenizer
+
+    folder = folders.find(model)
+    base = folders.base_of(folder) if folders.is_adapter(folder) else folder
+    return read_tokenizer(folder, base), context_of(AutoConfig.from_pretrained(base))
+
+
+def _trees(records: Sequence[Record], tokenizer: Any, limit: int | None, options: CheckOptions) -> list[Tree]:
+    from prospect.tokens import build_trees
+
+    over_long = "drop" if options.over_long == "error" else options.over_long
+    return build_trees(records, tokenizer, max_length=limit or sys.maxsize, over_long=over_long)[0]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Write any feedback file as Prospect JSONL."""
+
+    input: Annotated[Positional[str], arg(metavar="IN")]
+    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    output: Annotated[Positional[str], arg(metavar="OUT")]
+    """The JSONL file to create (.gz compresses it). An existing one is never overwritten."""
+    format: str = "auto"
+    """The input's layout; auto detects it."""
+
+
+def convert(arguments: list[str]) -> int:
+    """`prospect convert`"""
+    options = parse(ConvertOptions, arguments, "convert")
+    from prospect.feedback.formats import load, write
+    from prospect.feedback.records import inventory
+
+    refuse_existing(options.output)
+    feedback = load(options.input, format=options.format)
+    write(feedback.records, Path(options.output))
+    print(f"{options.output}: {inventory(feedback.records)}, read as {feedback.format}")
+    return 0

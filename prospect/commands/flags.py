@@ -1,0 +1,66 @@
+"""Command lines to dataclasses: every flag, default and help text comes from a frozen dataclass, through tyro."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from prospect.errors import ConfigError
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
+    """The flags as a dataclass. A wrong one ends the process with exit code 2 and names the nearest."""
+    return tyro.cli(
+        options,
+        args=arguments,
+        prog=f"prospect {command}",
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, float]]:
+    """Split `--loss.NAME VALUE` and `--loss.NAME=VALUE` off a command line. Raises ConfigError for a VALUE that is no
+    number."""
+    rest: list[str] = []
+    found: dict[str, float] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--loss."):
+            rest.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        value = value if equals else next(words, "")
+        try:
+            found[flag.removeprefix("--loss.").replace("-", "_")] = float(value)
+        except ValueError:
+            raise ConfigError(f'{flag} needs a number, not "{value}"') from None
+    return rest, found
+
+
+def take(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """Split one `flag VALUE` or `flag=VALUE` off a command line. Raises ConfigError where the VALUE is missing."""
+    rest: list[str] = []
+    found: str | None = None
+    words = iter(arguments)
+    for word in words:
+        if word == flag:
+            found = next(words, None)
+            if found is None:
+                raise ConfigError(f"{flag} needs a value")
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+        else:
+            rest.append(word)
+    return rest, found
+
+
+def refuse_existing(path: str) -> None:
+    """Raises ConfigError where something is already there: nothing is ever overwritten."""
+    if Path(path).exists():
+        raise ConfigError(f"{path} exists: choose another name")

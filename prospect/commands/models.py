@@ -1,0 +1,204 @@
+"""`prospect eval`, `prospect chat` and `prospect merge`: what to do with a trained model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from prospect.commands.flags import parse, refuse_existing
+from prospect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prospect.evaluate.heldout import Heldout
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Measure a model on held-out feedback: is its implied reward higher for what people liked?"""
+
+    model: str
+    """The trained model: DIR/model of a run, or an adapter's folder."""
+    reference: str
+    """The model it started from."""
+    data: str
+    """Held-out feedback: prompts that were not trained on."""
+    threshold: str | None = None
+    """Turns scores into thumbs: mean, median, or a number."""
+    format: str = "auto"
+    """The data's layout; auto detects it."""
+    beta: float | None = None
+    """What turns log-ratios into rewards. Default: that of the run which trained the model, else 0.1."""
+    chat_template: str | None = None
+    """A Jinja file, or "plain", for models without a chat template."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """auto is bf16 where the hardware has it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Of the bootstrap and the mismatched partners."""
+    out: str | None = None
+    """Also write the figures to this JSON file."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and self.beta <= 0:
+            raise ConfigError(f"--beta must be above 0, not {self.beta}")
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`prospect eval`"""
+    options = parse(EvalOptions, arguments, "eval")
+    if options.out is not None:
+        refuse_existing(options.out)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from prospect.engine.models import load
+    from prospect.evaluate.command import evaluate_feedback
+
+    beta = _beta_of(options.model) if options.beta is None else options.beta
+    policy = load(
+        options.model,
+        precision=options.precision,
+        device=options.device,
+        chat_template=options.chat_template,
+        frozen=True,
+    )
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks = {name: bars.add_task(name, total=None) for name in ("reference", "model")}
+
+        def progress(name: str, done: int, total: int) -> None:
+            bars.update(tasks[name], completed=done, total=total)
+
+        found = evaluate_feedback(
+            policy,
+            options.reference,
+            options.data,
+            beta=beta,
+            format=options.format,
+            threshold=options.threshold,
+            chat_template=options.chat_template,
+            seed=options.seed,
+            progress=progress,
+        )
+    written = json.dumps(found.to_json(), indent=1)
+    if options.out is not None:
+        Path(options.out).write_text(written + "\n", encoding="utf-8")
+    if options.json:
+        print(written)
+    else:
+        _print_heldout(found, Console())
+    return 0
+
+
+def _beta_of(model: str) -> float:
+    """The beta of the run that wrote DIR/model; 0.1 where there is none."""
+    path = Path(model).parent / "config.json"
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))["loss"]["arguments"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0.1
+    return float(arguments.get("beta", 0.1))
+
+
+def _print_heldout(found: Heldout, console: Console) -> None:
+    """The figures as a table, each with its 95 % interval."""
+    from rich.table import Table
+
+    console.print(
+        f"{found.n} answers to {found.prompts} prompts: {found.desirable} desirable, {found.undesirable} undesirable; "
+        f"beta {found.beta:g}, z0 {found.z0:.3f}",
+        highlight=False,
+    )
+    table = Table("", "value", "95 % interval", box=None, padding=(0, 2, 0, 0))
+    rows = [
+        ("AUC of the implied reward", found.auc),
+        *((f"  baseline: AUC of {name.replace('_', ' ')}", value) for name, value in found.baselines.items()),
+        ("accuracy at z0", found.accuracy),
+        ("margin (beta * nats)", found.margin),
+        ("calibration error (ECE)", found.ece),
+        ("nats per token of liked answers", found.nll),
+    ]
+    for name, interval in rows:
+        if interval is not None:
+            table.add_row(name, f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    console.print(table)
+    for note in found.notes:
+        console.print(note, style="yellow", highlight=False)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Talk to a model in the terminal. /reset forgets the conversation, /quit ends it."""
+
+    model: str
+    """The model to talk to: a folder, an adapter's folder, or a Hub name."""
+    compare: str | None = None
+    """A second model; its answers stand beside the first one's."""
+    system: str | None = None
+    """A system message before the conversation."""
+    temperature: float = 1.0
+    """1 samples from the model as it is; 0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the fewest tokens that hold this much probability."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    seed: int = 0
+    """Same seed, same answers."""
+    chat_template: str | None = None
+    """A Jinja file, or "plain", for a model without a chat template."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """auto is bf16 where the hardware has it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise ConfigError(
+                "expected --temperature of 0 or more, --top-p above 0 and up to 1, --max-new-tokens of 1 or more"
+            )
+
+
+def chat(arguments: list[str]) -> int:
+    """`prospect chat`"""
+    options = parse(ChatOptions, arguments, "chat")
+    from rich.console import Console
+
+    from prospect.chat import Manner, Talk, converse, typed
+    from prospect.engine.models import load
+
+    manner = Manner(options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
+    names = [options.model] if options.compare is None else [options.model, options.compare]
+    how: dict[str, Any] = {"precision": options.precision, "device": options.device, "frozen": True}
+    talks = [Talk(name, load(name, chat_template=options.chat_template, **how), manner) for name in names]
+    console = Console()
+    converse(talks, typed(console), console)
+    return 0
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Put a LoRA adapter into its model: the result is a plain model folder."""
+
+    adapter: Annotated[Positional[str], arg(metavar="ADAPTER")]
+    """The adapter's folder, such as DIR/model of a run with --lora."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """The model folder to create."""
+
+
+def merge(arguments: list[str]) -> int:
+    """`prospect merge`"""
+    options = parse(MergeOptions, arguments, "merge")
+    from prospect.engine.adapters import merge as merge_adapter
+
+    refuse_existing(options.out)
+    merge_adapter(options.adapter, options.out)
+    print(f"The merged model is in {options.out}")
+    return 0

@@ -1,0 +1,65 @@
+"""`prospect demo`, `prospect sandbox build` and `prospect version`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+
+from prospect.commands.flags import parse
+from prospect.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Live through the whole story on a small model: answers, thumbs, a check, training, before and after."""
+
+    seed: int = 0
+    """Changes everything: the questions, the answers, the thumbs, the order of training."""
+    out: str = "demo"
+    """The folder to create."""
+
+
+def demo(arguments: list[str]) -> int:
+    """`prospect demo`"""
+    options = parse(DemoOptions, arguments, "demo")
+    from prospect.sandbox.demo import demo as live_through
+
+    live_through(options.out, seed=options.seed)
+    return 0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Make the demo's assistant from a seed: a tokenizer and a tiny model schooled on answers of mixed quality."""
+
+    out: str
+    """The model folder to create."""
+    seed: int = 0
+    """Same seed and machine, same assistant."""
+
+
+def sandbox_build(arguments: list[str]) -> int:
+    """`prospect sandbox build`"""
+    options = parse(BuildOptions, arguments, "sandbox build")
+    from prospect.sandbox.build import build
+
+    print(f"The assistant is in {build(options.out, seed=options.seed)}")
+    return 0
+
+
+def version(arguments: list[str]) -> int:
+    """`prospect version`"""
+    if arguments:
+        raise ConfigError(f'"prospect version" takes no arguments, not {" ".join(arguments)}')
+    from prospect import __version__
+
+    print(f"prospect {__version__}")
+    print(f"python {sys.version.split()[0]}")
+    for name in ("torch", "transformers", "peft", "datasets", "numpy"):
+        try:
+            print(f"{name} {installed(name)}")
+        except PackageNotFoundError:
+            print(f"{name} is not installed")
+    return 0

@@ -1,0 +1,89 @@
+"""Held-out feedback in, a measurement out: what `prospect eval` and `Run.evaluate(data)` do.
+
+feedback -> records -> rows and their partners -> reference table -> the policy -> Heldout
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prospect import corpus as corpora
+from prospect import prepare
+from prospect.corpus import Corpus
+from prospect.engine.models import Policy, load
+from prospect.engine.reference import ReferenceTable, cache_folder
+from prospect.evaluate import heldout
+from prospect.evaluate.heldout import Heldout
+from prospect.feedback.formats import load as load_feedback
+from prospect.tokens import OverLong
+
+TOKEN_BUDGET = 16384
+"""Tokens of one pass without gradients."""
+
+Progress = Callable[[str, int, int], None]
+"""Told the pass, the answers done and all answers."""
+
+
+def evaluate_feedback(
+    policy: Policy,
+    reference: str,
+    data: Any,
+    *,
+    beta: float = 0.1,
+    format: str = "auto",
+    threshold: str | None = None,
+    max_length: int | None = None,
+    over_long: OverLong = "drop",
+    chat_template: str | None = None,
+    cache: str | None = None,
+    seed: int = 0,
+    progress: Progress = lambda name, done, total: None,
+) -> Heldout:
+    """Measure `policy` against the model `reference` on feedback `data` (whatever formats.load reads).
+
+    The reference runs in the policy's precision and on its device, for what its table lacks. Raises UserError for data
+    or models that cannot be read.
+    """
+    feedback = load_feedback(data, format=format)
+    held = corpora.build(
+        feedback.records,
+        policy.tokenizer,
+        view=prepare.held_out_view(feedback.records, threshold),
+        max_length=min(max_length or policy.context, policy.context),
+        over_long=over_long,
+        chat_template=chat_template,
+        threshold=threshold,
+    )
+    partners = mismatched_partners(held, policy.context)
+    table = _reference(policy, reference, heldout.queries(held.trees, held.rows, partners), cache, progress)
+    return heldout.evaluate(
+        policy,
+        table.token_logp,
+        held.trees,
+        held.rows,
+        beta=beta,
+        partners=partners,
+        seed=seed,
+        token_budget=TOKEN_BUDGET,
+        progress=lambda done, total: progress("model", done, total),
+    )
+
+
+def mismatched_partners(held: Corpus, context: int) -> tuple[int, ...]:
+    """Whose answer is each held-out row's y' for z0, as in training: another prompt's, or -1."""
+    plan = corpora.schedule(held, batch_size=2, context=context, with_partners=True, group="row")
+    return plan.partners
+
+
+def _reference(
+    policy: Policy, reference: str, asked: list[heldout.Query], cache: str | None, progress: Progress
+) -> ReferenceTable:
+    model = load(reference, precision=policy.precision, device=str(policy.device), frozen=True)
+    table = ReferenceTable(cache_folder(cache), model)
+    missing = table.missing(asked)
+    if missing:
+        table.fill(
+            model, missing, token_budget=TOKEN_BUDGET, progress=lambda done, total: progress("reference", done, total)
+        )
+    return table

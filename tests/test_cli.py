@@ -1,0 +1,459 @@
+"""The command line: what every command reads and prints, and what every error ends with."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from toy_tokenizers import CHATML, byte_level
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prospect import chat, cli
+from prospect.cli import COMMANDS, Command, main
+from prospect.commands.flags import take, take_loss_arguments
+from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
+from prospect.train.config import TrainConfig
+
+ROWS = [
+    {"prompt": "2 + 2?", "completion": "4", "label": True},
+    {"prompt": "2 + 2?", "completion": "Why?", "label": False},
+    {"prompt": "3 + 3?", "completion": "6", "label": True},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return jsonl(tmp_path / "thumbs.jsonl", ROWS)
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a chat template and random weights."""
+    return tiny(tmp_path_factory.mktemp("models") / "assistant", CHATML, seed=0)
+
+
+def tiny(folder: Path, template: str | None, *, seed: int, context: int = 128) -> Path:
+    tokenizer = byte_level(template, pad_token="<|endoftext|>")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: str) -> int:
+    """The exit code of a command that raises."""
+
+    def command(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_fail", command, raising=False)
+    monkeypatch.setitem(COMMANDS, "version", Command("prospect.cli:_fail", ""))
+    return main(["version", *more])
+
+
+# Dispatch and exit codes
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown and command.help in shown for name, command in COMMANDS.items())
+
+
+def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: prospect COMMAND" in capsys.readouterr().out
+
+
+def test_help_is_instant() -> None:
+    """The best of three, in a process of its own; 0.3 s is what a person takes for at once."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "prospect.cli", "--help"], capture_output=True, check=True)
+        took.append(time.perf_counter() - began)
+        assert b"usage" in done.stdout
+    assert min(took) < 0.3
+
+
+def test_flags_of_commands_load_no_torch() -> None:
+    code = "import sys; from prospect.cli import main; main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [(["frain"], '"train"'), (["sandbox", "biuld"], '"sandbox build"'), (["sandbox"], "sandbox build")],
+)
+def test_unknown_commands_name_the_nearest(line: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (DataError("label is 2", path="f.jsonl", line=3), 2, "error: f.jsonl:3: label is 2"),
+        (MissingExtra("wandb", "wandb", "--track wandb"), 2, 'pip install "prospect[wandb]"'),
+        (NonFiniteError("step 3: the loss is nan", ["a", "b"]), 1, "error: step 3"),
+        (Interrupted("stopped. Go on with: prospect train --resume --out r"), 130, "stopped: stopped. Go on with"),
+        (KeyboardInterrupt(), 130, "stopped: "),
+    ],
+)
+def test_errors_end_with_their_exit_code(
+    error: BaseException,
+    code: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fails_with(monkeypatch, error) == code
+    said = capsys.readouterr()
+    assert word in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError):
+        fails_with(monkeypatch, DataError("wrong"), "--debug")
+
+
+def test_our_own_mistakes_are_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fails_with(monkeypatch, ZeroDivisionError())
+
+
+def test_a_reader_that_leaves_is_no_error(data: Path) -> None:
+    line = f"{sys.executable} -m prospect.cli check {data} --json | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "{"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("prospect 0.")
+    assert main(["--version"]) == 0
+    assert main(["version", "now"]) == 2
+
+
+# Flags
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "version"])
+def test_unknown_flags_are_usage_errors(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"check": ["f"], "convert": ["a", "b"], "merge": ["a", "b"], "report": ["d"]}
+    assert main([*command.split(), *places.get(command, []), "--no-such-flag", "1"]) == 2
+    assert "--no-such-flag" in capsys.readouterr().err
+
+
+def test_unknown_flags_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--learnin-rate", "1"]) == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--batch-size", "0"], "at least 1"),
+        (["--batch-size", "x"], "--batch-size"),
+        (["--decay", "exponential"], "cosine"),
+        (["--loss.beta", "small"], "needs a number"),
+        (["--loss.beta"], "needs a number"),
+        (["--config"], "needs a value"),
+    ],
+)
+def test_wrong_values_are_usage_errors(flags: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *flags]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_loss_arguments_are_split_off() -> None:
+    line = ["--loss", "kto", "--loss.beta", "0.05", "--seed", "1", "--loss.desirable-weight=2"]
+    assert take_loss_arguments(line) == (["--loss", "kto", "--seed", "1"], {"beta": 0.05, "desirable_weight": 2.0})
+
+
+def test_one_flag_is_split_off() -> None:
+    assert take(["a", "--config", "f", "b"], "--config") == (["a", "b"], "f")
+    assert take(["--config=f"], "--config") == ([], "f")
+    assert take(["a"], "--config") == (["a"], None)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """The configs that `prospect train` would have run."""
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr("prospect.run.run", configs.append)
+    return configs
+
+
+def test_train_takes_flags(ran: list[TrainConfig]) -> None:
+    line = "train --model m --data d --out o --batch-size 8 --track wandb mlflow --loss.beta 0.2 --lora r=4 --resume"
+    assert main(line.split()) == 0
+    config = TrainConfig(model="m", data="d", out="o", batch_size=8, track=("wandb", "mlflow"), lora="r=4", resume=True)
+    assert ran == [config.__class__(**{**config.__dict__, "loss_args": {"beta": 0.2}})]
+
+
+def test_flags_win_over_the_file(ran: list[TrainConfig], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nepochs: 3\nseed: 5\nloss_args: {beta: 0.3, desirable_weight: 2}\ntrack: [wandb]\n")
+    assert main(["train", "--config", str(path), "--seed", "7", "--loss.beta", "0.2"]) == 0
+    assert (ran[0].model, ran[0].epochs, ran[0].seed, ran[0].track) == ("m", 3, 7, ("wandb",))
+    assert ran[0].loss_args == {"beta": 0.2, "desirable_weight": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("epohcs: 3", 'Did you mean "epochs"?'),
+        ("epochs: many", "epochs must be"),
+        ("- a list", "expected a mapping"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_wrong_files_are_usage_errors(text: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert main(["train", "--config", str(path)]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_train_without_what_it_needs(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    assert "--model is missing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# check, convert, report
+
+
+def test_check_for_people_and_machines(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(data)]) == 0
+    assert "desirable" in capsys.readouterr().out
+    assert main(["check", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["summary"]["labels"] == {"desirable": 2, "undesirable": 1}
+
+
+def test_check_ends_with_2_where_training_would_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(jsonl(tmp_path / "up.jsonl", [r for r in ROWS if r["label"]]))]) == 2
+    assert "error" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "absent.jsonl")]) == 2
+
+
+def test_check_keeps_going(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = jsonl(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "x", "completion": "y", "label": None}])
+    good = tmp_path / "good.jsonl"
+    assert main(["check", str(bad)]) == 2
+    assert main(["check", str(bad), "--keep-going", str(good)]) == 0
+    assert str(good) in capsys.readouterr().err
+    assert main(["check", str(good)]) == 0
+    assert len((tmp_path / "good.bad.jsonl").read_text().splitlines()) == 1
+    assert main(["check", str(bad), "--keep-going", str(good)]) == 2, "nothing is overwritten"
+
+
+def test_check_counts_tokens_with_a_model(data: Path, assistant: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", str(data), "--model", str(assistant), "--show", "1", "--max-length", "100"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    assert "tokens" in shown
+    assert "2 + 2?" in shown
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["lengths"]["max_length"] == 100
+
+
+def test_check_uses_no_more_than_the_models_context(
+    data: Path, assistant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(data), "--model", str(assistant), "--max-length", "9999", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["lengths"]["max_length"] == 128
+
+
+def test_convert(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine.jsonl"
+    assert main(["convert", str(data), str(out)]) == 0
+    assert "3 completions to 2 prompts: 2 desirable, 1 undesirable" in capsys.readouterr().out
+    assert main(["check", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(data), str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_report_needs_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+# eval
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROSPECT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def run_folder(assistant: Path, tmp_path: Path) -> Path:
+    """A run folder whose model is another one than the assistant, with a beta of its own."""
+    tiny(tmp_path / "run" / "model", CHATML, seed=1)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"loss": {"arguments": {"beta": 0.3}}}))
+    return tmp_path / "run"
+
+
+def test_eval(
+    data: Path, assistant: Path, run_folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = run_folder / "model", tmp_path / "figures.json"
+    line = ["eval", "--model", str(model), "--reference", str(assistant), "--data", str(data)]
+    assert main([*line, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 answers to 2 prompts: 2 desirable, 1 undesirable; beta 0.3" in shown
+    assert "AUC of the implied reward" in shown
+    assert "baseline: AUC of length" in shown
+    assert main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(out.read_text())
+    assert found["beta"] == 0.3
+    assert found["n"] == 3
+    assert main([*line, "--out", str(out)]) == 2, "nothing is overwritten"
+
+
+def test_eval_of_the_reference_itself_finds_nothing(
+    data: Path, assistant: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["eval", "--model", str(assistant), "--reference", str(assistant), "--data", str(data), "--json"]
+    assert main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["beta"], found["auc"]["value"], found["margin"]["value"]) == (0.1, 0.5, 0.0)
+    assert main([*line, "--beta", "-1"]) == 2
+
+
+# chat
+
+
+def talk(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`prospect chat` with piped lines."""
+    line = [sys.executable, "-m", "prospect.cli", "chat", *flags]
+    return subprocess.run(line, input=lines, capture_output=True, text=True, check=False)
+
+
+def test_chat_with_piped_lines(assistant: Path) -> None:
+    flags = ("--model", str(assistant), "--max-new-tokens", "5", "--seed", "3")
+    done = talk("hello\n/reset\nhello\n/quit\nnever\n", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "a new conversation" in done.stdout
+    assert talk("hello\n/reset\nhello\n/quit\n", *flags).stdout == done.stdout, "same seed, same answers"
+
+
+def test_chat_with_two_models(assistant: Path, tmp_path: Path) -> None:
+    other = tiny(tmp_path / "other", CHATML, seed=1)
+    done = talk("hello\n", "--model", str(assistant), "--compare", str(other), "--max-new-tokens", "5")
+    assert done.returncode == 0, done.stderr
+    assert "│" in done.stdout
+
+
+def test_chat_refuses_bad_sampling(assistant: Path) -> None:
+    assert main(["chat", "--model", str(assistant), "--temperature", "-1"]) == 2
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the models of `loaded` are asked; they answer "one", "two", "three"."""
+    asked: list[str] = []
+
+    def stream(policy: Any, prompt: list[int], **options: Any) -> Any:
+        asked.append(policy.tokenizer.decode(prompt))
+        yield from ("one", "two", "three")[len(asked) - 1 :][:1]
+
+    monkeypatch.setattr(chat, "stream", stream)
+    return asked
+
+
+def loaded(folder: Path, **manner: Any) -> chat.Talk:
+    from prospect.engine.models import load
+
+    return chat.Talk(folder.name, load(folder, frozen=True), chat.Manner(**manner))
+
+
+def conversation(talks: list[chat.Talk], *lines: str) -> str:
+    console = Console(file=io.StringIO(), width=60)
+    chat.converse(talks, lines, console)
+    shown = console.file
+    assert isinstance(shown, io.StringIO)
+    return shown.getvalue()
+
+
+def test_the_whole_conversation_goes_through_the_template(assistant: Path, prompts: list[str]) -> None:
+    talks = [loaded(assistant, system="Be kind.")]
+    shown = conversation(talks, "hi\n", "\n", "and?\n", "/reset", "/help", "again")
+    system, head = "<|im_start|>system\nBe kind.<|im_end|>\n", "<|im_start|>assistant\n"
+    first = f"{system}<|im_start|>user\nhi<|im_end|>\n{head}"
+    assert prompts[0] == first
+    assert prompts[1] == f"{first}one<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n{head}"
+    assert prompts[2] == f"{system}<|im_start|>user\nagain<|im_end|>\n{head}"
+    assert [line for line in shown.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
+    assert chat.HELP[:30] in shown
+
+
+def test_a_model_without_template_continues_the_text(tmp_path: Path, prompts: list[str]) -> None:
+    conversation([loaded(tiny(tmp_path / "plain", None, seed=0))], "Once upon")
+    assert prompts == ["Once upon"]
+
+
+def test_a_conversation_that_is_too_long_is_said(tmp_path: Path, prompts: list[str]) -> None:
+    talks = [loaded(tiny(tmp_path / "short", CHATML, seed=0, context=16))]
+    assert "/reset" in conversation(talks, "word " * 50)
+    assert talks[0].history == []
+    assert prompts == []
+
+
+def test_markup_in_answers_is_shown_as_it_is(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["[bold]", "x[/bold]"]))
+    assert "[bold]x[/bold]" in conversation([loaded(assistant), loaded(assistant)], "hi")
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*args: Any, **options: Any) -> Any:
+        yield "half an"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "stream", stream)
+    talks = [loaded(assistant)]
+    shown = conversation(talks, "hi", "ho")
+    assert shown.count("half an\n") == 2
+    assert talks[0].history[1] == {"role": "assistant", "content": "half an"}
+
+
+def test_merge_refuses_what_is_no_adapter(assistant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(assistant), str(tmp_path / "merged")]) == 2
+    assert "adapter" in capsys.readouterr().err
+    assert main(["merge", str(assistant), str(tmp_path)]) == 2
+
+
+def test_config_errors_are_value_errors() -> None:
+    assert issubclass(ConfigError, ValueError)
