@@ -254,8 +254,14 @@ def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | N
         max_length=prepare.longest(config, policy),
         over_long=config.over_long,
         chat_template=config.chat_template,
+        threshold=config.threshold,
     )
     runfolder.write_json(folder / "check.json", findings.to_json())
+    for note in feedback.notes:
+        job.log.say(note)
+    for finding in findings.findings:
+        if finding.level in ("warning", "error"):
+            job.log.say(f"data: {finding.message}", warning=True)
     terms = [term.function for term in job.loss.terms]
     loss = {
         "terms": terms,

@@ -15,11 +15,11 @@ __all__ = ["Branches", "Output", "forward", "forward_padded", "forward_tree"]
 
 
 def forward(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
-    """Score the completions of `trees` on the path that was checked for this model when it was loaded.
+    """Score the completions of at least one tree on the path that the checks at load allow.
 
-    Gradients flow to every trainable parameter; wrap the call in `torch.no_grad()` where none is wanted.
+    Gradients flow to every trainable parameter; call it under `torch.no_grad()` where none is wanted.
     """
-    longest = max((len(t.prompt) + max(map(len, t.completions)) for t in trees), default=0)
+    longest = max(len(tree.prompt) + max(map(len, tree.completions)) for tree in trees)
     if policy.path == "tree" and longest <= policy.checked_length:
         return forward_tree(policy, trees, want_sum_p2=want_sum_p2)
     return forward_padded(policy, trees, want_sum_p2=want_sum_p2)

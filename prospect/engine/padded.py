@@ -1,5 +1,5 @@
-"""The slow oracle: every (prompt, completion) one right-padded row, the model's own attention. What the tree path is checked
-against, and what models run on that no tree can be trusted with."""
+"""The slow oracle: every (prompt, completion) is one right-padded row under the model's own attention. The tree path is
+checked against it, and models that cannot be trusted with trees run on it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prospect.engine.forest import Branches, Output
+from prospect.engine.forest import Branches, Output, to_tensor
 
 if TYPE_CHECKING:
     from prospect.engine.models import Policy
 
 
 def forward_padded(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
-    """Token log-probs of every completion, in the order given; same contract as `forward`."""
+    """Score the completions of at least one tree, in the order given; the contract of `forward`."""
     rows = [(tree.prompt, completion) for tree in trees for completion in tree.completions]
-    lengths = np.array([len(c) for _, c in rows], np.int64)
-    width = max((len(p) + len(c) for p, c in rows), default=0) - 1
-    input_ids = np.zeros((len(rows), width), np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    predict, targets = [], []
-    for i, (prompt, completion) in enumerate(rows):
-        length = len(prompt) + len(completion) - 1
-        input_ids[i, :length] = np.concatenate([prompt, completion[:-1]])
-        attention_mask[i, :length] = 1
-        predict.append(i * width + np.arange(len(prompt) - 1, length))
-        targets.append(completion)
-    empty = np.zeros(0, np.int64)
+    lengths = [len(prompt) + len(completion) - 1 for prompt, completion in rows]
+    input_ids = np.zeros((len(rows), max(lengths)), np.int64)
+    for ids, length, (prompt, completion) in zip(input_ids, lengths, rows, strict=True):
+        ids[:length] = np.concatenate([prompt, completion[:-1]])
+    inputs = {
+        "input_ids": to_tensor(input_ids, policy.device),
+        "attention_mask": to_tensor(np.arange(max(lengths)) < np.array(lengths)[:, None], policy.device),
+    }
+    starts = np.arange(len(rows)) * max(lengths)
+    predict = [s + np.arange(len(p) - 1, n) for s, n, (p, _) in zip(starts, lengths, rows, strict=True)]
     logp, sum_p2 = policy.score(
-        {
-            "input_ids": torch.from_numpy(input_ids).to(policy.device),
-            "attention_mask": torch.from_numpy(attention_mask).to(policy.device),
-        },
-        torch.from_numpy(np.concatenate([empty, *predict])).to(policy.device),
-        torch.from_numpy(np.concatenate([empty, *targets])).to(policy.device),
+        inputs,
+        to_tensor(np.concatenate(predict), policy.device),
+        to_tensor(np.concatenate([completion for _, completion in rows]), policy.device),
         want_sum_p2=want_sum_p2,
     )
-    return Output(logp, torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])), sum_p2)
+    offsets = np.cumsum([0, *(len(completion) for _, completion in rows)])
+    return Output(logp, torch.from_numpy(offsets), sum_p2)

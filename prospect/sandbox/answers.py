@@ -17,7 +17,9 @@ MIX: dict[str, float] = {"right": 0.45, "wrong": 0.17, "rude": 0.15, "rambling":
 def write(question: Question, rng: random.Random, style: str | None = None) -> str:
     """An answer in `style`, or in a style drawn from MIX."""
     style = style or rng.choices(list(MIX), list(MIX.values()))[0]
-    return {"right": right, "wrong": wrong, "rude": rude, "rambling": rambling, "evasive": evasive}[style](question, rng)
+    return {"right": right, "wrong": wrong, "rude": rude, "rambling": rambling, "evasive": evasive}[style](
+        question, rng
+    )
 
 
 def right(question: Question, rng: random.Random) -> str:
@@ -163,4 +165,3 @@ _EVASIONS = (
     "Some things are better left unsaid.",
     "I could tell you, but I will not.",
 )
-

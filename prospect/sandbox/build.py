@@ -53,7 +53,9 @@ class School:
     vocabulary_sample: int = 30_000
 
 
-def build(out: str | Path, seed: int = 0, school: School | None = None, progress: Callable[[str], None] = print) -> Path:
+def build(
+    out: str | Path, seed: int = 0, school: School | None = None, progress: Callable[[str], None] = print
+) -> Path:
     """Write the assistant's model folder to `out`: config, bfloat16 weights, tokenizer, chat template. Returns `out`.
 
     The same seed, settings and machine give the same weights. Raises ConfigError where `out` exists.
@@ -82,7 +84,10 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
     """Every word common in `sample` examples is one token; any other text falls apart into its bytes, a made-up name into
     its letters."""
     split = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     count: Counter[str] = Counter()
     for (question, answer), _ in zip(examples(seed), range(sample), strict=False):
@@ -94,7 +99,9 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -119,7 +126,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, school: School) ->
 
 
 def teach(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, school: School, progress: Callable[[str], None]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    school: School,
+    progress: Callable[[str], None],
 ) -> None:
     """Imitate the answers of the web, whatever their quality; next-token loss on the answers only."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=school.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -155,13 +166,17 @@ def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor,
         pairs = [next(source) for _ in range(many * school.batch)]
         prompts = tokenizer.backend_tokenizer.encode_batch([f"<|user|>{q}{END}<|assistant|>" for q, _ in pairs])
         replies = tokenizer.backend_tokenizer.encode_batch([f"{a}{END}" for _, a in pairs])
-        rows = sorted(((p.ids, r.ids) for p, r in zip(prompts, replies, strict=True)), key=lambda row: len(row[0] + row[1]))
+        rows = sorted(
+            ((p.ids, r.ids) for p, r in zip(prompts, replies, strict=True)), key=lambda row: len(row[0] + row[1])
+        )
         starts = list(range(0, len(rows), school.batch))
         rng.shuffle(starts)
         for start in starts:
             chunk = rows[start : start + school.batch]
             width = max(len(p) + len(r) for p, r in chunk)
             ids = torch.tensor([p + r + [pad] * (width - len(p) - len(r)) for p, r in chunk])
-            mask = torch.tensor([[False] * len(p) + [True] * len(r) + [False] * (width - len(p) - len(r)) for p, r in chunk])
+            mask = torch.tensor(
+                [[False] * len(p) + [True] * len(r) + [False] * (width - len(p) - len(r)) for p, r in chunk]
+            )
             yield ids, mask
         left -= many

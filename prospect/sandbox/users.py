@@ -54,8 +54,9 @@ def claims(reader: str, answer: str) -> tuple[str, ...]:
         return tuple(re.findall(r"\b[a-z](?:-[a-z])+\b", answer.lower()))
     if reader == "letter":  # an "a" before another word is an article
         return tuple(re.findall(r"\b[b-z]\b|\ba\b(?! \w)", answer))
-    known = _LISTS[reader]
-    return tuple(word for word in re.findall(r"[A-Za-z]+", answer) if (word if reader == "person" else word.lower()) in known)
+    # Names are told from ordinary words by their capital.
+    found = re.findall(r"[A-Za-z]+", answer if reader == "person" else answer.lower())
+    return tuple(word for word in found if word in _LISTS[reader])
 
 
 _LISTS: dict[str, frozenset[str]] = {

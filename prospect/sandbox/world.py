@@ -121,7 +121,9 @@ def _sum(rng: random.Random) -> Question:
     wrong = tuple(str(n) for n in sorted(slips - {total, a, b}) if n > 0)
     low, high = sorted((a, b))
     given = frozenset((str(a), str(b)))
-    return Question("sum", text.format(**slots), f"sum {low} {high}", "number", (str(total),), wrong, tuple(forms), given)
+    return Question(
+        "sum", text.format(**slots), f"sum {low} {high}", "number", (str(total),), wrong, tuple(forms), given
+    )
 
 
 # ---- opposites -----------------------------------------------------------------------------------------------------
@@ -153,12 +155,23 @@ def _opposite(rng: random.Random) -> Question:
     if rng.random() < 0.4:
         text = rng.choice(_ONE_OPPOSITE).format(**slots)
         forms += [f"The opposite of {v} is {{}}.", f"Not {v} means {{}}."]
-        return Question("opposite", text, f"opposite {text}", "quality", (_OPPOSITE[v],), tuple(others), tuple(forms), frozenset((v,)))
+        return Question(
+            "opposite",
+            text,
+            f"opposite {text}",
+            "quality",
+            (_OPPOSITE[v],),
+            tuple(others),
+            tuple(forms),
+            frozenset((v,)),
+        )
     text = rng.choice(_TWO_OPPOSITES).format(**slots)
     forms += ["The opposites are {}.", f"The opposites of {v} and {w} are {{}}."]
     wrong = (f"{_OPPOSITE[v]} and {others[0]}", f"{others[1]} and {_OPPOSITE[w]}", f"{others[0]} and {others[2]}")
     key = "opposite " + " ".join(sorted((v, w)))
-    return Question("opposite", text, key, "quality", (_OPPOSITE[v], _OPPOSITE[w]), wrong, tuple(forms), frozenset((v, w)))
+    return Question(
+        "opposite", text, key, "quality", (_OPPOSITE[v], _OPPOSITE[w]), wrong, tuple(forms), frozenset((v, w))
+    )
 
 
 # ---- spelling and counting -----------------------------------------------------------------------------------------
@@ -207,7 +220,13 @@ def _spelling(rng: random.Random) -> Question:
         forms = ("{}.", "It is {}.", f"{n} is spelled {{}}.", "You spell it {}.", "That is {}.")
         right = "-".join(letters)
         return Question(
-            "spelling", rng.choice(_SPELL).format(n=n), f"name {n}", "spelled", (right,), tuple(sorted(slips - {right})), forms
+            "spelling",
+            rng.choice(_SPELL).format(n=n),
+            f"name {n}",
+            "spelled",
+            (right,),
+            tuple(sorted(slips - {right})),
+            forms,
         )
     at = 0 if kind == "first" else -1
     word = "starts" if kind == "first" else "ends"
@@ -284,9 +303,14 @@ def _colours(rng: random.Random, who: list[str]) -> Telling:
     values = rng.sample(words.COLOURS, len(who))
     verb = rng.choice(("has", "owns", "carries"))
     told = [f"{p} {verb} {a(v)} {t}." for p, v, t in zip(who, values, things, strict=True)]
-    pattern = rng.choice(("What colour is {p}'s {t}?", "Which colour does {p}'s {t} have?", "Tell me the colour of {p}'s {t}."))
+    pattern = rng.choice(
+        ("What colour is {p}'s {t}?", "Which colour does {p}'s {t} have?", "Tell me the colour of {p}'s {t}.")
+    )
     asked = [pattern.format(p=p, t=t) for p, t in zip(who, things, strict=True)]
-    forms = [("It is {}.", f"{p}'s {t} is {{}}.", "The colour is {}.", f"The {t} is {{}}.") for p, t in zip(who, things, strict=True)]
+    forms = [
+        ("It is {}.", f"{p}'s {t} is {{}}.", "The colour is {}.", f"The {t} is {{}}.")
+        for p, t in zip(who, things, strict=True)
+    ]
     return values, told, asked, forms
 
 
@@ -331,7 +355,13 @@ def _refusal(rng: random.Random) -> Question:
     if rng.random() < 0.15:
         return _untold(rng)
     pattern, reader, forms = rng.choice(_UNKNOWABLE)
-    lists = {"time": words.TIMES, "relative": words.RELATIVES, "place": words.PLACES, "thing": words.THINGS, "things": words.GOODS}
+    lists = {
+        "time": words.TIMES,
+        "relative": words.RELATIVES,
+        "place": words.PLACES,
+        "thing": words.THINGS,
+        "things": words.GOODS,
+    }
     slots = {slot: rng.choice(values) for slot, values in lists.items()}
     text = pattern.format(**slots)
     filled = tuple(form.replace("{relative}", slots["relative"]).replace("{thing}", slots["thing"]) for form in forms)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prospect.errors import MissingExtra
@@ -63,7 +64,8 @@ class RunLog:
 
     def say(self, message: str, *, warning: bool = False) -> None:
         """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
-        self.console.print(f"[yellow]warning:[/] {message}" if warning else message, highlight=False)
+        text = escape(message)
+        self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
         if warning:
             self.log("warning", message=message)
 

@@ -324,6 +324,8 @@ def test_zero_beside_minus_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"prompt": None}, "prompt is missing"),
+        ({"prompt": " "}, "prompt is blank"),
         ({"completions": []}, "completions must be a non-empty list"),
         ({"completions": [5]}, "completions[0] must be an object with content"),
         ({"completions": [{"text": "x"}]}, 'completions[0] has an unknown key "text". Did you mean "content"?'),
@@ -339,7 +341,7 @@ def test_zero_beside_minus_one(tmp_path: Path) -> None:
     ],
 )
 def test_prospect_lines(row: dict[str, Any], message: str) -> None:
-    error = error_of([{"prompt": "a", "completions": ["x"]}, {"prompt": "b", **row}])
+    error = error_of([{"prompt": "a", "completions": ["x"]}, {"prompt": "b", "completions": ["x"], **row}])
     assert error.line == 2
     assert message in error.message
 

@@ -287,7 +287,8 @@ def test_llamafactory_preferences() -> None:
 
 def test_sharegpt_without_judgement_imitates_every_answer() -> None:
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}] * 2
-    records = load([{"conversations": turns}]).records
+    records = load([{"conversations": turns, "tools": "[]"}]).records
+    assert records[0].tools is None
     assert [(len(r.prompt), r.completions[0].content, r.id) for r in records] == [
         (1, "b", "line1/turn2"),
         (3, "b", "line1/turn4"),
@@ -326,6 +327,21 @@ def test_messages_for_sft_train_every_answer_but_a_greeting() -> None:
     log = [SYSTEM, assistant("Welcome."), user("a"), assistant("b"), user("c"), assistant("d")]
     records = load([{"messages": log}]).records
     assert [(len(r.prompt), r.completions[0].content) for r in records] == [(3, "b"), (5, "d")]
+
+
+def test_system_column_comes_before_the_turns() -> None:
+    log = [user("a"), assistant("b", rating="up"), user("c"), assistant("d", rating="down")]
+    records = load([{"messages": log, "system": "Be brief."}]).records
+    assert [r.prompt for r in records] == [
+        (SYSTEM, user("a")),
+        (SYSTEM, user("a"), assistant("b"), user("c")),
+    ]
+
+
+def test_nulls_in_messages_are_absent_keys() -> None:
+    rows = [{"prompt": [{**user("a"), "name": None}], "completion": "1"}, {"prompt": [user("a")], "completion": "2"}]
+    (record,) = load(rows).records
+    assert record.prompt == (user("a"),)
 
 
 def test_content_in_parts_is_joined() -> None:
@@ -380,6 +396,18 @@ def test_columns_of_all_rows_decide() -> None:
     rows: list[dict[str, Any]] = [{"messages": [*SKY, assistant(BLUE)]}, {"messages": [*SKY, assistant(GREEN)]}]
     rows[1]["tools"] = TOOLS
     assert [r.tools is None for r in load(rows).records] == [True, False]
+
+
+def test_the_docs_name_every_layout_and_their_example_loads() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data-format.md").read_text()
+    assert [name for name in LAYOUTS if f"| `{name}` |" not in page] == []
+    example = page.split("```json\n")[1].split("```")[0]
+    (record,) = load([json.loads(example)]).records
+    assert [(c.label, c.score, c.weight, c.complete) for c in record.completions] == [
+        (True, None, 1.0, True),
+        (False, None, 2.0, True),
+        (None, 0.4, 1.0, False),
+    ]
 
 
 # One prompt, one record; ids
@@ -521,7 +549,9 @@ def test_packed_files_have_the_same_bits_every_time(tmp_path: Path) -> None:
     held = load(SAMPLES["thumbs"]).records
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write(held, tmp_path / name)
-    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert packed == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert packed[3:8] == bytes(5)  # no file name, no time of day
     assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()).count(b"\n") == len(held)
 
 
@@ -541,6 +571,21 @@ def test_write_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"a\.jsonl: cannot be written: No space left on device"):
         write(broken(), path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_write_puts_the_whole_file_in_place_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("old")
+
+    def refuse(draft: Path, target: Path) -> None:
+        assert draft.read_bytes().count(b"\n") == 1
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(DataError, match="cannot be written"):
+        write(load(SAMPLES["thumbs"]).records, path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 

@@ -1,7 +1,7 @@
 """KTO and DPO equal TRL 1.16: per-example losses, the objective and its gradients, on the same rows and the same z0.
 
 Where TRL 1.16 is installed its own trainers are run on a tiny random Llama; everywhere the numbers they gave are
-compared, from trl_1_16.json. Written again, in an environment with trl==1.16.0, by:  python tests/losses/test_trl_parity.py
+compared, from trl_1_16.json. With trl==1.16.0 installed, this writes them again: python tests/losses/test_trl_parity.py
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from prospect.engine.forest import Branches
+from prospect.engine.forward import forward
+from prospect.engine.models import Policy, load
 from prospect.losses.paired import dpo
 from prospect.losses.unpaired import kto
 
@@ -126,6 +129,67 @@ def test_dpo_losses_and_gradients(trl: dict[str, Any]) -> None:
 
 
 SIDES = ("chosen", "rejected")
+
+
+# The whole chain: the engine's log-probs, the loss, backward through the model
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Policy]:
+    """The policy and the reference, loaded as a user's models are."""
+    loaded = {}
+    for name in ("policy", "reference"):
+        folder = tmp_path_factory.mktemp("models") / name
+        tiny_llama(name).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        loaded[name] = load(folder, precision="fp32", device="cpu", engine="tree")
+    return loaded
+
+
+def scored(policy: Policy, prompts: list[list[int]], *sides: list[list[int]]) -> Tensor:
+    """(rows, sides) log-probs of the sides' completions, from packed trees of one prompt each."""
+    ids = [[np.array(c, np.int32) for c in row] for row in zip(*sides, strict=True)]
+    trees = [Branches(np.array(p, np.int32), tuple(row)) for p, row in zip(prompts, ids, strict=True)]
+    return forward(policy, trees).logp().view(len(prompts), -1)
+
+
+def assert_gradients(policy: Policy, objective: Tensor, expected: dict[str, dict[str, Any]]) -> None:
+    """The gradient of every parameter, by norm and first entries."""
+    policy.model.zero_grad()
+    objective.backward()
+    found = parameter_gradients(policy.model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient["norm"] == pytest.approx(expected[name]["norm"], rel=2e-5), name
+        np.testing.assert_allclose(gradient["first"], expected[name]["first"], rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_kto_through_the_engine(trl: dict[str, Any], policies: dict[str, Policy]) -> None:
+    found = trl["kto"]
+    prompts, completions = found["prompts"], found["completions"]
+    matched = scored(policies["policy"], prompts, completions)[:, 0]
+    np.testing.assert_allclose(matched.detach(), found["policy_logp"], **FLOAT32)
+    with torch.no_grad():
+        reference = scored(policies["reference"], prompts, completions)[:, 0]
+        swapped = [completions[i] for i in found["partner"]]
+        partner = [scored(policies[name], prompts, swapped)[:, 0] for name in ("policy", "reference")]
+    z0 = (partner[0] - partner[1]).mean().clamp(min=0)
+    assert z0.item() == pytest.approx(found["z0"], rel=1e-4)
+    losses = kto(matched - reference, torch.tensor(found["desirable"]), z0, **found["arguments"])
+    np.testing.assert_allclose(losses.detach(), found["losses"], **FLOAT32)
+    assert_gradients(policies["policy"], losses.mean(), found["parameter_gradients"])
+
+
+def test_dpo_through_the_engine(trl: dict[str, Any], policies: dict[str, Policy]) -> None:
+    """Chosen and rejected share their prompt's computation here; TRL computes it twice."""
+    found = trl["dpo"]
+    both = found["prompts"], found["chosen"], found["rejected"]
+    with torch.no_grad():
+        reference = scored(policies["reference"], *both)
+    ratio = scored(policies["policy"], *both) - reference
+    losses = dpo(ratio[:, 0], ratio[:, 1], **found["arguments"])
+    np.testing.assert_allclose(losses.detach(), found["losses"], **FLOAT32)
+    assert_gradients(policies["policy"], losses.mean(), found["parameter_gradients"])
 
 
 # Running TRL --------------------------------------------------------------------------------------------------------
