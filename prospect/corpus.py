@@ -15,7 +15,8 @@ from prospect.tokens import OverLong, TokenReport, Tree, build_trees
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """`trees` align with `records`; `rows` are one view's training rows on them, without what was dropped as over-long."""
+    """`trees` align with `records`; `rows` are one view's training rows on them, without what was dropped as
+    over-long."""
 
     records: tuple[Record, ...]
     trees: tuple[Tree, ...]
@@ -63,8 +64,8 @@ def build(
                 rows.append(Row(name, k, branches, example.desirable, example.weight))
     if not rows:
         raise DataError(
-            f"all {sum(map(len, viewed))} rows are longer than {max_length} tokens. Raise --max-length (up to the model's "
-            "context), or choose --over-long cut_prompt or cut_completion"
+            f"all {sum(map(len, viewed))} rows are longer than {max_length} tokens. Raise --max-length (up to the "
+            "model's context), or choose --over-long cut_prompt or cut_completion"
         )
     return Corpus(tuple(records), tuple(trees), tuple(rows), report)
 

@@ -29,7 +29,8 @@ LARGE = 1_000_000_000
 
 
 def load_policy(config: TrainConfig, model: str, *, frozen: bool) -> Policy:
-    """The start model, or another reference, as the config asks for it; `frozen` where its own weights will not train."""
+    """The start model, or another reference, as the config asks for it; `frozen` where its own weights will not
+    train."""
     return load(
         model,
         precision=config.precision,
@@ -72,8 +73,8 @@ def rows(
     if loss.view == "binary" and len({row.desirable for row in training.rows}) < 2:
         thumb = "up" if training.rows[0].desirable else "down"
         raise DataError(
-            f"every thumb is {thumb}, but {loss.name} learns from both. Add answers of the other kind, or imitate good ones with "
-            "--loss sft"
+            f"every thumb is {thumb}, but {loss.name} learns from both. Add answers of the other kind, or imitate "
+            "good ones with --loss sft"
         )
     return training, None if apart is None else view(apart, held_out_view(apart, config.threshold))
 
@@ -117,8 +118,8 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
     alone = schedule.partners.count(-1)
     if with_partners and alone == len(training.rows):
         raise DataError(
-            "every prompt is the same, so no answer has a mismatched partner for z0. Add feedback on other prompts, or use "
-            "--reference-point zero"
+            "every prompt is the same, so no answer has a mismatched partner for z0. Add feedback on other prompts, or "
+            "use --reference-point zero"
         )
     budget = config.token_budget or (CUDA_TOKENS if policy.device.type == "cuda" else CPU_TOKENS)
     adapted = config.lora is not None or isinstance(policy.model, PeftModel)

@@ -84,7 +84,8 @@ def train(
     """Align a model with feedback.
 
     `data` is a path, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new folder under runs/;
-    `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError once the run has started.
+    `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError once the run has
+    started.
     """
     in_memory = None if data is None or isinstance(data, str | Path) else data
     name = "" if data is None else "(in memory)" if in_memory is not None else str(data)
@@ -170,7 +171,9 @@ def _run(job: loop.Job, held: Corpus | None, adapter: LoraSpec | None, stop: Cal
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
 
 
-def reference_table(job: loop.Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:
+def reference_table(
+    job: loop.Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]
+) -> ReferenceTable:
     """The table with all that the run will ask, computed by the start model before anything changes it, or by another
     model (--reference). The ranks share the work."""
     config = job.config
@@ -303,7 +306,8 @@ def _tell(job: loop.Job) -> None:
         shared += sum(corpus.length(corpus.rows[i]) for i in block)
     job.log.say(corpus.report.describe())
     job.log.say(
-        f"{len(corpus.rows)} rows, {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, {alone:,} without sharing prompts"
+        f"{len(corpus.rows)} rows, {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, {alone:,} without "
+        "sharing prompts"
     )
     reason = f" ({policy.path_reason})" if policy.path == "padded" else ""
     job.log.say(

@@ -5,8 +5,9 @@ Two pure functions, seeded, without torch:
     plan(rows, prompts, lengths, ...)  -> Schedule     order and partners: from the data and the seeds alone
     cut(items, costs, ranks, budget)   -> micro-batches, equally many per rank, balanced by tokens
 
-Rows are put into blocks once per run; epochs shuffle blocks; a step is whole blocks. A row's partner sits in its block and
-has another prompt, so inside a step the mismatched answers y' of KTO's z0 are the matched answers on other prompts.
+Rows are put into blocks once per run; epochs shuffle blocks; a step is whole blocks. A row's partner sits in its
+block and has another prompt, so inside a step the mismatched answers y' of KTO's z0 are the matched answers on other
+prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from functools import cached_property
 from typing import Literal
 
 GROUP_SIZE = 4
-"""Most rows of one prompt that stay together under `group="prompt"`; fewer where twice as many exceed the batch size."""
+"""Most rows of one prompt that stay together under `group="prompt"`; fewer where twice as many exceed the batch
+size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def _meet(
     """Blocks of two units with different prompts; who is left over joins as a third, or stays alone.
 
     With the units in a row, bucket by bucket and the largest bucket first, unit i meets unit i + h. For h = max(n // 2,
-    largest bucket) no unit meets its own prompt, and only an odd one or a prompt with most of the units leaves any over.
+    largest bucket) no unit meets its own prompt, and only an odd one or a prompt with most of the units leaves any
+    over.
     """
     largest = max(buckets, key=len)
     units = [unit for bucket in [largest, *(b for b in buckets if b is not largest)] for unit in bucket]

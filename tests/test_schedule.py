@@ -80,8 +80,8 @@ def test_grouping_keeps_a_prompts_rows_in_one_step() -> None:
 
 
 def test_blocks_fit_the_context_where_they_can() -> None:
-    """Ten long answers among a hundred short ones, prompts of 5: in a context of 20 every meeting fits, since answers are
-    at most 15; in one of 12 the long ones (15) fit beside nobody, yet all have a partner."""
+    """Ten long answers among a hundred short ones, prompts of 5: in a context of 20 every meeting fits, since answers
+    are at most 15; in one of 12 the long ones (15) fit beside nobody, yet all have a partner."""
     lengths = [15 if i % 10 == 0 else 3 for i in range(100)]
     for context in (20, 12):
         made = schedule(range(100), lengths, context=context)

@@ -24,9 +24,9 @@ class DemoOptions:
 def demo(arguments: list[str]) -> int:
     """`prospect demo`"""
     options = parse(DemoOptions, arguments, "demo")
-    from prospect.sandbox.demo import demo as live_through
+    from prospect.sandbox.demo import run_demo
 
-    live_through(options.out, seed=options.seed)
+    run_demo(options.out, options.seed)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,11 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True, slots=True)
 class LoraSpec:
-    """W + (alpha / r) B A with A (r, in), B (out, r) and B = 0 at the start. `alpha` None is 2 r, so that changing r leaves the
-    update's scale alone. `targets` are ends of module names; the default is every linear layer but the head."""
+    """W + (alpha / r) B A with A (r, in), B (out, r), and B = 0 at the start.
+
+    `alpha` None is 2 r, so that a change of r leaves the scale of the update alone. `targets` are ends of module names;
+    "all-linear" is every linear layer but the head.
+    """
 
     r: int = 16
     alpha: int | None = None
@@ -43,20 +46,21 @@ def parse_lora(text: str) -> LoraSpec:
         if name in given:
             raise ConfigError(f'--lora names "{name}" twice')
         given[name] = value
-    numbers: dict[str, int] = {}
-    for name in ("r", "alpha"):
-        if name in given:
-            if not given[name].isdecimal() or int(given[name]) == 0:
-                raise ConfigError(f'--lora: {name} must be a whole number above 0, not "{given[name]}"')
-            numbers[name] = int(given[name])
-    targets = tuple(filter(None, given.get("targets", ALL_LINEAR).split("+")))
-    return LoraSpec(numbers.get("r", LoraSpec.r), numbers.get("alpha"), targets)
+    spec = LoraSpec()
+    for name, value in given.items():
+        if name == "targets":
+            spec = replace(spec, targets=tuple(filter(None, (target.strip() for target in value.split("+")))))
+        elif value.isdecimal() and int(value) > 0:
+            spec = replace(spec, r=int(value)) if name == "r" else replace(spec, alpha=int(value))
+        else:
+            raise ConfigError(f'--lora: {name} must be a whole number above 0, not "{value}"')
+    return spec
 
 
 def attach_lora(policy: Policy, spec: LoraSpec, seed: int) -> None:
-    """Freeze the policy's parameters and train a new adapter beside them, drawn from `seed`; log-probs stay what they were.
+    """Freeze the policy's parameters and put a trainable adapter beside them, drawn from `seed`; no log-prob changes.
 
-    To continue an adapter's training, load its folder and attach nothing. Raises ConfigError for targets the model lacks,
+    To train an adapter further, load its folder and attach nothing. Raises ConfigError for targets the model lacks,
     ModelError where the policy is an adapter already.
     """
     if isinstance(policy.model, PeftModel):
@@ -87,8 +91,11 @@ def attach_lora(policy: Policy, spec: LoraSpec, seed: int) -> None:
 
 
 def merge(adapter: str | Path, out: str | Path) -> None:
-    """Fold a LoRA adapter into its base: W + (alpha / r) B A, computed in float32, as a plain model folder `out` in the dtype
-    that the base is stored in. Raises ModelError for anything else than an adapter folder, ConfigError where `out` exists."""
+    """Fold an adapter into its base, W + (alpha / r) B A: computed in float32, written as a plain model folder `out` in
+    the dtype that the base is stored in.
+
+    Raises ModelError for anything but an adapter folder, ConfigError where `out` exists.
+    """
     if Path(out).exists():
         raise ConfigError(f"{out} exists already; nothing was written. Choose another folder")
     folder = folders.find(adapter)

@@ -137,9 +137,11 @@ def attend(
     q_sizes = [group.query_positions.numel() for group in segments.groups]
     k_sizes = [group.key_positions.numel() for group in segments.groups]
     outputs = []
-    for group, *states in zip(segments.groups, q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True):
-        of_rows = [state.view(len(group.query_positions), -1, *state.shape[1:]).transpose(1, 2) for state in states]
-        output = _attention(*of_rows, group.mask(sliding_window), scaling, softcap)
+    parts = torch.split(q, q_sizes), torch.split(k, k_sizes), torch.split(v, k_sizes)
+    for group, *states in zip(segments.groups, *parts, strict=True):
+        # (B * length, H, D) -> (B, H, length, D)
+        q, k, v = (s.view(len(group.query_positions), -1, *s.shape[1:]).transpose(1, 2) for s in states)
+        output = _attention(q, k, v, group.mask(sliding_window), scaling, softcap)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, segments.order)[None], None
 

@@ -1,4 +1,4 @@
-"""Model folders on disk: find them, refuse what is unsafe or incomplete, and give them a fingerprint. Nothing is loaded here."""
+"""Model folders on disk: find them, refuse what is unsafe or incomplete, take their fingerprint. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -55,10 +55,14 @@ def find(name: str | Path, revision: str | None = None) -> Path:
         pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern) if f.name != "training_args.bin")
         if pickles:
             raise ModelError(
-                f'"{name}" holds pickled weights only ({", ".join(pickles[:3])}), and loading a pickle runs whatever code is '
-                "in it. Convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+                f'"{name}" holds pickled weights only ({", ".join(pickles[:3])}), and loading a pickle runs whatever '
+                "code is in it. If you trust it, convert it to safetensors with transformers: "
+                "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
-        raise ModelError(f'"{name}" has no weights: expected *.safetensors beside its config')
+        raise ModelError(
+            f'"{name}" has no weights beside its config; expected model.safetensors or its shards, or for an adapter '
+            "adapter_model.safetensors"
+        )
     return folder.resolve()
 
 
@@ -69,7 +73,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ModelError(f'the model folder "{name}" does not exist') from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f'"{name}" is neither a folder here nor a model on the Hub that you may read (private ones need `hf auth login`)'
+            f'"{name}" is neither a folder here nor a model on the Hub that you may read. Check the name; private '
+            "models need `hf auth login`"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
@@ -83,10 +88,10 @@ def is_adapter(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold this folder's tensors."""
+    """The safetensors files that are loaded from a folder."""
     if is_adapter(folder):
-        return sorted(folder.glob("adapter_model*.safetensors"))
-    return sorted(f for f in folder.glob("*.safetensors") if not f.match("adapter_model*"))
+        return sorted(folder.glob("adapter_model.safetensors"))
+    return sorted(folder.glob("model*.safetensors"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,8 +115,8 @@ def base_of(adapter: Path) -> Path:
         return find(name, config.get("revision"))
     except ModelError as error:
         raise ModelError(
-            f'the base model of the adapter {adapter} cannot be loaded: {error}. If it moved, correct "base_model_name_or_path" '
-            "in its adapter_config.json"
+            f"the base model of the adapter {adapter} cannot be loaded: {error}. If it moved, correct "
+            '"base_model_name_or_path" in its adapter_config.json'
         ) from error
 
 
@@ -123,8 +128,8 @@ def cache_folder() -> Path:
 
 
 def fingerprint(folder: Path, cache: Path | None = None) -> str:
-    """sha256 of all that decides a log-prob: tensors by name, dtype, shape and bytes, however they are split into files, and
-    the config without what only names or dates it; for an adapter its base, too.
+    """sha256 of all that decides a log-prob: tensors by name, dtype, shape and bytes, however they are split into
+    files, and the config without what only names or dates it; for an adapter its base, too.
 
     Tensor digests are remembered under `cache` (default: `cache_folder()`) by path, size and modification time.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """One prompt (p,) with the completions (c,) to score in this pass; p >= 1, at least one completion, every c >= 1."""
+    """One prompt (p,) with the completions (c,) to score in this pass, at least one; p >= 1, every c >= 1."""
 
     prompt: Ids
     completions: tuple[Ids, ...]
@@ -105,6 +106,6 @@ def pack(trees: Sequence[Branches], device: torch.device | str = "cpu") -> Fores
     )
 
 
-def to_tensor(array: npt.NDArray[np.integer], device: torch.device | str) -> Tensor:
+def to_tensor(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:
     """int64, as embeddings and indices want it."""
     return torch.from_numpy(array.astype(np.int64)).to(device)

@@ -1,51 +1,82 @@
 """From hidden states to token log-probs without ever holding (tokens x vocabulary).
 
-The head runs on chunks of rows; backward computes each chunk's logits again. Softmax arithmetic is float32 (float64 for a
-float64 model), whatever the matrix products run in. Shapes: M rows (completion tokens), H hidden size, V vocabulary.
+The head runs on chunks of rows, and backward computes the logits of each chunk again. Softmax and sums are float32
+(float64 for a float64 model), whatever the matrix products run in. M rows (completion tokens), H hidden size, V
+vocabulary:
 
-    z = softcap * tanh(scale * (W h + b) / softcap),        log p(target) = z[target] - logsumexp(z)
+    z = softcap * tanh(scale * (W h + b) / softcap)            log p(target) = z[target] - logsumexp(z)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1 << 22
-"""Logits held at once."""
+CHUNK = 1 << 25
+"""Logits held at once: 128 MiB in float32, several times over in backward."""
+
+Scores = tuple[Tensor, Tensor | None]
+"""Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The output embeddings of a model and what its authors do to their logits. `module` is a plain Linear or anything
-    that maps (M, H) to (M, V), such as one that carries an adapter."""
+    """The output embeddings of a model and what its authors do to their logits. `module` is a plain Linear, or whatever
+    else maps (M, H) to (M, V), such as one that carries an adapter."""
 
     module: nn.Module
+    vocabulary: int
     scale: float = 1.0
     softcap: float | None = None
 
     def logp(self, hidden: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, want_sum_p2: bool) -> Scores:
-        """Scores of hidden (M, H) at targets (M,)."""
-        options: dict[str, Any] = {"scale": self.scale, "softcap": self.softcap, "want_sum_p2": want_sum_p2}
+        """Scores of targets (M,) under hidden (M, H)."""
         if type(self.module) is nn.Linear:
-            weight, bias = self.module.weight, self.module.bias
-            return token_logp(hidden, weight, targets, bias=bias, compute_dtype=compute_dtype, **options)
-        score = partial(_module_chunk, self.module, **options)
-        with torch.autocast(hidden.device.type, compute_dtype, enabled=compute_dtype == torch.bfloat16):
-            # The vocabulary's size is not known before the first chunk; 1 << 16 is the order of most.
-            rows = max(1, CHUNK >> 16)
-            chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
-            parts = [checkpoint(score, h, t, use_reentrant=False) for h, t in chunks]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if want_sum_p2 else None
+            return token_logp(
+                hidden,
+                self.module.weight,
+                targets,
+                bias=self.module.bias,
+                scale=self.scale,
+                softcap=self.softcap,
+                compute_dtype=compute_dtype,
+                want_sum_p2=want_sum_p2,
+            )
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
+            parts: list[Scores] = [
+                checkpoint(self._chunk, hidden[rows], targets[rows], want_sum_p2, use_reentrant=False)
+                for rows in _chunks(len(hidden), self.vocabulary)
+            ]
+        logp, sum_p2 = zip(*parts, strict=True)
+        return torch.cat(logp), torch.cat(sum_p2) if want_sum_p2 else None
+
+    def _chunk(self, hidden: Tensor, targets: Tensor, want_sum_p2: bool) -> Scores:
+        z, _ = finish(self.module(hidden), None, self.scale, self.softcap)
+        return pick(z, targets, want_sum_p2)
 
 
-Scores = tuple[Tensor, Tensor | None]
-"""Log-probs (M,) and, where asked for, sum over the vocabulary of p^2 (M,)."""
+def pick(z: Tensor, targets: Tensor, want_sum_p2: bool) -> Scores:
+    """Scores from finished logits (M, V)."""
+    logp = z.log_softmax(-1)
+    return logp.gather(-1, targets[:, None]).squeeze(-1), logp.exp().square().sum(-1) if want_sum_p2 else None
+
+
+def finish(z: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """W h to finished logits, float32 at least, and their derivative by the scaled ones (None: 1)."""
+    z = z.to(_wide(z.dtype))
+    if bias is not None:
+        z = z + bias
+    if scale != 1.0:
+        z = z * scale
+    if softcap is None:
+        return z, None
+    bent = torch.tanh(z / softcap)
+    return bent * softcap, 1 - bent.square()
 
 
 def token_logp(
@@ -59,12 +90,14 @@ def token_logp(
     compute_dtype: torch.dtype,
     want_sum_p2: bool = False,
 ) -> Scores:
-    """Log-prob in nats of targets (M,) under the softmax of hidden (M, H) times weight (V, H); see the top of this file.
+    """Log-prob in nats of targets (M,) given hidden (M, H) and weight (V, H), as at the top of this file.
 
-    `weight` is the stored parameter: it is cast to `compute_dtype` inside, its gradient is summed in float32, and a frozen
-    one costs no gradient. Float64 in, float64 out; everything else gives float32.
+    `weight` is the stored parameter: it is cast to `compute_dtype` inside, its gradient is summed in float32, and a
+    frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
-    logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, scale, softcap, compute_dtype, want_sum_p2)
+    logp, sum_p2 = _TokenLogp.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, scale, softcap, compute_dtype, want_sum_p2
+    )
     return logp, sum_p2
 
 
@@ -78,85 +111,59 @@ class _TokenLogp(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         softcap: float | None,
-        compute_dtype: torch.dtype,
+        dtype: torch.dtype,
         want_sum_p2: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        wide = _wide(compute_dtype)
-        logp = hidden.new_empty(len(hidden), dtype=wide)
+    ) -> Scores:
+        logp = hidden.new_empty(len(hidden), dtype=_wide(dtype))
         log_total, sum_p2 = torch.empty_like(logp), torch.empty_like(logp) if want_sum_p2 else None
         with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(compute_dtype)
-            for rows in _chunks(hidden, weight):
-                z, _ = _logits(hidden[rows], head, bias, scale, softcap, compute_dtype)
+            head = weight.to(dtype)
+            for rows in _chunks(len(hidden), len(weight)):
+                z, _ = finish(hidden[rows].to(dtype) @ head.T, bias, scale, softcap)
                 log_total[rows] = z.logsumexp(-1)
                 logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - log_total[rows]
                 if sum_p2 is not None:
                     sum_p2[rows] = (z - log_total[rows, None]).exp_().square_().sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, log_total, sum_p2)
-        ctx.scale, ctx.softcap, ctx.compute_dtype = scale, softcap, compute_dtype
+        ctx.scale, ctx.softcap, ctx.dtype = scale, softcap, dtype
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logp: Tensor, grad_sum_p2: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, log_total, sum_p2 = ctx.saved_tensors
-        dtype = ctx.compute_dtype
-        wide = _wide(dtype)
-        want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if want_bias else None
+        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        grads = [torch.zeros_like(x, dtype=_wide(ctx.dtype)) if wants else None for x, wants in wanted]
+        grad_hidden, grad_weight, grad_bias = grads
+        # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(dtype)
-            for rows in _chunks(hidden, weight):
-                z, slope = _logits(hidden[rows], head, bias, ctx.scale, ctx.softcap, dtype)
-                p = z.sub_(log_total[rows, None]).exp_()
+            head = weight.to(ctx.dtype)
+            for rows in _chunks(len(hidden), len(weight)):
+                h = hidden[rows].to(ctx.dtype)
+                z, slope = finish(h @ head.T, bias, ctx.scale, ctx.softcap)
+                p = (z - log_total[rows, None]).exp_()
                 grad = p * -grad_logp[rows, None]
                 grad.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
                 if sum_p2 is not None and grad_sum_p2 is not None:
                     grad += 2 * grad_sum_p2[rows, None] * p * (p - sum_p2[rows, None])
-                grad = (grad if slope is None else grad * slope).mul_(ctx.scale)
+                if slope is not None:
+                    grad *= slope
+                grad *= ctx.scale
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
-                grad = grad.to(dtype)
+                narrow = grad.to(ctx.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = (grad @ head).to(hidden.dtype)
+                    grad_hidden[rows] = (narrow @ head).to(grad_hidden.dtype)
                 if grad_weight is not None:
-                    grad_weight += grad.T @ hidden[rows].to(dtype)
-        cast = (None if g is None else g.to(p.dtype) for g, p in ((grad_weight, weight), (grad_bias, bias)))
-        return grad_hidden, *cast, None, None, None, None, None
+                    grad_weight += narrow.T @ h
+        stored = (None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
+        return *stored, None, None, None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    rows = max(1, CHUNK // len(weight))
-    return [slice(i, i + rows) for i in range(0, len(hidden), rows)]
-
-
-def _logits(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, scale: float, softcap: float | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Finished logits (rows, V) and their derivative by the scaled ones (None: 1)."""
-    z = (hidden.to(dtype) @ head.T).to(_wide(dtype))
-    if bias is not None:
-        z = z + bias
-    if scale != 1.0:
-        z = z * scale
-    if softcap is None:
-        return z, None
-    squashed = torch.tanh(z / softcap)
-    return squashed * softcap, 1 - squashed.square()
-
-
-def _module_chunk(
-    module: nn.Module, hidden: Tensor, targets: Tensor, *, scale: float, softcap: float | None, want_sum_p2: bool
-) -> Scores:
-    z = module(hidden)
-    z = z.to(_wide(z.dtype)) * scale
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    logp = z.log_softmax(-1)
-    return logp.gather(-1, targets[:, None]).squeeze(-1), logp.exp().square().sum(-1) if want_sum_p2 else None
+def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, CHUNK // vocabulary)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))

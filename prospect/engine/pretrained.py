@@ -1,11 +1,11 @@
-"""Model folders to models and back, through transformers and peft: safetensors only, whole weights only, no foreign code."""
+"""Model folders to models and back, through transformers and peft: safetensors, whole weights, no foreign code."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from prospect.errors import ModelError, RunError
 def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """A causal language model with every weight its config asks for; "auto" is the dtype it is stored in."""
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -74,8 +74,10 @@ def to_dtype(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
 
 
 def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name. Raises RunError where the
-    disk fails; then nothing has changed."""
+    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name.
+
+    Raises RunError where the disk fails; then nothing has changed.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
@@ -110,7 +112,7 @@ def _write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBas
 
 
 def _valid_generation(model: PreTrainedModel) -> None:
-    """Some published generation configs set a temperature without asking for sampling: they load, and refuse to be saved."""
+    """Some published generation configs set a temperature but not sampling: they load, and refuse to be saved."""
     config = model.generation_config
     if config is None:
         return

@@ -1,7 +1,8 @@
 """The reference model as a table: token log-probs of every completion asked for, computed once, kept on disk.
 
-The table is filled from the start model before training changes it, so full fine-tuning holds no second model, and it is
-shared by every run whose reference is the same: another loss, beta, learning rate, seed or LoRA rank computes nothing.
+The table is filled from the start model before training changes it, so full fine-tuning holds no second model, and it
+is shared by every run whose reference is the same: another loss, beta, learning rate, seed or LoRA rank computes
+nothing.
 
     cache/reference/KEY.sqlite    KEY: tensors, forward-relevant config, precision, device type, engine version
         rows(hash of prompt ids and completion ids -> token log-probs in nats)
@@ -12,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ import torch
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy
+from prospect.errors import RunError
 
 ENGINE_VERSION = 1
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
@@ -57,8 +61,11 @@ class ReferenceTable:
         self.forwards = 0
         self._memory: dict[bytes, npt.NDArray[np.floating]] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as database:
-            database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
+        try:
+            self._create()
+        except sqlite3.DatabaseError:  # not a database any more: what it held can be computed again
+            self.path.replace(self.path.with_suffix(".damaged"))
+            self._create()
 
     def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
@@ -88,8 +95,8 @@ class ReferenceTable:
     ) -> None:
         """Compute what is missing with `policy`, which must be the reference model, and keep it.
 
-        Completions of one prompt share its computation. Each batch is committed, so an interrupted pass goes on where it
-        stopped; `progress(done, all)` is called after each, `stop()` asked before each.
+        Completions of one prompt share its computation. Each batch is committed, so an interrupted pass goes on where
+        it stopped; `progress(done, all)` is called after each, `stop()` asked before each.
         """
         trees: dict[bytes, list[Query]] = {}
         for query in self.missing(queries):
@@ -102,7 +109,7 @@ class ReferenceTable:
                 output = forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
             values = output.token_logp.cpu().numpy().astype(self.dtype)
             offsets = output.offsets.tolist()
-            rows = [(row_key(q), values[a:b]) for q, a, b in zip(sum(batch, []), offsets, offsets[1:], strict=False)]
+            rows = [(row_key(q), values[a:b]) for q, a, b in zip(chain(*batch), offsets, offsets[1:], strict=False)]
             with self._open() as database:
                 database.executemany("insert or replace into rows values (?, ?)", [(k, v.tobytes()) for k, v in rows])
             self._memory.update(rows)
@@ -111,13 +118,29 @@ class ReferenceTable:
             if progress:
                 progress(done, total)
 
-    def _open(self) -> sqlite3.Connection:
-        """A connection that waits for other runs' writes; `with` commits. Short-lived, so that nothing stays locked."""
-        return sqlite3.connect(self.path, timeout=120)
+    def _create(self) -> None:
+        with self._open() as database:
+            database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
+            database.execute("select count(*) from rows")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection that waits for other runs' writes and commits at the end. Short-lived: nothing stays locked.
+
+        Raises RunError where the disk refuses.
+        """
+        try:
+            with closing(sqlite3.connect(self.path, timeout=120)) as database, database:
+                yield database
+        except sqlite3.OperationalError as error:
+            raise RunError(
+                f"the reference table {self.path} cannot be used: {error}. Make room, or choose another "
+                "place with --cache"
+            ) from error
 
 
 def _batches(trees: list[list[Query]], budget: int) -> Iterable[list[list[Query]]]:
-    """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together if they fit."""
+    """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together."""
     parts: list[tuple[int, list[Query]]] = []
     for tree in trees:
         part: list[Query] = []

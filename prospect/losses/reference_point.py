@@ -1,8 +1,8 @@
 """Estimators of KTO's reference point z0, the reward level that an answer has to beat.
 
-An estimator is (Statistics of the step, state) -> (z0, state). z0 is a scalar or one number per completion, in nats, and
-never carries gradient: the paper's theorem 4.3 holds for the detached reference point only. `state` is any tensor or None;
-the loop keeps it and checkpoints it.
+An estimator is (Statistics of the step, state) -> (z0, state). z0 is a scalar or one number per completion, in nats,
+and never carries gradient: the paper's theorem 4.3 holds for the detached reference point only. `state` is any tensor
+or None; the loop keeps it and checkpoints it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LOSSES: one row per loss. A row names its function by string, so that reading the table imports no torch.
 
-To add a loss: write a pure function (see `unpaired.py`), add a row here, test its values. The loop reads the row and never
-branches on a loss's name. The objective of a step is, over all micro-batches and ranks,
+To add a loss: write a pure function (see `unpaired.py`), add a row here, test its values. The loop reads the row and
+never branches on a loss's name. The objective of a step is, over all micro-batches and ranks,
 
     sum over terms of  coefficient * sum(weight * loss) / count of the term's unit
 
@@ -48,7 +48,8 @@ class Loss:
     """A row of the table.
 
     `constants` names a function (rows' desirable flags, rows' weights) -> arguments that are taken from the data, fixed
-    before the first step and written to config.json; what the user gives wins. `reference_point` is the default estimator.
+    before the first step and written to config.json; what the user gives wins. `reference_point` is the default
+    estimator.
     `couples` "step" means that one row's loss depends on the others' matched values.
     """
 
@@ -66,7 +67,8 @@ class Loss:
 
     @property
     def needs_reference(self) -> bool:
-        """True where a term reads a log-ratio: only then is there a reference pass and a check that r = 0 at the start."""
+        """True where a term reads a log-ratio: only then is there a reference pass and a check that r = 0 at the
+        start."""
         return any(REFERENCE_READS & set(term.reads) for term in self.terms)
 
 
@@ -150,7 +152,8 @@ def arguments(loss: Loss, given: Mapping[str, Any], data: Mapping[str, Any] | No
     for name, value in given.items():
         if name not in known:
             raise ConfigError(
-                f'the loss "{loss.name}" has no argument "{name}".{nearest(name, known)} It has: {", ".join(known) or "none"}'
+                f'the loss "{loss.name}" has no argument "{name}".{nearest(name, known)} '
+                f"It has: {', '.join(known) or 'none'}"
             )
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):
@@ -162,7 +165,8 @@ def estimator(name: str) -> Callable[..., Any]:
     """The reference-point estimator called `name`. Raises ConfigError naming the nearest one."""
     if name not in REFERENCE_POINTS:
         raise ConfigError(
-            f'there is no reference point "{name}".{nearest(name, REFERENCE_POINTS)} Known: {", ".join(REFERENCE_POINTS)}'
+            f'there is no reference point "{name}".{nearest(name, REFERENCE_POINTS)} '
+            f"Known: {', '.join(REFERENCE_POINTS)}"
         )
     return load(REFERENCE_POINTS[name])
 

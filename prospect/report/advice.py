@@ -13,6 +13,7 @@ from typing import Literal
 
 from prospect.report.curves import ends
 from prospect.report.folder import RunFolder, number, section
+from prospect.report.verdict import LESS_LIKELY, likelihood_loss
 
 Level = Literal["try", "watch", "expected"]
 Rule = Callable[[RunFolder], "Advice | None"]
@@ -78,7 +79,9 @@ def under_fitted(run: RunFolder) -> Advice | None:
     _, accuracy = ends(run.series("accuracy"))
     start, end = ends(run.series("loss"))
     stuck = math.isfinite(start) and start > 0 and end > 0.97 * start
-    if len(run.steps) < 4 or not accuracy < 0.6 or not stuck:
+    # A run that has blown up does not learn either, but not for lack of steps.
+    wild = ends(run.series("saturated"))[1] > 0.2
+    if len(run.steps) < 4 or not accuracy < 0.6 or not stuck or wild:
         return None
     beta = run.beta
     return Advice(
@@ -163,7 +166,7 @@ def reference_knew(run: RunFolder) -> Advice | None:
 def drifted(run: RunFolder) -> Advice | None:
     """Good answers have become less likely than they were."""
     before, after = number(section(run.before, "nll"), "value"), number(section(run.after, "nll"), "value")
-    if not after - before > 0.2:
+    if not likelihood_loss(run) > LESS_LIKELY:
         return None
     return Advice(
         "try",

@@ -30,6 +30,8 @@ from prospect.report.svg import (
 WIDTH, HEIGHT = 460, 250
 DOTS = 40
 """Lines with at most this many points show each point, with its numbers under the pointer."""
+FEW = 10
+"""A calibration bin with fewer rows says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,16 @@ def histogram(
     parts.append(text(frame.left + 8, frame.floor - 6, f"▼ undesirable ({sum(down)})", "name bad"))
     if mark is not None and frame.x[0] <= mark <= frame.x[1]:
         parts.append(line(frame.px(mark), frame.top, frame.px(mark), frame.floor, "mark"))
-        parts.append(text(frame.px(mark) + 4, frame.top + 12, minus(f"z0 = {mark:.2g}"), "name"))
+        late = frame.px(mark) > 0.8 * frame.end
+        parts.append(
+            text(
+                frame.px(mark) + (-4 if late else 4),
+                frame.top + 12,
+                minus(f"z0 = {mark:.2g}"),
+                "name",
+                "end" if late else "start",
+            )
+        )
     return document(frame, slug, title, description, "".join(parts))
 
 
@@ -190,7 +201,9 @@ def calibration(
     parts.append(line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), "zero"))
     largest = max((found["n"] for _, _, bins in series for found in bins), default=1)
     for k, (name, kind, bins) in enumerate(series):
-        parts.append(path([(frame.px(b["mean"]), frame.py(b["rate"])) for b in bins], f"line {kind}"))
+        # A bin of a few rows is all noise: it gets its disc, but the line does not follow it.
+        solid = [b for b in bins if b["n"] >= FEW]
+        parts.append(path([(frame.px(b["mean"]), frame.py(b["rate"])) for b in solid], f"line {kind}"))
         y = frame.floor + 33 + 15 * k
         parts.append(text(frame.left - 7, y, f"n {name}", "n", "end"))
         for b in bins:

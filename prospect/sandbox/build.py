@@ -8,6 +8,7 @@ the bad manners at once, and never sees a reserved question (world.reserved).
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -39,6 +40,10 @@ SPLIT = r"\d|-\p{Ll}(?!\p{L})|'s(?!\p{L})| ?\p{L}+| ?[^\s\p{L}\d]|\s"
 """Digits stand alone, "-b" inside a spelled word is one piece, other words take the space before them."""
 
 
+HOURS = {"sum": 3.0, "opposite": 0.6, "spelling": 1.0, "counting": 1.5, "fact": 1.5, "refusal": 0.6}
+"""How much of its schooling the assistant spends on each kind of question: the harder, the more."""
+
+
 @dataclass(frozen=True, slots=True)
 class School:
     """Size of the assistant and of its schooling. The defaults made the shipped one."""
@@ -50,6 +55,7 @@ class School:
     steps: int = 6000
     batch: int = 128
     lr: float = 2e-3
+    books: float = 0.4
     vocabulary_sample: int = 30_000
 
 
@@ -71,13 +77,15 @@ def build(
     return folder
 
 
-def examples(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (question, answer) pairs of the mixed-quality web, without reserved questions."""
-    rng = random.Random(f"web {seed}")
-    while True:
-        question = world.ask(rng)
-        if not world.reserved(question):
-            yield question.text, answers.write(question, rng)
+def examples(seed: int, books: int = 0) -> Iterator[tuple[str, str]]:
+    """Endless (question, answer) pairs without reserved questions: `books` right ones, then the mixed-quality web."""
+    rng = random.Random(f"school {seed}")
+    kinds, hours = list(HOURS), list(HOURS.values())
+    for made in itertools.count():
+        question = world.ask(rng, rng.choices(kinds, hours)[0])
+        while world.reserved(question):
+            question = world.ask(rng, question.kind)
+        yield question.text, answers.write(question, rng, "right" if made < books else None)
 
 
 def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
@@ -158,7 +166,7 @@ def teach(
 def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor, Tensor]]:
     """`school.steps` batches of (ids (B, S) int64 padded on the right, mask (B, S) of the answers' tokens), similar lengths
     together."""
-    source, rng = examples(seed), random.Random(f"order {seed}")
+    source, rng = examples(seed, int(school.books * school.steps) * school.batch), random.Random(f"order {seed}")
     pad = tokenizer.pad_token_id
     left = school.steps
     while left:

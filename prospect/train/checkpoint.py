@@ -1,11 +1,12 @@
 """Checkpoints: atomic, in safetensors, enough to continue to the same bits.
 
     checkpoints/step-000064/  weights.safetensors    the trainable parameters
-                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the state of the reference point
-                              state.json             step, token budget, seconds, best evaluation
+                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the state of the reference
+                              point state.json             step, token budget, seconds, best evaluation
     checkpoints/best/         weights.safetensors    where --keep-best is on
 
-A folder is written under another name, flushed to disk, and renamed: a checkpoint is whole or absent, whenever the process dies.
+A folder is written under another name, flushed to disk, and renamed: a checkpoint is whole or absent, whenever the
+process dies.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def save_best(folder: Path, parameters: Parameters, state: Mapping[str, Any]) ->
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    return (_complete(folder) or [None])[-1]
+    whole = _complete(folder)
+    return whole[-1] if whole else None
 
 
 def restore_weights(checkpoint: Path, parameters: Parameters) -> None:

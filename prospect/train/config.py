@@ -1,4 +1,5 @@
-"""TrainConfig: the only source of train's flags, YAML keys, defaults and help. Defaults follow the paper (section 4)."""
+"""TrainConfig: the only source of train's flags, YAML keys, defaults and help. Defaults follow the paper (section
+4)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class TrainConfig:
     reference_point: Literal["mismatched", "unclamped", "zero"] | None = None
     """The estimator of z0. Default: the loss's own."""
     weights: Literal["auto", "none"] = "auto"
-    """auto balances the two classes by the loss's class weights, the majority side staying at 1; none leaves them at 1."""
+    """auto balances the two classes by the loss's class weights, the majority side staying at 1; none leaves them at
+    1."""
 
     format: str = "auto"
     """The data's layout; auto detects it."""
@@ -57,9 +59,11 @@ class TrainConfig:
     engine: Literal["auto", "tree", "padded"] = "auto"
     """auto packs trees without padding where three checks prove it exact for the model, else it pads."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in backward: less memory, a third more work. auto: on CUDA when the model is large for it."""
+    """Recompute activations in backward: less memory, a third more work. auto: on CUDA when the model is large for
+    it."""
     token_budget: int | None = None
-    """Most tokens per micro-batch. Default: chosen at the start and written to config.json. Never changes the result."""
+    """Most tokens per micro-batch. Default: chosen at the start and written to config.json. Never changes the
+    result."""
 
     batch_size: int = 32
     """Rows (completions, or pairs) per optimizer step. There is no accumulation to set."""
@@ -68,7 +72,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps."""
     group: Literal["auto", "row", "prompt"] = "auto"
-    """row shuffles rows as the paper does; prompt keeps a prompt's rows in one step, so that they share its computation."""
+    """row shuffles rows as the paper does; prompt keeps a prompt's rows in one step, so that they share its
+    computation."""
     seed: int = 0
     """Order of the data and start of new adapters."""
     partner_seed: int = 0

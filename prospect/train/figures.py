@@ -68,7 +68,7 @@ def line(metrics: dict[str, Any]) -> str:
 
 
 def both_fall(history: list[dict[str, Any]], window: int = 20, floor: float = -1.0) -> bool:
-    """Whether the desirable answers' reward, too, has been below `floor` for the last `window` steps: the sign of too high a
-    learning rate (arXiv 2402.01306 section 4.2)."""
+    """Whether the desirable answers' reward, too, has been below `floor` for the last `window` steps: the sign of too
+    high a learning rate (arXiv 2402.01306 section 4.2)."""
     recent = [m["reward_desirable"] for m in history if m.get("reward_desirable") is not None][-window:]
     return len(recent) == window and max(recent) < floor

@@ -3,8 +3,8 @@
     z0 -> micro-batches forward and backward with global normalisers -> gradients summed over ranks once -> finite? ->
     clip -> optimizer step -> log -> checkpoint
 
-It knows no loss by name: a row of the loss table says what to compute. It imports no leaf: evaluation and samples come in
-as callbacks.
+It knows no loss by name: a row of the loss table says what to compute. It imports no leaf: evaluation and samples
+come in as callbacks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class Job:
 def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     """Train from the newest checkpoint, or from the start, to the end of the schedule.
 
-    Raises NonFiniteError with the step's row ids, Interrupted (after saving) when `stop()` says so, RunError on a full disk.
+    Raises NonFiniteError with the step's row ids, Interrupted (after saving) when `stop()` says so, RunError on a
+    full disk.
     """
     parameters = job.policy.trainable()
     optimizer = make_optimizer(parameters, job.config)
@@ -129,7 +131,8 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
 
 
 def preflight(job: Job) -> None:
-    """Before the first step: something is trainable, and where the policy is the reference, every r is 0 up to rounding.
+    """Before the first step: something is trainable, and where the policy is the reference, every r is 0 up to
+    rounding.
 
     Raises ModelError. The noise floor of r is logged: in bf16, packing alone moves it.
     """
@@ -151,8 +154,9 @@ def preflight(job: Job) -> None:
     job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
     if (mean > 5e-3) if job.policy.precision == "bf16" else (worst > 1e-4):
         raise ModelError(
-            f"the policy should start as the reference, but its log-ratios are not 0: {mean:.2g} nats per token on average, "
-            f"{worst:.2g} at most. Choose --engine padded or --precision fp32, or report the model's architecture"
+            f"the policy should start as the reference, but its log-ratios are not 0: {mean:.2g} nats per token on "
+            f"average, {worst:.2g} at most. Choose --engine padded or --precision fp32, or "
+            "report the model's architecture"
         )
 
 
@@ -196,7 +200,7 @@ def gradient(job: Job, step: Step, z0: Tensor | None) -> list[float]:
             found = compute(job.policy, micro, job.table)
             desirable = torch.tensor([bool(job.corpus.rows[i].desirable) for i in micro.rows], device=total.device)
             objective = objective_of(job, found, desirable, counts, z0)
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
             with torch.no_grad():
                 total += figures.sums(found, desirable, objective.detach(), beta=job.beta, z0=z0)
         return total
@@ -210,10 +214,8 @@ def _fitting(job: Job, work: Callable[[], Tensor]) -> Tensor:
     """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it again."""
     while True:
         result = None
-        try:
+        with suppress(torch.cuda.OutOfMemoryError):
             result = work()
-        except torch.cuda.OutOfMemoryError:
-            pass  # leave the handler first: the traceback holds the tensors that are to be freed
         if not ranks.any_rank(result is None, job.policy.device):
             assert result is not None
             return result
@@ -226,7 +228,7 @@ def _fitting(job: Job, work: Callable[[], Tensor]) -> Tensor:
 
 
 def objective_of(job: Job, found: Computed, desirable: Tensor, counts: dict[str, int], z0: Tensor | None) -> Tensor:
-    """A micro-batch's share of the step's objective: sum over terms of coefficient * sum(weight * loss) / global count."""
+    """A micro-batch's share of the objective: sum over terms of coefficient * sum(weight * loss) / global count."""
     logp = found.output.token_logp
     if not found.micro.rows:
         return logp.sum() * 0.0
@@ -267,8 +269,8 @@ def _require_finite(job: Job, step: Step, loss: float, norm: float) -> None:
     last = checkpoint.latest(job.checkpoints)
     raise NonFiniteError(
         f"step {step.index}: the loss is {loss} and the gradient norm {norm}. Its rows: {', '.join(names[:8])}"
-        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. Lower --learning-rate, use --precision fp32, or look at "
-        f"those rows" + (f"; the last good checkpoint is {last}" if last else ""),
+        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. Lower --learning-rate, use --precision fp32, or "
+        "look at those rows" + (f"; the last good checkpoint is {last}" if last else ""),
         names,
     )
 

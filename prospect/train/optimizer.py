@@ -21,7 +21,8 @@ def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: Tra
 
 
 def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
-    """The rate of step 1..steps: linear warm-up to `peak`, then constant, or down to 0 at the end linearly or by cosine."""
+    """The rate of step 1..steps: linear warm-up to `peak`, then constant, or down to 0 at the end linearly or by
+    cosine."""
     warm = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warm:
         return peak * step / warm

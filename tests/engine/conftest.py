@@ -69,7 +69,7 @@ def _network(name: str, seed: int, changes: dict[str, Any]) -> Any:
     with torch.no_grad():
         for parameter in network.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            # Matrices keep the size of what passes through; norms, biases and sinks move away from their neutral values.
+            # Matrices keep the size of what passes through; norms, biases and sinks leave their neutral values.
             parameter.copy_(noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else parameter + 0.3 * noise)
     return network
 

@@ -1,4 +1,5 @@
-"""Values from the published formulas, gradients against finite differences, and the invariances every loss must have."""
+"""Values from the published formulas, gradients against finite differences, and the invariances every loss must
+have."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def test_empty_in_empty_out() -> None:
 
 
 def test_contradicting_thumbs_cancel() -> None:
-    """One answer with both thumbs and equal weights has no gradient (the paper's OASST corollary); unequal weights leave one."""
+    """One answer with both thumbs and equal weights has no gradient (the paper's OASST corollary); unequal weights
+    leave one."""
     r = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     for weight, zero_gradient in ((1.0, True), (1.5, False)):
         both = kto(torch.stack([r, r]), UP_DOWN, z(0.2), undesirable_weight=weight)

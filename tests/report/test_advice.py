@@ -104,6 +104,18 @@ def test_a_good_run_needs_no_advice() -> None:
     assert advise(run_of()) == []
 
 
+def test_a_run_that_blew_up_is_not_told_to_train_longer() -> None:
+    found = advise(run_of(steps={"accuracy": 0.52, "loss": 0.5, "saturated": 0.9}))
+    assert [a.title for a in found] == ["Stop earlier, or lower the learning rate"]
+
+
+def test_a_baseline_that_does_as_well_is_named() -> None:
+    found = verdict(run_of(after=held(0.7, 0.6, 0.8, **baseline("length", 0.2, 0.1, 0.3))))
+    assert found is not None
+    assert found.word == "No better than length alone"
+    assert "0.800" in found.text
+
+
 def test_advice_from_nothing_but_steps_without_figures() -> None:
     assert [
         a.title for a in advise(run_of(steps=dict.fromkeys(("lr", "accuracy", "saturated", "grad_norm")), after={}))
@@ -134,6 +146,10 @@ def test_keep_best_needs_no_advice_to_stop_earlier() -> None:
         (held(0.7, 0.6, 0.8), held(0.75, 0.7, 0.79), "open"),
         (held(0.5, 0.5, 0.5), held(0.55, 0.45, 0.65), "open"),
         (held(0.5, 0.5, 0.5), held(0.3, 0.2, 0.4), "bad"),
+        (held(0.5, 0.5, 0.5), held(0.8, 0.7, 0.9, **baseline("length", 0.19, 0.1, 0.3)), "open"),
+        (held(0.5, 0.5, 0.5), held(0.8, 0.7, 0.9, **baseline("length", 0.7, 0.6, 0.8)), "good"),
+        (held(0.5, 0.5, 0.5), held(0.8, 0.7, 0.9, nll={"value": 1.7}), "open"),
+        ({"nll": {"value": 1.4}}, {"n": 4, "prompts": 2, "auc": None, "nll": {"value": 1.2}, "notes": []}, "open"),
         ({}, {"n": 4, "prompts": 2, "auc": None, "notes": []}, "open"),
         ({}, {}, "open"),
     ],

@@ -47,7 +47,8 @@ def sentence(draw: random.Random, low: int, high: int) -> str:
 
 
 def thumbs(rows: int, *, seed: int = 0, per_prompt: int = 1, weights: bool = False) -> list[dict[str, Any]]:
-    """Random answers; the ones that end with w0 are desirable, those with w1 are not, so that there is something to learn."""
+    """Random answers; the ones that end with w0 are desirable, those with w1 are not, so that there is something to
+    learn."""
     draw = random.Random(seed)
     found = []
     for i in range(rows):

@@ -1,4 +1,5 @@
-"""The loop against an independent computation, row by row with the model's own forward; and its invariances in float64."""
+"""The loop against an independent computation, row by row with the model's own forward; and its invariances in
+float64."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeJob, pairs, thumbs
 from torch import Tensor
 
 from prospect.errors import ModelError, NonFiniteError
 from prospect.train import loop, ranks
+from tests.train.conftest import MakeJob, pairs, thumbs
 
 Gradients = dict[str, Tensor]
 
@@ -70,7 +71,9 @@ def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
         return logp(job, prompt, answer).sum() - before
 
     with torch.no_grad():
-        mean = torch.stack([r(i, job.schedule.partners[i]) for i in rows]).mean() if point != "zero" else torch.zeros(())
+        mean = (
+            torch.stack([r(i, job.schedule.partners[i]) for i in rows]).mean() if point != "zero" else torch.zeros(())
+        )
     z0 = {"mismatched": mean.clamp(min=0), "unclamped": mean, "zero": torch.zeros(())}[point].double()
     objective = torch.zeros((), dtype=torch.float64)
     for i in rows:
@@ -120,7 +123,9 @@ def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str,
     """One micro-batch and eight give the same gradient to 1e-12 in float64, weights after five steps to 1e-10."""
     whole, parts = make_job(rows, loss=loss, epochs=5), make_job(rows, "other", loss=loss, epochs=5, token_budget=24)
     cut = loop.matched(parts.corpus, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
-    assert len(cut) >= 4 and len(loop.matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
+    assert (
+        len(cut) >= 4 and len(loop.matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
+    )
     for job in (whole, parts):
         move(job)
     close(gradients(whole)[0], gradients(parts)[0], 1e-12)
@@ -200,7 +205,9 @@ def test_preflight_refuses_a_frozen_model(make_job: MakeJob) -> None:
         loop.preflight(job)
 
 
-def test_out_of_memory_halves_the_budget_and_repeats_the_step(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_budget_and_repeats_the_step(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same gradient as without the accident, which strikes in the middle of the step."""
     plain, tight = make_job(thumbs(16), token_budget=400), make_job(thumbs(16), token_budget=400)
     for job in (plain, tight):

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import make_model, pairs, thumbs, write_rows
 
 import prospect
 from prospect.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from prospect.run import Run, train
 from prospect.train import checkpoint, loop
+from tests.train.conftest import make_model, pairs, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 4}
 
@@ -42,7 +42,16 @@ def steps(run: Run | Path) -> list[dict[str, Any]]:
 def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "thumbs.jsonl", thumbs(96))
     run = train(model, data, tmp_path / "run", epochs=8, eval_fraction=0.25, keep_best=True, eval_every=20, **FAST)
-    names = {"config.json", "metrics.jsonl", "checkpoints", "model", "evaluation.json", "report.html", "check.json", "samples.jsonl"}
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "evaluation.json",
+        "report.html",
+        "check.json",
+        "samples.jsonl",
+    }
     assert {path.name for path in run.folder.iterdir()} == names
     after = run.evaluate()
     assert after is not None and after.auc is not None and after.auc.value > 0.8
@@ -61,10 +70,16 @@ def test_the_same_config_gives_the_same_bits(model: Path, tmp_path: Path) -> Non
     same_bits(tmp_path / "a", tmp_path / "b")
     assert steps(tmp_path / "a") == steps(tmp_path / "b")
     train(model, thumbs(32), tmp_path / "c", **FAST | {"seed": 1})
-    assert any(not torch.equal(a, b) for a, b in zip(weights(tmp_path / "a").values(), weights(tmp_path / "c").values(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(weights(tmp_path / "a").values(), weights(tmp_path / "c").values(), strict=True)
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "rmsprop", "learning_rate": 1e-3}, {"lora": "r=4"}, {"decay": "cosine", "loss": "sft"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimizer": "rmsprop", "learning_rate": 1e-3}, {"lora": "r=4"}, {"decay": "cosine", "loss": "sft"}],
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -140,7 +155,9 @@ def test_a_sweep_computes_its_reference_once(model: Path, tmp_path: Path) -> Non
     """Another beta, learning rate, seed, loss or LoRA rank asks the table and nobody else."""
     rows = pairs(20)
     assert forwards(train(model, rows, tmp_path / "first", **FAST)) > 0
-    for i, options in enumerate(({"loss_args": {"beta": 0.5}}, {"learning_rate": 1e-3, "seed": 7}, {"lora": "r=2"}, {"loss": "dpo"})):
+    for i, options in enumerate(
+        ({"loss_args": {"beta": 0.5}}, {"learning_rate": 1e-3, "seed": 7}, {"lora": "r=2"}, {"loss": "dpo"})
+    ):
         assert forwards(train(model, rows, tmp_path / f"again{i}", **FAST | options)) == 0, options
     assert forwards(train(model, rows, tmp_path / "other", **FAST | {"precision": "fp64"})) > 0
 
@@ -166,7 +183,14 @@ def test_two_ranks_equal_one_process(model: Path, tmp_path: Path) -> None:
     given = FAST | {"precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
     code = f"import prospect; prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / 'two')!r}, **{given!r})"
     (tmp_path / "go.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", str(tmp_path / "go.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=29517",
+        str(tmp_path / "go.py"),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PROSPECT_CACHE": str(tmp_path / "other-cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -205,7 +229,11 @@ def test_data_from_memory(model: Path, tmp_path: Path) -> None:
     import pandas
 
     rows = thumbs(32)
-    for name, data in {"dicts": rows, "dataset": datasets.Dataset.from_list(rows), "frame": pandas.DataFrame(rows)}.items():
+    for name, data in {
+        "dicts": rows,
+        "dataset": datasets.Dataset.from_list(rows),
+        "frame": pandas.DataFrame(rows),
+    }.items():
         prospect.train(model=model, data=data, out=tmp_path / name, **FAST)
     same_bits(tmp_path / "dicts", tmp_path / "dataset")
     same_bits(tmp_path / "dicts", tmp_path / "frame")
@@ -215,7 +243,11 @@ def test_data_from_memory(model: Path, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"data": thumbs(8)[1::2]}, DataError, "every thumb is up.*--loss sft"),
-        ({"data": [{**r, "prompt": "w1 w2 "} for r in thumbs(8)]}, DataError, "every prompt is the same.*--reference-point zero"),
+        (
+            {"data": [{**r, "prompt": "w1 w2 "} for r in thumbs(8)]},
+            DataError,
+            "every prompt is the same.*--reference-point zero",
+        ),
         ({"loss": "dpo"}, DataError, "reads pairs .*but the data has"),
         ({"loss_args": {"beta": -1.0}}, ConfigError, "--loss.beta must be a positive number, not -1.0"),
         ({"max_length": 2}, DataError, "all 8 rows are longer than 2 tokens"),

@@ -1,0 +1,84 @@
+"""Packing: what stands where in the row, and who sees whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from prospect.engine import attention
+from prospect.engine.attention import attend
+from prospect.engine.forest import Branches, pack
+
+
+def ids(*values):
+    return np.array(values, np.int32)
+
+
+def test_layout_of_one_tree():
+    forest = pack([Branches(ids(10, 11, 12), (ids(20, 21, 22), ids(30, 31, 32, 33)))])
+    assert forest.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32]]
+    assert forest.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
+    assert forest.predict.tolist() == [2, 3, 4, 2, 5, 6, 7]
+    assert forest.targets.tolist() == [20, 21, 22, 30, 31, 32, 33]
+    assert forest.offsets.tolist() == [0, 3, 7]
+    assert forest.tokens == 8
+    assert {forest.input_ids.dtype, forest.targets.dtype, forest.predict.dtype} == {torch.int64}
+
+
+def test_single_tokens_add_nothing_to_the_row():
+    forest = pack([Branches(ids(1), (ids(5),)), Branches(ids(2, 3), (ids(6), ids(7), ids(8, 9)))])
+    assert forest.input_ids.tolist() == [[1, 2, 3, 8]]
+    assert forest.position_ids.tolist() == [[0, 0, 1, 2]]
+    assert forest.predict.tolist() == [0, 2, 2, 2, 3]
+    assert forest.offsets.tolist() == [0, 1, 2, 3, 5]
+
+
+def test_a_tree_needs_tokens():
+    for prompt, completions in ((ids(), (ids(1),)), (ids(1), ()), (ids(1), (ids(1), ids()))):
+        with pytest.raises(AssertionError):
+            Branches(prompt, completions)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 100])
+@pytest.mark.parametrize("cost", [-1, 4096])
+def test_who_sees_whom(trees, monkeypatch, window, cost):
+    """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to."""
+    monkeypatch.setattr(attention, "CALL_COST", cost)
+    branches = trees([(4, [3, 1, 6, 2]), (1, [1]), (2, [9]), (7, [2, 2])])
+    forest = pack(branches)
+    t = forest.tokens
+    zeros, values = torch.zeros(1, 1, t, 8), torch.eye(t)[None, None]
+    kwargs = {"segments": forest.segments, "sliding_window": window}
+    seen = attend(None, zeros, zeros, values, None, **kwargs)[0][0, :, 0] > 0
+    softly = attend(None, zeros, zeros, values, None, softcap=2.0, **kwargs)[0][0, :, 0] > 0
+
+    piece, tree = [], []  # (tree, 0 for its prompt or 1.. for its branches) of each token
+    for i, each in enumerate(branches):
+        for j, length in enumerate([len(each.prompt), *(len(c) - 1 for c in each.completions)]):
+            piece += [(i, j)] * length
+    position = forest.position_ids[0].tolist()
+    expected = [
+        [
+            piece[k] in (piece[q], (piece[q][0], 0)) and 0 <= position[q] - position[k] < (window or t)
+            for k in range(t)
+        ]
+        for q in range(t)
+    ]
+    assert seen.tolist() == expected
+    assert softly.tolist() == expected
+
+
+def test_attention_computes_little_that_is_padding(trees):
+    rng = np.random.default_rng(0)
+    shapes = [(int(rng.integers(5, 300)), rng.integers(1, 200, size=3).tolist()) for _ in range(20)]
+    forest = pack(trees(shapes))
+    needed = computed = 0
+    for group in forest.segments.groups:
+        keys = (group.key_positions < 10**9).sum(1)
+        queries = (group.query_positions + 1 == keys[:, None]).int().argmax(1) + 1
+        needed += int((keys * queries).sum())
+        computed += group.query_positions.numel() * group.key_positions.shape[1]
+    calls = len(forest.segments.groups)
+    assert computed - needed <= attention.CALL_COST * (60 - calls)
+    assert calls <= 60
