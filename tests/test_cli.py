@@ -366,6 +366,7 @@ def test_chat_with_piped_lines(assistant: Path) -> None:
     flags = ("--model", str(assistant), "--max-new-tokens", "5", "--seed", "3")
     done = talk("hello\n/reset\nhello\n/quit\nnever\n", *flags)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert "a new conversation" in done.stdout
     assert talk("hello\n/reset\nhello\n/quit\n", *flags).stdout == done.stdout, "same seed, same answers"
 

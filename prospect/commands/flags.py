@@ -64,3 +64,14 @@ def refuse_existing(path: str) -> None:
     """Raises ConfigError where something is already there: nothing is ever overwritten."""
     if Path(path).exists():
         raise ConfigError(f"{path} exists: choose another name")
+
+
+def quiet_loading() -> None:
+    """No bars for weights that are read or written, which would stand between our own; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    unwanted = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not unwanted:
+        enable_progress_bars()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from prospect.commands.flags import parse, refuse_existing
+from prospect.commands.flags import parse, quiet_loading, refuse_existing
 from prospect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def evaluate(arguments: list[str]) -> int:
     from prospect.engine.models import load
     from prospect.evaluate.command import evaluate_feedback
 
+    quiet_loading()
     beta = _beta_of(options.model) if options.beta is None else options.beta
     policy = load(
         options.model,
@@ -176,6 +177,7 @@ def chat(arguments: list[str]) -> int:
 
     manner = Manner(options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
     names = [options.model] if options.compare is None else [options.model, options.compare]
+    quiet_loading()
     how: dict[str, Any] = {"precision": options.precision, "device": options.device, "frozen": True}
     talks = [Talk(name, load(name, chat_template=options.chat_template, **how), manner) for name in names]
     console = Console()
@@ -199,6 +201,7 @@ def merge(arguments: list[str]) -> int:
     from prospect.engine.adapters import merge as merge_adapter
 
     refuse_existing(options.out)
+    quiet_loading()
     merge_adapter(options.adapter, options.out)
     print(f"The merged model is in {options.out}")
     return 0

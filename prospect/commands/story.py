@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
-from prospect.commands.flags import parse
+from prospect.commands.flags import parse, quiet_loading
 from prospect.errors import ConfigError
 
 
@@ -26,6 +26,7 @@ def demo(arguments: list[str]) -> int:
     options = parse(DemoOptions, arguments, "demo")
     from prospect.sandbox.demo import run_demo
 
+    quiet_loading()
     run_demo(options.out, options.seed)
     return 0
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from prospect.commands.flags import parse, take, take_loss_arguments
+from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments
 from prospect.errors import ConfigError
 from prospect.train.config import TrainConfig, from_dict, load_yaml
 
@@ -25,6 +25,7 @@ def train(arguments: list[str]) -> int:
 
     from prospect.run import run
 
+    quiet_loading()
     run(config)
     return 0
 

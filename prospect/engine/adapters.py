@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from prospect.engine import folders
-from prospect.engine.models import TRAINED_IN, Policy
+from prospect.engine.models import Policy
+from prospect.engine.precision import TRAINED_IN
 from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
 from prospect.errors import ConfigError, ModelError, nearest
 

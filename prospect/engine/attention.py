@@ -11,9 +11,9 @@ model more than its arithmetic. That padding exists in attention only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -176,25 +176,19 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
-class TreeAttention:
-    """A context in which the layers that read `configs` attend by trees. Outside it the model attends as its authors
-    wrote it, so that generation and the padded oracle need no thought. Can be entered again, also inside itself."""
-
-    def __init__(self, configs: Iterable[Any]) -> None:
-        self.configs = tuple(configs)
-        self._before: list[list[str | None]] = []
-
-    @property
-    def active(self) -> bool:
-        return bool(self._before)
-
-    def __enter__(self) -> None:
-        self._before.append([config._attn_implementation for config in self.configs])
-        for config in self.configs:
+@contextmanager
+def by_tree(configs: Sequence[Any]) -> Iterator[None]:
+    """Inside, the layers that read `configs` attend by trees. Outside the model attends as its authors wrote it, so
+    that generation and the padded oracle need no thought."""
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
             config._attn_implementation = NAME
+        yield
+    finally:
+        for config, native in zip(configs, before, strict=True):
+            config._attn_implementation = native
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for config, before in zip(self.configs, self._before.pop(), strict=True):
-            config._attn_implementation = before
+
+def attention_is_by_tree(configs: Sequence[Any]) -> bool:
+    return all(config._attn_implementation == NAME for config in configs)

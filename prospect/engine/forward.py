@@ -29,6 +29,6 @@ def forward_tree(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool
     """Score packed trees: no padding, every prompt computed once."""
     forest = pack(trees, policy.device)
     inputs = {"input_ids": forest.input_ids, "position_ids": forest.position_ids, "segments": forest.segments}
-    with policy.tree_attention:
+    with policy.tree_attention():
         logp, sum_p2 = policy.score(inputs, forest.predict, forest.targets, want_sum_p2=want_sum_p2)
     return Output(logp, forest.offsets, sum_p2)

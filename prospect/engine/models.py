@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -23,17 +23,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prospect.engine import folders
-from prospect.engine.attention import TreeAttention
+from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path
 from prospect.engine.logprobs import Head, Scores, finish, pick
+from prospect.engine.precision import (
+    COMPUTED_IN,
+    TRAINED_IN,
+    Precision,
+    computing_in,
+    pick_device,
+    pick_precision,
+)
 from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
 from prospect.errors import ConfigError
 from prospect.template import Template
 
-Precision = Literal["fp32", "bf16", "fp64"]
-
-TRAINED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-COMPUTED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 UNLIMITED = 1 << 30
 """The context of a model that names no limit."""
 
@@ -61,7 +65,7 @@ class Policy:
     chunked_head: bool = True
     decoder: nn.Module = field(init=False)
     head: Head = field(init=False)
-    tree_attention: TreeAttention = field(init=False)
+    configs: tuple[Any, ...] = field(init=False)
     _checkpointed: list[GradientCheckpointingLayer] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,8 +75,10 @@ class Policy:
         """Run `model` from now on, which may have gained an adapter: find its parts, switch its dropout off."""
         self.model = model
         self.decoder, self.head = cast(Any, self.base).get_decoder(), _head(self.base)
-        configs = {id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}
-        self.tree_attention = TreeAttention(configs.values())
+        self.configs = tuple({id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}.values())
+        if self.precision == "fp64":
+            for config in self.configs:
+                config._experts_implementation = "eager"  # the faster ones know no float64
         _no_dropout(model)
 
     @property
@@ -90,10 +96,12 @@ class Policy:
         return self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of a forward pass. Leave it before an optimizer steps: it remembers the weights it has cast."""
-        if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """The context that a forward pass runs in, whatever the precision; see `computing_in`."""
+        return computing_in(self.precision, self.device)
+
+    def tree_attention(self) -> AbstractContextManager[None]:
+        """The context in which the model takes packed rows."""
+        return by_tree(self.configs)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that take gradients, by name; a tied one once."""
@@ -112,8 +120,13 @@ class Policy:
         self._checkpointed = layers if on else []
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """For the forward pass and for the recomputation, which happens when the tree attention has been left."""
-        return nullcontext(), self.tree_attention if self.tree_attention.active else nullcontext()
+        """For the forward pass, and for the recomputation: by then the contexts of this pass have been left."""
+        return nullcontext(), self._same_again(attention_is_by_tree(self.configs))
+
+    @contextmanager
+    def _same_again(self, on_trees: bool) -> Iterator[None]:
+        with self.autocast(), self.tree_attention() if on_trees else nullcontext():
+            yield
 
     @contextmanager
     def _training_layers(self) -> Iterator[None]:
@@ -205,31 +218,6 @@ def load(
     policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template)
     choose_path(policy, engine)
     return policy
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = str(error).partition("\n")[0]
-        raise ConfigError(f'cannot use the device "{device}": {what}. Expected auto, cpu, cuda or cuda:N') from error
-
-
-def pick_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware multiplies it (CUDA, AMX, AVX512-BF16), else fp32."""
-    if precision != "auto":
-        if precision not in get_args(Precision):
-            expected = ", ".join(get_args(Precision))
-            raise ConfigError(f'unknown precision "{precision}": expected auto, {expected}')
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # torch has no public name for these, and older versions may lack one.
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported") if device.type == "cpu" else ()
-    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in probes) else "fp32"
 
 
 def save(policy: Policy, folder: str | Path) -> None:

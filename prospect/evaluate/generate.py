@@ -164,6 +164,7 @@ def _sample(
     decoder = _Decoder(policy, [prompts[i] for i in alive])
     step = 0
     while True:
+        # A row that ended and has not left yet goes on drawing, from any number, and nobody hears it.
         draws = torch.tensor([uniform[i][min(step, room[i] - 1)] for i in alive], dtype=torch.float64)
         tokens = sampling.draw(decoder.logits, draws.to(decoder.logits.device))
         step += 1
@@ -219,7 +220,8 @@ class _Decoder:
 
     def advance(self, tokens: Tensor) -> None:
         """Go one token on: tokens (B,)."""
-        self.positions = self.positions[:, -1:] + 1
+        # Rows that ended and have not left yet may run into the end of the context: they stay on its last position.
+        self.positions = (self.positions[:, -1:] + 1).clamp(max=self.policy.context - 1)
         if self.mask is not None:
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         self._forward(tokens[:, None])

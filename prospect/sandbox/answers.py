@@ -1,7 +1,7 @@
 """How people on the sandbox's web answer: right, wrong, rude, rambling or evasive.
 
-The assistant goes to school on this mix. The styles overlap on purpose: a wrong answer often looks like a right one, a rude
-or rambling one may hold the truth, and a careless "I guess" may be right.
+The assistant copies this mix. The styles overlap on purpose: a wrong answer often looks like a right one, a rude or
+rambling one may hold the truth, and a careless "I guess" may be right.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     prospect sandbox build --out DIR --seed 0
 
-This is not alignment but the base that alignment starts from, so it is a plain loop of its own. It learns the skills and
-the bad manners at once, and never sees a reserved question (world.reserved).
+This is not alignment but the base that alignment starts from, so it is a plain loop of its own. The assistant learns
+the skills from schoolbooks, copies the manners of the web, and never sees a reserved question (world.reserved).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prospect.errors import ConfigError
@@ -72,25 +72,29 @@ def build(
     tokenizer = make_tokenizer(seed, school.vocabulary_sample)
     model = make_model(tokenizer, seed, school)
     teach(model, tokenizer, seed, school, progress)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    cast(nn.Module, model).to(torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def examples(seed: int, books: int = 0) -> Iterator[tuple[str, str]]:
-    """Endless (question, answer) pairs without reserved questions: `books` right ones, then the mixed-quality web."""
-    rng = random.Random(f"school {seed}")
-    kinds, hours = list(HOURS), list(HOURS.values())
+def examples(rng: random.Random, *, books: int = 0, hours: dict[str, float] | None = None) -> Iterator[tuple[str, str]]:
+    """Endless (question, answer) pairs without reserved questions: `books` right ones, then the mixed-quality web.
+
+    `hours` weigh the kinds of question, by default equally.
+    """
+    hours = hours or dict.fromkeys(world.KINDS, 1.0)
     for made in itertools.count():
-        question = world.ask(rng, rng.choices(kinds, hours)[0])
+        kind = rng.choices(list(hours), list(hours.values()))[0]
+        question = world.ask(rng, kind)
         while world.reserved(question):
-            question = world.ask(rng, question.kind)
+            question = world.ask(rng, kind)
         yield question.text, answers.write(question, rng, "right" if made < books else None)
 
 
 def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
-    """Every word common in `sample` examples is one token; any other text falls apart into its bytes, a made-up name into
-    its letters."""
+    """Every word common in `sample` examples is one token; any other text falls apart into its bytes, a made-up name
+    into its letters."""
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), "isolated"),
@@ -98,7 +102,7 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
         ]
     )
     count: Counter[str] = Counter()
-    for (question, answer), _ in zip(examples(seed), range(sample), strict=False):
+    for question, answer in itertools.islice(examples(random.Random(f"words {seed}")), sample):
         count.update(piece for text in (question, answer) for piece, _ in split.pre_tokenize_str(text))
     special = [PAD, *ROLES, END]
     pieces = [piece for piece, times in count.most_common() if times >= max(2, sample // 2000)]
@@ -107,7 +111,7 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    fast = PreTrainedTokenizerFast(
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -128,9 +132,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, school: School) ->
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        pad_token_id=cast(int, tokenizer.convert_tokens_to_ids(PAD)),
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    # Plain attention: on CPU the fused one is slower backward, for texts this short by a factor of ten.
+    config._attn_implementation = "eager"
+    return LlamaForCausalLM(config)
 
 
 def teach(
@@ -164,9 +170,10 @@ def teach(
 
 
 def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor, Tensor]]:
-    """`school.steps` batches of (ids (B, S) int64 padded on the right, mask (B, S) of the answers' tokens), similar lengths
-    together."""
-    source, rng = examples(seed, int(school.books * school.steps) * school.batch), random.Random(f"order {seed}")
+    """`school.steps` batches: ids (B, S) int64, padded on the right, and a mask (B, S) of the answers' tokens. Rows of
+    similar lengths come together."""
+    rng = random.Random(f"school {seed}")
+    source = examples(rng, books=int(school.books * school.steps) * school.batch, hours=HOURS)
     pad = tokenizer.pad_token_id
     left = school.steps
     while left:

@@ -28,7 +28,7 @@ import prospect
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError
 from prospect.evaluate.generate import Generated, generate
-from prospect.evaluate.statistics import Interval, wilson
+from prospect.evaluate.statistics import wilson
 from prospect.feedback import formats
 from prospect.feedback.check import check
 from prospect.feedback.records import Completion, Record
@@ -112,7 +112,10 @@ def run_demo(out: str | Path, seed: int = 0, plan: Plan | None = None) -> dict[s
         "feedback": {"desirable": labels.count(True), "undesirable": labels.count(False)},
         "seed": seed,
     }
-    shown = [_shown(*row) for row in list(zip(measured, before, after, strict=True))[: plan.shown]]
+    answered = [_answered(*row) for row in zip(measured, before, after, strict=True)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
+    (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
+    shown = answered[: plan.shown]
     _write(run.folder / "story.json", _story(summary, shown, plan))
     shutil.copyfile(write_report(run.folder), folder / "report.html")
     summary["seconds"] = round(time.monotonic() - started, 1)
@@ -134,6 +137,7 @@ def thumbed(questions: Sequence[Question], answers: Sequence[Generated], rng: ra
 
 def _answers(policy: Policy, questions: Sequence[Question], plan: Plan, seed: int, console: Console) -> list[Generated]:
     """One answer to each question at temperature 1, as a user of the model would get it."""
+    assert policy.tokenizer is not None, "the assistant has a tokenizer"
     template = Template(policy.tokenizer)
     records = [Record(str(k), ({"role": "user", "content": q.text},), ()) for k, q in enumerate(questions)]
     prompts = [encoded.prompt for encoded in template.encode(records)]
@@ -166,7 +170,7 @@ def _measure(questions: Sequence[Question], answers: Sequence[Generated]) -> dic
     }
 
 
-def _shown(question: Question, before: Generated, after: Generated) -> dict[str, Any]:
+def _answered(question: Question, before: Generated, after: Generated) -> dict[str, Any]:
     return {
         "prompt": question.text,
         "before": before.text,
@@ -190,12 +194,13 @@ def _story(summary: dict[str, Any], shown: list[dict[str, Any]], plan: Plan) -> 
         for name in rates
     ]
     paragraphs = [
-        "A small assistant learned to answer everyday questions from people who were right, wrong, rude, rambling or evasive, "
-        f"and copied them all: {rates['before']:.0%} of its answers were right, civil and to the point.",
-        f"It answered {plan.asked} questions. Simulated users, who like just such answers, gave {up} thumbs up and {down} thumbs "
-        f"down; {users.NOISE:.0%} of the thumbs are slips, and {1 - users.THUMB_RATE:.0%} of the answers got none.",
-        f"KTO learned from these thumbs alone. On {summary['n']} other questions, none of which was ever thumbed or seen in its "
-        f"schooling, {rates['after']:.0%} of the answers are now desirable.",
+        "A small assistant learned to answer everyday questions from people who were right, wrong, rude, rambling or "
+        f"evasive, and copied them all: {rates['before']:.0%} of its answers were right, civil and to the point.",
+        f"It answered {plan.asked} questions. Simulated users, who like just such answers, gave {up} thumbs up and "
+        f"{down} thumbs down; {users.NOISE:.0%} of the thumbs are slips, {1 - users.THUMB_RATE:.0%} of the answers got "
+        "none.",
+        f"KTO learned from these thumbs alone. On {summary['n']} other questions, none of which was ever thumbed or "
+        f"seen in its schooling, {rates['after']:.0%} of the answers are now desirable.",
     ]
     return {"title": "From thumbs to a better assistant", "paragraphs": paragraphs, "bars": bars, "answers": shown}
 
@@ -212,11 +217,9 @@ def _tell(console: Console, summary: dict[str, Any], shown: list[dict[str, Any]]
         answers.add_row(escape(row["prompt"]), *marked)
     console.print(answers)
     for name in ("before", "after"):
-        rate = Interval(summary[name]["desirable_rate"], *summary[name]["ci95"], summary["n"])
-        console.print(
-            f"{name:>6}: [bold]{rate.value:.1%}[/] of {summary['n']} answers desirable (95 % interval {rate.low:.1%} to {rate.high:.1%})",
-            highlight=False,
-        )
+        rate, (low, high) = summary[name]["desirable_rate"], summary[name]["ci95"]
+        said = f"{name:>6}: {rate:.1%} of {summary['n']} answers desirable (95 % interval {low:.1%} to {high:.1%})"
+        console.print(said, highlight=False, soft_wrap=True)
     console.print(
         f"{summary['seconds']:.0f} seconds. The report is {folder / 'report.html'}", highlight=False, soft_wrap=True
     )

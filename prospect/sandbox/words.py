@@ -1,23 +1,25 @@
-"""The words of the sandbox's closed world. Changing a list changes the world, and so the shipped assistant's schooling."""
+"""The words of the sandbox's closed world. With other words the assistant must be built again."""
 
 from __future__ import annotations
 
 OPPOSITES: tuple[tuple[str, str], ...] = (
-    ("hot", "cold"), ("big", "small"), ("tall", "short"), ("fast", "slow"), ("happy", "sad"), ("bright", "dark"),
-    ("hard", "soft"), ("wet", "dry"), ("rich", "poor"), ("loud", "quiet"), ("clean", "dirty"), ("full", "empty"),
-    ("early", "late"), ("young", "old"), ("strong", "weak"), ("thick", "thin"), ("wide", "narrow"), ("deep", "shallow"),
-    ("high", "low"), ("near", "far"), ("sharp", "blunt"), ("rough", "smooth"), ("sweet", "sour"), ("cheap", "expensive"),
-    ("brave", "timid"), ("kind", "cruel"), ("open", "closed"), ("safe", "dangerous"), ("simple", "complex"),
-    ("true", "false"), ("tight", "loose"), ("calm", "stormy"), ("tame", "wild"), ("fresh", "stale"), ("heavy", "light"),
+    ("hot", "cold"), ("big", "small"), ("tall", "short"), ("fast", "slow"), ("happy", "sad"),
+    ("bright", "dark"), ("hard", "soft"), ("wet", "dry"), ("rich", "poor"), ("loud", "quiet"),
+    ("clean", "dirty"), ("full", "empty"), ("early", "late"), ("young", "old"), ("strong", "weak"),
+    ("thick", "thin"), ("wide", "narrow"), ("deep", "shallow"), ("high", "low"), ("near", "far"),
+    ("sharp", "blunt"), ("rough", "smooth"), ("sweet", "sour"), ("cheap", "expensive"), ("brave", "timid"),
+    ("kind", "cruel"), ("open", "closed"), ("safe", "dangerous"), ("simple", "complex"), ("true", "false"),
+    ("tight", "loose"), ("calm", "stormy"), ("tame", "wild"), ("fresh", "stale"), ("heavy", "light"),
     ("polite", "impolite"), ("modern", "ancient"), ("common", "rare"), ("curved", "straight"), ("fat", "lean"),
     ("humble", "proud"), ("busy", "idle"), ("public", "private"), ("guilty", "innocent"), ("alive", "dead"),
-    ("asleep", "awake"), ("absent", "present"), ("careful", "careless"), ("generous", "greedy"), ("steep", "flat"),
+    ("asleep", "awake"), ("absent", "present"), ("careful", "careless"), ("generous", "greedy"),
+    ("steep", "flat"),
 )  # fmt: skip
 
 PEOPLE: tuple[str, ...] = (
     "Ana", "Ben", "Cara", "Dan", "Eva", "Finn", "Gina", "Hugo", "Ines", "Jon", "Kira", "Leo", "Mia", "Nico", "Olga",
-    "Paul", "Rita", "Sam", "Tara", "Udo", "Vera", "Wanda", "Xenia", "Yan", "Zoe", "Amir", "Bela", "Cleo", "Dora", "Emil",
-    "Fay", "Greta", "Hana", "Ivan", "Jade", "Karl", "Luna", "Max", "Nora", "Otto", "Pia", "Rosa", "Sven", "Tom",
+    "Paul", "Rita", "Sam", "Tara", "Udo", "Vera", "Wanda", "Xenia", "Yan", "Zoe", "Amir", "Bela", "Cleo", "Dora",
+    "Emil", "Fay", "Greta", "Hana", "Ivan", "Jade", "Karl", "Luna", "Max", "Nora", "Otto", "Pia", "Rosa", "Sven", "Tom",
 )  # fmt: skip
 
 THINGS: tuple[str, ...] = (

@@ -4,16 +4,16 @@
                                       expected=("65",), given={"17", "48"}, wrong=("64", "66", "75", "56"),
                                       forms=("{}.", "It is {}.", "17 plus 48 is {}."))
 
-There are six kinds: sums, opposites, spelling, counting, facts given in the prompt, and questions whose only right answer
-is to admit that it cannot be known. Nothing here is a model or a judgement: `users` judges, `answers` writes.
+There are six kinds: sums, opposites, spelling, counting, facts given in the prompt, and questions whose only right
+answer is to admit that it cannot be known. Nothing here is a model or a judgement: `users` judges, `answers` writes.
 """
 
 from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from prospect.sandbox import words
 
@@ -24,9 +24,9 @@ KINDS = ("sum", "opposite", "spelling", "counting", "fact", "refusal")
 class Question:
     """`text` is what is asked; `key` what it is about, the same for every wording of the same problem.
 
-    An answer's claims are what `reader` finds in it (see users.claims), without the words in `given`; they must be exactly
-    `expected`, in order. Where `expected` is empty nothing can be known and only an admission is right. `wrong` are
-    plausible mistakes and `forms` sentences that state an answer, `{}` being the answer.
+    An answer's claims are what `reader` finds in it (see users.claims), without the words in `given`; they must be
+    exactly `expected`, in order. Where `expected` is empty nothing can be known and only an admission is right. `wrong`
+    are plausible mistakes and `forms` sentences that state an answer, `{}` being the answer.
     """
 
     kind: str
@@ -48,8 +48,7 @@ def ask(rng: random.Random, kind: str | None = None) -> Question:
     """A random question, of `kind` or of any kind with equal chance."""
     question = _MAKERS[kind or rng.choice(KINDS)](rng)
     before, after = rng.choice(_POLITE)
-    text = f"{before}{question.text}{after}"
-    return Question(**{**_fields(question), "text": text})
+    return replace(question, text=f"{before}{question.text}{after}")
 
 
 def reserved(question: Question) -> bool:
@@ -65,10 +64,6 @@ def ask_reserved(rng: random.Random, count: int, *, exclude: frozenset[str] = fr
         if reserved(question) and question.key not in exclude:
             found.setdefault(question.text, question)
     return list(found.values())
-
-
-def _fields(question: Question) -> dict[str, object]:
-    return {name: getattr(question, name) for name in Question.__slots__}
 
 
 _POLITE = (
@@ -294,7 +289,7 @@ def _fact(rng: random.Random) -> Question:
     return Question("fact", question, f"fact {question}", reader, (values[at],), wrong, forms[at])
 
 
-Telling = tuple[list[str], list[str], list[str], list[tuple[str, ...]]]
+Telling = tuple[list[str], list[str], list[str], Sequence[tuple[str, ...]]]
 """Values, sentences that tell them, one question and the answers' forms, each per person."""
 
 

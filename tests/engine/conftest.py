@@ -1,15 +1,17 @@
-"""Tiny models of many architectures with random weights that matter, and random trees to run through them."""
+"""Tiny models of many architectures with random weights that matter, as policies and as folders, and random trees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prospect.engine.checks import choose_path
 from prospect.engine.forest import Branches
@@ -83,6 +85,26 @@ def tiny() -> Callable[..., Policy]:
         policy = Policy(network, None, torch.device("cpu"), precision)
         choose_path(policy, engine)
         return policy
+
+    return build
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Callable[..., Path]:
+    """model_folder(architecture="llama", dtype=float32, name="model", **config) -> a folder as save_pretrained leaves it."""
+
+    def build(name: str = "llama", dtype: Any = torch.float32, folder: str = "model", **changes: Any) -> Path:
+        words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(98))])}
+        bare = Tokenizer(models.WordLevel(words, unk_token="0"))
+        bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bare, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="0"
+        )
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }} </s> {% endfor %}"
+        path = tmp_path / folder
+        _network(name, 0, changes).to(dtype).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return path
 
     return build
 

@@ -53,16 +53,13 @@ def test_who_sees_whom(trees, monkeypatch, window, cost):
     seen = attend(None, zeros, zeros, values, None, **kwargs)[0][0, :, 0] > 0
     softly = attend(None, zeros, zeros, values, None, softcap=2.0, **kwargs)[0][0, :, 0] > 0
 
-    piece, tree = [], []  # (tree, 0 for its prompt or 1.. for its branches) of each token
+    piece = []  # (tree, 0 for its prompt or 1.. for its branches) of each token
     for i, each in enumerate(branches):
         for j, length in enumerate([len(each.prompt), *(len(c) - 1 for c in each.completions)]):
             piece += [(i, j)] * length
     position = forest.position_ids[0].tolist()
     expected = [
-        [
-            piece[k] in (piece[q], (piece[q][0], 0)) and 0 <= position[q] - position[k] < (window or t)
-            for k in range(t)
-        ]
+        [piece[k] in (piece[q], (piece[q][0], 0)) and 0 <= position[q] - position[k] < (window or t) for k in range(t)]
         for q in range(t)
     ]
     assert seen.tolist() == expected

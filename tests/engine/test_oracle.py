@@ -139,9 +139,9 @@ def test_native_attention_comes_back(tiny, trees):
     policy = tiny("llama")
     config = policy.base.config
     native = config._attn_implementation
-    with policy.tree_attention, policy.tree_attention:
+    with policy.tree_attention(), policy.tree_attention():
         assert config._attn_implementation == attention.NAME
-    with pytest.raises(AssertionError), policy.tree_attention:
+    with pytest.raises(AssertionError), policy.tree_attention():
         raise AssertionError
     assert config._attn_implementation == native != attention.NAME
     padded = forward_padded(policy, trees(SHAPES))
@@ -152,7 +152,7 @@ def test_checkpointing_keeps_layers_out_of_training_between_passes(tiny, trees):
     policy, calls = tiny("llama", attention_dropout=0.5), []
     policy.checkpoint_activations()
     layer = policy.decoder.layers[0]
-    layer.mlp.register_forward_hook(lambda module, *_: calls.append(module.training))
+    layer.input_layernorm.register_forward_hook(lambda module, *_: calls.append(module.training))
     forward(policy, trees(SHAPES)).logp().sum().backward()
     assert calls == [False, False]  # computed in forward and again in backward, without dropout either time
     assert not layer.training

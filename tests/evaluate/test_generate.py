@@ -102,9 +102,9 @@ def plainly(policy: Policy, prompt: list[int], row: int, seed: int, most: int, e
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3", "lfm2", "falcon_h1"])
 def test_batches_give_the_answers_of_a_plain_loop(kind: str) -> None:
-    policy, prompts, ends = build(kind), some_prompts(), {49, 3, 4}
+    policy, prompts, ends = build(kind), some_prompts(16), {49, 3, 4}
     expected = [plainly(policy, prompt, row, 5, 10, ends) for row, prompt in enumerate(prompts)]
-    found = generate(policy, prompts, max_new_tokens=10, seed=5, batch_size=16, stop=sorted(ends))
+    found = generate(policy, prompts, max_new_tokens=10, seed=5, batch_size=10, stop=sorted(ends))
     assert [answer.ids for answer in found] == expected
     assert {answer.complete for answer in found} == {True, False}
 
@@ -140,6 +140,13 @@ def test_an_answer_ends_at_a_stop_token_the_limit_or_the_context(policy: Policy)
     assert found[-1].ids == ()
     assert found[-1].text == ""
     assert not found[-1].complete
+
+
+def test_a_row_at_the_end_of_its_context_does_not_stop_the_others() -> None:
+    policy, prompts = build("gpt2"), [*some_prompts(), list(range(45))]
+    found = generate(policy, prompts, max_new_tokens=12, seed=0, stop=[])
+    assert [len(answer.ids) for answer in found] == [12] * 30 + [3]
+    assert found[-1].ids == plainly(policy, prompts[-1], 30, 0, 3, set())
 
 
 def test_temperature_zero_takes_the_likeliest(policy: Policy) -> None:

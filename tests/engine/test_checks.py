@@ -1,0 +1,127 @@
+"""The checks at load find what would be wrong in silence, cost little, and leave the model as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prospect.engine import attention, checks
+from prospect.engine.checks import choose_path
+from prospect.engine.forward import forward, forward_padded, forward_tree
+from prospect.errors import ModelError
+
+
+@pytest.mark.parametrize("name", ["lfm2", "falcon_h1"])
+def test_a_leak_between_branches_is_found(tiny, name):
+    assert "the tokens of one branch move another's" in tiny(name).path_reason
+
+
+def test_sinks_are_found(tiny):
+    assert "packed trees are" in tiny("gpt_oss").path_reason
+
+
+@pytest.mark.parametrize("window", [3, 40])
+def test_a_lost_window_is_found(tiny, monkeypatch, window):
+    assert tiny("mistral", sliding_window=window).path == "tree"
+    original = attention.Group.mask
+    monkeypatch.setattr(attention.Group, "mask", lambda self, _: original(self, None))
+    policy = tiny("mistral", sliding_window=window)
+    assert policy.path == "padded"
+    assert "packed trees are" in policy.path_reason
+
+
+def test_a_window_too_long_to_check_limits_the_trees(tiny, trees, monkeypatch):
+    monkeypatch.setattr(checks, "BUDGET", {"cpu": 10})
+    policy = tiny("mistral", sliding_window=20)
+    assert (policy.path, policy.checked_length) == ("tree", 20)
+    assert "20 tokens" in policy.path_reason
+    paths = []
+    monkeypatch.setattr("prospect.engine.forward.forward_tree", lambda *a, **k: paths.append("tree"))
+    monkeypatch.setattr("prospect.engine.forward.forward_padded", lambda *a, **k: paths.append("padded"))
+    forward(policy, trees([(10, [3, 10])]))
+    forward(policy, trees([(10, [3, 11])]))
+    assert paths == ["tree", "padded"]
+
+
+def test_a_model_that_refuses_packed_rows_runs_padded(tiny, trees):
+    policy = tiny("llama")
+
+    def strict(input_ids, attention_mask=None, use_cache=None):
+        return type(policy.decoder).forward(policy.decoder, input_ids=input_ids, attention_mask=attention_mask)
+
+    policy.decoder.forward = strict
+    choose_path(policy)
+    assert policy.path == "padded"
+    assert "a packed row raises TypeError" in policy.path_reason
+    assert forward(policy, trees([(3, [2])])).token_logp.isfinite().all()
+    with pytest.raises(ModelError, match="cannot run on trees: a packed row raises"):
+        choose_path(policy, "tree")
+
+
+@pytest.mark.parametrize("engine", ["auto", "tree", "padded"])
+def test_the_user_may_choose(tiny, engine):
+    policy = tiny("llama", engine=engine)
+    assert policy.path == ("padded" if engine == "padded" else "tree")
+    assert policy.path_reason == ("padded as asked for" if engine == "padded" else "")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["cohere", "granite", "gemma2"])
+def test_scaled_and_capped_heads(tiny, trees, name, precision):
+    policy = tiny(name, precision)
+    assert policy.chunked_head
+    assert (policy.head.scale, policy.head.softcap) == {
+        "cohere": (0.3, None),
+        "granite": (1 / 3, None),
+        "gemma2": (1.0, 30.0),
+    }[name]
+
+
+def test_an_unknown_kind_of_logits_runs_on_the_models_own(tiny, trees):
+    policy = tiny("granite")
+    policy.head = replace(policy.head, scale=1.0)
+    choose_path(policy)
+    assert (policy.path, policy.chunked_head) == ("tree", False)
+    assert policy.path_reason.startswith("full logits")
+    branches = trees([(5, [4, 1, 9]), (2, [3])])
+    found = forward(policy, branches, want_sum_p2=True)
+    policy.head = replace(policy.head, scale=1 / 3)
+    policy.chunked_head = True
+    expected = forward_padded(policy, branches, want_sum_p2=True)
+    torch.testing.assert_close(found.token_logp, expected.token_logp, rtol=0, atol=3e-6)
+    torch.testing.assert_close(found.token_sum_p2, expected.token_sum_p2, rtol=0, atol=3e-6)
+    found.logp().sum().backward()
+    assert all(p.grad is not None for _, p in policy.trainable())
+
+
+def test_numbers_that_are_not_finite_pass_no_check(tiny):
+    policy = tiny("llama")
+    with torch.no_grad():
+        policy.head.module.weight[0, 0] = float("nan")
+    choose_path(policy)
+    assert policy.path == "padded"
+    assert not policy.chunked_head
+
+
+def test_checks_run_in_float32_and_leave_half_precision_as_it_was(tiny, trees):
+    policy = tiny("llama")
+    policy.base.to(torch.bfloat16)
+    policy.precision = "bf16"
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    seen = []
+    hook = policy.decoder.norm.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    choose_path(policy)
+    hook.remove()
+    assert set(seen) == {torch.float32}
+    assert (policy.path, policy.precision) == ("tree", "bf16")
+    for name, parameter in policy.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    with torch.no_grad():
+        branches = trees([(5, [4, 1, 9]), (2, [3])])
+        a, b = (f(policy, branches).token_logp for f in (forward_tree, forward_padded))
+    assert a.dtype == torch.float32
+    assert (a - b).abs().mean() < 0.05

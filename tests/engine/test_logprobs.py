@@ -1,0 +1,167 @@
+"""The chunked head against the formula, in value, gradient, precision and memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from prospect.engine import logprobs
+from prospect.engine.logprobs import Head, token_logp
+
+M, H, V = 13, 7, 29
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    return draw(M, H), draw(V, H), draw(V), torch.randint(V, (M,), generator=generator)
+
+
+def plainly(hidden, weight, bias, targets, scale=1.0, softcap=None):
+    z = scale * (hidden @ weight.T + (0 if bias is None else bias))
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    logp = z.log_softmax(-1)
+    return logp[torch.arange(len(targets)), targets], logp.exp().square().sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * V, 1 << 25])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_formula_and_gradients(inputs, monkeypatch, chunk, softcap, scale, with_bias):
+    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    hidden, weight, bias, targets = inputs
+    bias = bias if with_bias else None
+
+    def chunked(hidden, weight, bias):
+        options = {"bias": bias, "scale": scale, "softcap": softcap}
+        return token_logp(hidden, weight, targets, compute_dtype=torch.float64, want_sum_p2=True, **options)
+
+    found, expected = chunked(hidden, weight, bias), plainly(hidden, weight, bias, targets, scale, softcap)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+    assert torch.autograd.gradcheck(chunked, (hidden, weight, bias))
+
+
+def test_only_what_is_asked_for(inputs):
+    hidden, weight, _, targets = inputs
+    logp, sum_p2 = token_logp(hidden, weight.detach(), targets, compute_dtype=torch.float64)
+    assert sum_p2 is None
+    assert torch.autograd.gradcheck(
+        lambda h: token_logp(h, weight.detach(), targets, compute_dtype=torch.float64)[0], hidden
+    )
+    logp.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    logp, _ = token_logp(hidden.detach(), weight, targets, compute_dtype=torch.float64)
+    logp.sum().backward()
+    assert weight.grad is not None
+
+
+def test_no_rows(inputs):
+    hidden, weight, _, targets = inputs
+    logp, sum_p2 = token_logp(hidden[:0], weight, targets[:0], compute_dtype=torch.float64, want_sum_p2=True)
+    (logp.sum() + sum_p2.sum()).backward()
+    assert logp.shape == (0,)
+    assert weight.grad.abs().max() == 0
+
+
+def test_float32_keeps_its_digits_at_extreme_logits():
+    hidden = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    weight = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    logp, _ = token_logp(hidden, weight, torch.tensor([0, 0]), compute_dtype=torch.float32)
+    assert logp.tolist() == [0.0, -600.0]
+    logp.sum().backward()
+    assert hidden.grad.tolist() == [[0.0], [600.0]]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_bfloat16_products_give_float32_scores_and_stored_gradients(inputs, monkeypatch, stored):
+    """Inside and outside of autocast, in backward too, the same; the weight gradient is summed over chunks in float32."""
+    monkeypatch.setattr(logprobs, "CHUNK", 2 * V)
+    hidden, weight, bias, targets = (x.detach().to(stored) if x.is_floating_point() else x for x in inputs)
+    gradients = []
+    for autocast in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logp, _ = token_logp(leaves[0], leaves[1], targets, bias=leaves[2], compute_dtype=torch.bfloat16)
+            if autocast:
+                logp.sum().backward()
+        assert logp.dtype == torch.float32
+        if not autocast:
+            logp.sum().backward()
+        assert all(leaf.grad.dtype == stored for leaf in leaves)
+        gradients.append([leaf.grad for leaf in leaves])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    exact = plainly(hidden.double(), weight.double(), bias.double(), targets)[0].float()
+    torch.testing.assert_close(logp.detach(), exact, rtol=0, atol=0.1)
+
+
+def test_logits_are_never_held_for_all_tokens(monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK", 50 * 10)
+    made = []
+    original = logprobs.finish
+
+    def watched(z, *rest):
+        made.append(z.numel())
+        return original(z, *rest)
+
+    monkeypatch.setattr(logprobs, "finish", watched)
+    hidden, weight = torch.randn(400, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
+    logp, _ = token_logp(hidden, weight, torch.zeros(400, dtype=torch.long), compute_dtype=torch.float32)
+    saved = logp.grad_fn.saved_tensors
+    logp.sum().backward()
+    assert max(made) == 500
+    assert len(made) == 80  # forward and backward
+    assert max(t.numel() for t in saved if t is not None) < 400 * 50
+
+
+class Wrapped(nn.Module):
+    """A head that is no plain Linear, like one with an adapter."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.inner = nn.Linear(H, V, dtype=weight.dtype)
+        self.inner.weight.data, self.inner.bias.data = weight.detach().clone(), bias.detach().clone()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("chunk", [3 * V, 1 << 25])
+def test_any_other_head_runs_in_chunks_through_its_module(inputs, monkeypatch, chunk):
+    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    hidden, weight, bias, targets = inputs
+    wrapped = Wrapped(weight, bias)
+    head = Head(wrapped, V, scale=0.7, softcap=2.0)
+    found = head.logp(hidden, targets, compute_dtype=torch.float64, want_sum_p2=True)
+    expected = plainly(hidden, weight, bias, targets, 0.7, 2.0)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+    direction = torch.arange(M).double().sin()
+    (found[0] @ direction + found[1].sum()).backward()
+    hidden_grad, hidden.grad = hidden.grad, None
+    (expected[0] @ direction + expected[1].sum()).backward()
+    torch.testing.assert_close(hidden_grad, hidden.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(wrapped.inner.weight.grad, weight.grad, rtol=0, atol=1e-12)
+    assert head.logp(hidden, targets, compute_dtype=torch.float64, want_sum_p2=False)[1] is None
+
+
+def test_tied_embeddings_get_both_gradients(tiny, trees):
+    policy = tiny("llama", "fp64", tie_word_embeddings=True)
+    untied = tiny("llama", "fp64")
+    assert policy.head.module.weight is policy.base.get_input_embeddings().weight
+    untied.base.load_state_dict(policy.base.state_dict())
+    from prospect.engine.forward import forward
+
+    for each in (policy, untied):
+        forward(each, trees([(3, [4, 2])])).logp().sum().backward()
+    parts = untied.base.get_input_embeddings().weight.grad + untied.head.module.weight.grad
+    torch.testing.assert_close(policy.head.module.weight.grad, parts, rtol=0, atol=1e-12)
