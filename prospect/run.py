@@ -309,11 +309,13 @@ def _tell(job: loop.Job) -> None:
         f"{len(corpus.rows)} rows, {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, {alone:,} without "
         "sharing prompts"
     )
-    reason = f" ({policy.path_reason})" if policy.path == "padded" else ""
+    reason = f" ({policy.path_reason})" if policy.path_reason else ""
     job.log.say(
         f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}"
     )
-    job.log.say(f"{job.loss.name}: " + ", ".join(f"{name} {value:g}" for name, value in job.arguments.items()))
+    told = {"learning rate": job.learning_rate} | job.arguments
+    point = f", reference point {job.reference_point}" if job.reference_point else ""
+    job.log.say(f"{job.loss.name}: " + ", ".join(f"{name} {value:g}" for name, value in told.items()) + point)
     ratio = job.arguments.get("desirable_weight", 1.0) / job.arguments.get("undesirable_weight", 1.0)
     if not 0.1 <= ratio <= 10:
         job.log.say(

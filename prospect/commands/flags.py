@@ -67,11 +67,17 @@ def refuse_existing(path: str) -> None:
 
 
 def quiet_loading() -> None:
-    """No bars for weights that are read or written, which would stand between our own; downloads keep theirs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    """Keep transformers' bars for reading and writing weights, and its warnings about itself, out of our output.
+
+    Downloads from the Hub keep their bars.
+    """
+    import warnings
+
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     unwanted = are_progress_bars_disabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     if not unwanted:
         enable_progress_bars()

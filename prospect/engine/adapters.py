@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from prospect.engine import folders
 from prospect.engine.models import Policy
 from prospect.engine.precision import TRAINED_IN
-from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
+from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, without_warnings, write
 from prospect.errors import ConfigError, ModelError, nearest
 
 ALL_LINEAR = "all-linear"
@@ -79,10 +78,8 @@ def attach_lora(policy: Policy, spec: LoraSpec, seed: int) -> None:
         revision=policy.revision,
     )
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
+    with torch.random.fork_rng(devices), without_warnings():
         torch.manual_seed(seed)
-        # peft transposes GPT-2's Conv1D by itself and warns that it did.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")
         try:
             whole = get_peft_model(policy.base, config, autocast_adapter_dtype=False)
         except ValueError as error:

@@ -155,17 +155,26 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
     """query (B, H, Q, D), key and value (B, H or fewer, K, D), mask as `Group.mask` -> (B, H, Q, D)."""
+    # CUDA has fast kernels for masks and for shared key heads, but none for both.
+    if softcap is not None or (mask is not None and query.is_cuda):
+        share = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
     if softcap is None:
         return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    share = query.shape[1] // key.shape[1]
-    scores = query @ key.repeat_interleave(share, 1).transpose(2, 3)
+    scores = query @ key.transpose(2, 3)
     scores = softcap * torch.tanh(scores * (scaling or query.shape[-1] ** -0.5) / softcap)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~mask, float("-inf")).softmax(-1)
-    return weights.to(value.dtype) @ value.repeat_interleave(share, 1)
+    return weights.to(value.dtype) @ value
 
 
 def _no_mask(**_: Any) -> None:

@@ -42,7 +42,7 @@ UNLIMITED = 1 << 30
 """The context of a model that names no limit."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Policy:
     """A model with what the engine found out about it.
 

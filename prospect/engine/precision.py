@@ -45,15 +45,14 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     weights it has cast; in fp64 it keeps everything in float64."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
-    return _AllDouble() if precision == "fp64" else nullcontext()
+    if precision == "fp64":
+        return _AllDouble()  # type: ignore[no-untyped-call]
+    return nullcontext()
 
 
 class _AllDouble(TorchDispatchMode):
     """Drops casts from float64 to float32: models cast to float32 in norms, softmax and rotations, which for a bfloat16
     model is more precise, and for a float64 model would blur every proof of equality."""
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

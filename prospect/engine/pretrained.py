@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -49,10 +51,19 @@ def read_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     if kind != "LORA":
         raise ModelError(f"{folder} is an adapter of type {kind}; only LoRA adapters are supported")
     try:
-        whole = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        with without_warnings():
+            whole = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"peft cannot load the adapter {folder}: {error}") from error
     return whole
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """What peft and transformers warn of here is between them: old names, settings that peft corrects by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(peft|transformers)\.")
+        yield
 
 
 def read_tokenizer(*candidates: Path) -> PreTrainedTokenizerBase:

@@ -91,7 +91,7 @@ def tiny() -> Callable[..., Policy]:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[..., Path]:
-    """model_folder(architecture="llama", dtype=float32, name="model", **config) -> a folder as save_pretrained leaves it."""
+    """model_folder(architecture="llama", dtype=float32, folder="model", **config) -> what save_pretrained leaves."""
 
     def build(name: str = "llama", dtype: Any = torch.float32, folder: str = "model", **changes: Any) -> Path:
         words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(98))])}

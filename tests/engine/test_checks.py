@@ -48,8 +48,10 @@ def test_a_window_too_long_to_check_limits_the_trees(tiny, trees, monkeypatch):
 def test_a_model_that_refuses_packed_rows_runs_padded(tiny, trees):
     policy = tiny("llama")
 
-    def strict(input_ids, attention_mask=None, use_cache=None):
-        return type(policy.decoder).forward(policy.decoder, input_ids=input_ids, attention_mask=attention_mask)
+    def strict(segments=None, **inputs):
+        if segments is not None:
+            raise TypeError("unexpected keyword")
+        return type(policy.decoder).forward(policy.decoder, **inputs)
 
     policy.decoder.forward = strict
     choose_path(policy)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prospect.engine import logprobs
+from prospect.engine.forward import forward
 from prospect.engine.logprobs import Head, token_logp
 
 M, H, V = 13, 7, 29
@@ -83,7 +84,7 @@ def test_float32_keeps_its_digits_at_extreme_logits():
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_bfloat16_products_give_float32_scores_and_stored_gradients(inputs, monkeypatch, stored):
-    """Inside and outside of autocast, in backward too, the same; the weight gradient is summed over chunks in float32."""
+    """Inside and outside of autocast, in backward too, the same; float32 sums the weight gradient over the chunks."""
     monkeypatch.setattr(logprobs, "CHUNK", 2 * V)
     hidden, weight, bias, targets = (x.detach().to(stored) if x.is_floating_point() else x for x in inputs)
     gradients = []
@@ -159,8 +160,6 @@ def test_tied_embeddings_get_both_gradients(tiny, trees):
     untied = tiny("llama", "fp64")
     assert policy.head.module.weight is policy.base.get_input_embeddings().weight
     untied.base.load_state_dict(policy.base.state_dict())
-    from prospect.engine.forward import forward
-
     for each in (policy, untied):
         forward(each, trees([(3, [4, 2])])).logp().sum().backward()
     parts = untied.base.get_input_embeddings().weight.grad + untied.head.module.weight.grad
