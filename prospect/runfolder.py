@@ -38,6 +38,9 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing")
+    for name in ("eval_every", "keep_best"):
+        if getattr(config, name) and config.eval_data is None and not config.eval_fraction:
+            raise ConfigError(f"--{name.replace('_', '-')} needs held-out feedback: add --eval-data or --eval-fraction")
     first = os.environ.get("RANK", "0") == "0"  # with torchrun the other ranks may find the folder just created
     if first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         how = "add --resume to go on with it, or " if (folder / "config.json").exists() else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from toy_models import tiny
+from toy_tokenizers import CHATML
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared with real feedback and models, which is not part of the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a chat template and random weights."""
+    return tiny(tmp_path_factory.mktemp("models") / "assistant", CHATML, seed=0)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
-from toy_tokenizers import CHATML, byte_level
-from transformers import LlamaConfig, LlamaForCausalLM
+from toy_models import tiny
+from toy_tokenizers import CHATML
 
-from prospect import chat, cli
+from prospect import cli
 from prospect.cli import COMMANDS, Command, main
 from prospect.commands.flags import take, take_loss_arguments
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
@@ -32,30 +29,6 @@ ROWS = [
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return jsonl(tmp_path / "thumbs.jsonl", ROWS)
-
-
-@pytest.fixture(scope="module")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a chat template and random weights."""
-    return tiny(tmp_path_factory.mktemp("models") / "assistant", CHATML, seed=0)
-
-
-def tiny(folder: Path, template: str | None, *, seed: int, context: int = 128) -> Path:
-    tokenizer = byte_level(template, pad_token="<|endoftext|>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -89,14 +62,12 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_help_is_instant() -> None:
-    """The best of three, in a process of its own; 0.3 s is what a person takes for at once."""
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "prospect.cli", "--help"], capture_output=True, check=True)
-        took.append(time.perf_counter() - began)
-        assert b"usage" in done.stdout
-    assert min(took) < 0.3
+    """What a person takes for at once, in processor time, so that a busy machine does not fail the test."""
+    before = os.times()
+    done = subprocess.run([sys.executable, "-m", "prospect.cli", "--help"], capture_output=True, check=True)
+    after = os.times()
+    assert b"usage" in done.stdout
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3
 
 
 def test_flags_of_commands_load_no_torch() -> None:
@@ -351,103 +322,6 @@ def test_eval_of_the_reference_itself_finds_nothing(
     found = json.loads(capsys.readouterr().out)
     assert (found["beta"], found["auc"]["value"], found["margin"]["value"]) == (0.1, 0.5, 0.0)
     assert main([*line, "--beta", "-1"]) == 2
-
-
-# chat
-
-
-def talk(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`prospect chat` with piped lines."""
-    line = [sys.executable, "-m", "prospect.cli", "chat", *flags]
-    return subprocess.run(line, input=lines, capture_output=True, text=True, check=False)
-
-
-def test_chat_with_piped_lines(assistant: Path) -> None:
-    flags = ("--model", str(assistant), "--max-new-tokens", "5", "--seed", "3")
-    done = talk("hello\n/reset\nhello\n/quit\nnever\n", *flags)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "a new conversation" in done.stdout
-    assert talk("hello\n/reset\nhello\n/quit\n", *flags).stdout == done.stdout, "same seed, same answers"
-
-
-def test_chat_with_two_models(assistant: Path, tmp_path: Path) -> None:
-    other = tiny(tmp_path / "other", CHATML, seed=1)
-    done = talk("hello\n", "--model", str(assistant), "--compare", str(other), "--max-new-tokens", "5")
-    assert done.returncode == 0, done.stderr
-    assert "│" in done.stdout
-
-
-def test_chat_refuses_bad_sampling(assistant: Path) -> None:
-    assert main(["chat", "--model", str(assistant), "--temperature", "-1"]) == 2
-
-
-@pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the models of `loaded` are asked; they answer "one", "two", "three"."""
-    asked: list[str] = []
-
-    def stream(policy: Any, prompt: list[int], **options: Any) -> Any:
-        asked.append(policy.tokenizer.decode(prompt))
-        yield from ("one", "two", "three")[len(asked) - 1 :][:1]
-
-    monkeypatch.setattr(chat, "stream", stream)
-    return asked
-
-
-def loaded(folder: Path, **manner: Any) -> chat.Talk:
-    from prospect.engine.models import load
-
-    return chat.Talk(folder.name, load(folder, frozen=True), chat.Manner(**manner))
-
-
-def conversation(talks: list[chat.Talk], *lines: str) -> str:
-    console = Console(file=io.StringIO(), width=60)
-    chat.converse(talks, lines, console)
-    shown = console.file
-    assert isinstance(shown, io.StringIO)
-    return shown.getvalue()
-
-
-def test_the_whole_conversation_goes_through_the_template(assistant: Path, prompts: list[str]) -> None:
-    talks = [loaded(assistant, system="Be kind.")]
-    shown = conversation(talks, "hi\n", "\n", "and?\n", "/reset", "/help", "again")
-    system, head = "<|im_start|>system\nBe kind.<|im_end|>\n", "<|im_start|>assistant\n"
-    first = f"{system}<|im_start|>user\nhi<|im_end|>\n{head}"
-    assert prompts[0] == first
-    assert prompts[1] == f"{first}one<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n{head}"
-    assert prompts[2] == f"{system}<|im_start|>user\nagain<|im_end|>\n{head}"
-    assert [line for line in shown.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
-    assert chat.HELP[:30] in shown
-
-
-def test_a_model_without_template_continues_the_text(tmp_path: Path, prompts: list[str]) -> None:
-    conversation([loaded(tiny(tmp_path / "plain", None, seed=0))], "Once upon")
-    assert prompts == ["Once upon"]
-
-
-def test_a_conversation_that_is_too_long_is_said(tmp_path: Path, prompts: list[str]) -> None:
-    talks = [loaded(tiny(tmp_path / "short", CHATML, seed=0, context=16))]
-    assert "/reset" in conversation(talks, "word " * 50)
-    assert talks[0].history == []
-    assert prompts == []
-
-
-def test_markup_in_answers_is_shown_as_it_is(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["[bold]", "x[/bold]"]))
-    assert "[bold]x[/bold]" in conversation([loaded(assistant), loaded(assistant)], "hi")
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_chat(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(*args: Any, **options: Any) -> Any:
-        yield "half an"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(chat, "stream", stream)
-    talks = [loaded(assistant)]
-    shown = conversation(talks, "hi", "ho")
-    assert shown.count("half an\n") == 2
-    assert talks[0].history[1] == {"role": "assistant", "content": "half an"}
 
 
 def test_merge_refuses_what_is_no_adapter(assistant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,9 +76,11 @@ class Policy:
         self.model = model
         self.decoder, self.head = cast(Any, self.base).get_decoder(), _head(self.base)
         self.configs = tuple({id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}.values())
-        if self.precision == "fp64":
-            for config in self.configs:
+        for config in self.configs:
+            if self.precision == "fp64":
                 config._experts_implementation = "eager"  # the faster ones know no float64
+            if getattr(config, "attn_logit_softcapping", None):
+                config._attn_implementation = "eager"  # the default of transformers before 5.23 forgets the cap
         _no_dropout(model)
 
     @property

@@ -51,8 +51,8 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
 
 
 class _AllDouble(TorchDispatchMode):
-    """Drops casts from float64 to float32: models cast to float32 in norms, softmax and rotations, which for a bfloat16
-    model is more precise, and for a float64 model would blur every proof of equality."""
+    """Drops casts from float64 to float32: models have them in norms and softmax, where they make a bfloat16 model more
+    exact and would blur every proof of equality for a float64 one. Rotation tables stay float32, as constants may."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

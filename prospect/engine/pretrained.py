@@ -91,6 +91,8 @@ def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # what another process was killed at
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:

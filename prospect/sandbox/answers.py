@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from prospect.sandbox.world import Question
+from prospect.sandbox.question import Question
 
 MIX: dict[str, float] = {"right": 0.45, "wrong": 0.17, "rude": 0.15, "rambling": 0.13, "evasive": 0.10}
 """How often each style is written, whatever the question."""

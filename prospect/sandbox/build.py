@@ -40,7 +40,7 @@ SPLIT = r"\d|-\p{Ll}(?!\p{L})|'s(?!\p{L})| ?\p{L}+| ?[^\s\p{L}\d]|\s"
 """Digits stand alone, "-b" inside a spelled word is one piece, other words take the space before them."""
 
 
-HOURS = {"sum": 3.0, "opposite": 0.6, "spelling": 1.0, "counting": 1.5, "fact": 1.5, "refusal": 0.6}
+HOURS = {"sum": 3.0, "opposite": 0.7, "spelling": 1.4, "counting": 1.2, "fact": 1.0, "refusal": 0.8}
 """How much of its schooling the assistant spends on each kind of question: the harder, the more."""
 
 
@@ -52,7 +52,7 @@ class School:
     layers: int = 4
     heads: int = 3
     feed_forward: int = 512
-    steps: int = 6000
+    steps: int = 4400
     batch: int = 128
     lr: float = 2e-3
     books: float = 0.4
@@ -102,8 +102,8 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
         ]
     )
     count: Counter[str] = Counter()
-    for question, answer in itertools.islice(examples(random.Random(f"words {seed}")), sample):
-        count.update(piece for text in (question, answer) for piece, _ in split.pre_tokenize_str(text))
+    for pair in itertools.islice(examples(random.Random(f"words {seed}")), sample):
+        count.update(piece for text in pair for piece, _ in split.pre_tokenize_str(text))
     special = [PAD, *ROLES, END]
     pieces = [piece for piece, times in count.most_common() if times >= max(2, sample // 2000)]
     names = list(dict.fromkeys([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces]))
@@ -174,24 +174,20 @@ def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor,
     similar lengths come together."""
     rng = random.Random(f"school {seed}")
     source = examples(rng, books=int(school.books * school.steps) * school.batch, hours=HOURS)
-    pad = tokenizer.pad_token_id
-    left = school.steps
-    while left:
-        many = min(left, 50)
-        pairs = [next(source) for _ in range(many * school.batch)]
-        prompts = tokenizer.backend_tokenizer.encode_batch([f"<|user|>{q}{END}<|assistant|>" for q, _ in pairs])
-        replies = tokenizer.backend_tokenizer.encode_batch([f"{a}{END}" for _, a in pairs])
-        rows = sorted(
-            ((p.ids, r.ids) for p, r in zip(prompts, replies, strict=True)), key=lambda row: len(row[0] + row[1])
-        )
+    for step in range(0, school.steps, 50):
+        many = min(school.steps - step, 50) * school.batch
+        rows = sorted((_row(tokenizer, *pair) for pair in itertools.islice(source, many)), key=len)
         starts = list(range(0, len(rows), school.batch))
         rng.shuffle(starts)
         for start in starts:
             chunk = rows[start : start + school.batch]
-            width = max(len(p) + len(r) for p, r in chunk)
-            ids = torch.tensor([p + r + [pad] * (width - len(p) - len(r)) for p, r in chunk])
-            mask = torch.tensor(
-                [[False] * len(p) + [True] * len(r) + [False] * (width - len(p) - len(r)) for p, r in chunk]
-            )
-            yield ids, mask
-        left -= many
+            ids, answer = torch.full((2, len(chunk), len(chunk[-1])), tokenizer.pad_token_id)
+            for k, row in enumerate(chunk):
+                ids[k, : len(row)], answer[k, : len(row)] = torch.tensor(row).T
+            yield ids, answer == 1
+
+
+def _row(tokenizer: Any, question: str, answer: str) -> list[tuple[int, bool]]:
+    """(token, whether it is the assistant's) of a question and its answer."""
+    parts = ((f"<|user|>{question}{END}<|assistant|>", False), (f"{answer}{END}", True))
+    return [(i, learned) for text, learned in parts for i in tokenizer.backend_tokenizer.encode(text).ids]

@@ -34,7 +34,7 @@ from prospect.feedback.check import check
 from prospect.feedback.records import Completion, Record
 from prospect.report.page import write_report
 from prospect.sandbox import users, world
-from prospect.sandbox.world import Question
+from prospect.sandbox.question import Question
 from prospect.template import Template
 
 

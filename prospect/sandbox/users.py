@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from prospect.sandbox import words
-from prospect.sandbox.world import Question
+from prospect.sandbox.question import Question
 
 MOST_WORDS = 16
 """An answer of more words is not to the point; a spelled word counts as one."""

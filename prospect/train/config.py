@@ -132,11 +132,6 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("clip", "keep", "sample_tokens"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("eval_every", "keep_best"):
-            held_out = self.eval_data is not None or self.eval_fraction > 0
-            _require(
-                not getattr(self, name) or held_out, name, "used with eval_data or eval_fraction", getattr(self, name)
-            )
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:

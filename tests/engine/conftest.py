@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from prospect.engine.checks import choose_path
 from prospect.engine.forest import Branches
 from prospect.engine.models import Policy
+from prospect.engine.precision import TRAINED_IN
+from prospect.engine.pretrained import to_dtype
 
 SMALL = {
     "vocab_size": 101,
@@ -81,7 +83,8 @@ def tiny() -> Callable[..., Policy]:
     """tiny(architecture, precision="fp32", seed=0, **config) -> a checked policy without tokenizer or folder."""
 
     def build(name: str, precision: Any = "fp32", seed: int = 0, engine: Any = "auto", **changes: Any) -> Policy:
-        network = _network(name, seed, changes).to(torch.float64 if precision == "fp64" else torch.float32)
+        network = _network(name, seed, changes)
+        to_dtype(network.parameters(), TRAINED_IN[precision])
         policy = Policy(network, None, torch.device("cpu"), precision)
         choose_path(policy, engine)
         return policy

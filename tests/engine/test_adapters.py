@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from prospect.engine import folders
 from prospect.engine.adapters import LoraSpec, attach_lora, merge, parse_lora
+from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import load, save
+from prospect.engine.models import Policy, load, save
 from prospect.errors import ConfigError, ModelError
+
+Build = Callable[..., Any]
 
 SHAPES = [(5, [4, 1, 9]), (1, [1]), (9, [2, 7])]
 
 
-def logp(policy, branches):
+def logp(policy: Policy, branches: list[Branches]) -> Tensor:
     with torch.no_grad():
         return forward(policy, branches).token_logp
 
 
-def train(policy, branches, steps=2):
+def train(policy: Policy, branches: list[Branches], steps: int = 2) -> None:
     optimizer = torch.optim.SGD([p for _, p in policy.trainable()], lr=0.02)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -32,7 +39,7 @@ def train(policy, branches, steps=2):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_starts_exactly_where_the_model_is(model_folder, trees, name, precision):
+def test_starts_exactly_where_the_model_is(model_folder: Build, trees: Build, name: str, precision: str) -> None:
     policy = load(model_folder(name, dtype=torch.bfloat16), precision=precision, frozen=True)
     branches = trees(SHAPES)
     before = logp(policy, branches)
@@ -47,7 +54,7 @@ def test_starts_exactly_where_the_model_is(model_folder, trees, name, precision)
     assert logp(policy, branches).sum() > before.sum()
 
 
-def test_default_targets_are_all_linear_layers_but_the_head(model_folder):
+def test_default_targets_are_all_linear_layers_but_the_head(model_folder: Build) -> None:
     policy = load(model_folder(), precision="fp32", frozen=True)
     attach_lora(policy, LoraSpec(r=4), seed=0)
     adapted = {name.rsplit(".lora_", 1)[0].rsplit(".", 1)[1] for name, _ in policy.trainable()}
@@ -58,7 +65,7 @@ def test_default_targets_are_all_linear_layers_but_the_head(model_folder):
     assert not [m for m in policy.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
 
 
-def test_the_seed_draws_the_adapter_and_nothing_else(model_folder):
+def test_the_seed_draws_the_adapter_and_nothing_else(model_folder: Build) -> None:
     drawn = []
     for seed in (0, 0, 1):
         policy = load(model_folder(), precision="fp32", frozen=True)
@@ -72,7 +79,9 @@ def test_the_seed_draws_the_adapter_and_nothing_else(model_folder):
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "lm_head")])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_gradients_equal_those_of_the_padded_oracle(model_folder, trees, targets, checkpointed):
+def test_gradients_equal_those_of_the_padded_oracle(
+    model_folder: Build, trees: Build, targets: tuple[str, ...], checkpointed: bool
+) -> None:
     policy = load(model_folder(), precision="fp64", frozen=True)
     attach_lora(policy, LoraSpec(r=3, targets=targets), seed=0)
     branches, gradients = trees(SHAPES), []
@@ -88,7 +97,7 @@ def test_gradients_equal_those_of_the_padded_oracle(model_folder, trees, targets
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_saved_adapter_is_a_starting_point_and_merges(model_folder, trees, tmp_path):
+def test_saved_adapter_is_a_starting_point_and_merges(model_folder: Build, trees: Build, tmp_path: Path) -> None:
     base = model_folder()
     policy, branches = load(base, precision="fp32", frozen=True), trees(SHAPES)
     attach_lora(policy, LoraSpec(r=4, targets=("q_proj", "down_proj")), seed=0)
@@ -118,7 +127,9 @@ def test_saved_adapter_is_a_starting_point_and_merges(model_folder, trees, tmp_p
     assert merged.tokenizer.chat_template == policy.tokenizer.chat_template
 
 
-def test_merged_weights_keep_the_stored_dtype_and_are_rounded_once(model_folder, trees, tmp_path):
+def test_merged_weights_keep_the_stored_dtype_and_are_rounded_once(
+    model_folder: Build, trees: Build, tmp_path: Path
+) -> None:
     policy, branches = load(model_folder(dtype=torch.bfloat16), precision="fp32", frozen=True), trees(SHAPES)
     attach_lora(policy, LoraSpec(r=4), seed=0)
     train(policy, branches)
@@ -131,7 +142,7 @@ def test_merged_weights_keep_the_stored_dtype_and_are_rounded_once(model_folder,
         assert torch.equal(tensor, whole[name].to(torch.bfloat16)), name
 
 
-def test_merge_refuses(model_folder, tmp_path):
+def test_merge_refuses(model_folder: Build, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a plain model; only an adapter"):
         merge(model_folder(), tmp_path / "merged")
     with pytest.raises(ConfigError, match="exists already; nothing was written"):
@@ -139,19 +150,19 @@ def test_merge_refuses(model_folder, tmp_path):
 
 
 @pytest.fixture
-def adapter(model_folder, tmp_path):
+def adapter(model_folder: Build, tmp_path: Path) -> Path:
     policy = load(model_folder(), precision="fp32", frozen=True)
     attach_lora(policy, LoraSpec(r=4), seed=0)
     save(policy, tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def edit(folder, **changes):
+def edit(folder: Any, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_fingerprint_of_an_adapter_includes_its_base(adapter, tmp_path):
+def test_fingerprint_of_an_adapter_includes_its_base(adapter: Path, tmp_path: Path) -> None:
     first = folders.fingerprint(adapter, tmp_path / "cache")
     assert first != folders.fingerprint(tmp_path / "model", tmp_path / "cache")
     moved = (tmp_path / "model").rename(tmp_path / "moved")
@@ -161,7 +172,7 @@ def test_fingerprint_of_an_adapter_includes_its_base(adapter, tmp_path):
     assert folders.fingerprint(adapter, tmp_path / "cache") != first
 
 
-def test_adapters_that_cannot_be_loaded(adapter, tmp_path):
+def test_adapters_that_cannot_be_loaded(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     with pytest.raises(
         ModelError, match=r"the base model of the adapter .* cannot be loaded.*does not exist.*If it moved"
@@ -181,7 +192,7 @@ def test_adapters_that_cannot_be_loaded(adapter, tmp_path):
         load(adapter)
 
 
-def test_parse():
+def test_parse() -> None:
     assert parse_lora("r=8") == LoraSpec(8)
     assert LoraSpec(8).scale == 16
     assert parse_lora("") == LoraSpec(16, None, ("all-linear",))
@@ -202,12 +213,12 @@ def test_parse():
         ("r=1,r=2", 'names "r" twice'),
     ],
 )
-def test_parse_refuses(text, message):
+def test_parse_refuses(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_lora(text)
 
 
-def test_unknown_targets(model_folder):
+def test_unknown_targets(model_folder: Build) -> None:
     policy = load(model_folder(), precision="fp32", frozen=True)
     with pytest.raises(ConfigError, match="--lora targets=query"):
         attach_lora(policy, LoraSpec(targets=("query",)), seed=0)

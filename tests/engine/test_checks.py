@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +14,20 @@ from prospect.engine.checks import choose_path
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.errors import ModelError
 
+Build = Callable[..., Any]
+
 
 @pytest.mark.parametrize("name", ["lfm2", "falcon_h1"])
-def test_a_leak_between_branches_is_found(tiny, name):
+def test_a_leak_between_branches_is_found(tiny: Build, name: str) -> None:
     assert "the tokens of one branch move another's" in tiny(name).path_reason
 
 
-def test_sinks_are_found(tiny):
+def test_sinks_are_found(tiny: Build) -> None:
     assert "packed trees are" in tiny("gpt_oss").path_reason
 
 
 @pytest.mark.parametrize("window", [3, 40])
-def test_a_lost_window_is_found(tiny, monkeypatch, window):
+def test_a_lost_window_is_found(tiny: Build, monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
     assert tiny("mistral", sliding_window=window).path == "tree"
     original = attention.Group.mask
     monkeypatch.setattr(attention.Group, "mask", lambda self, _: original(self, None))
@@ -32,7 +36,9 @@ def test_a_lost_window_is_found(tiny, monkeypatch, window):
     assert "packed trees are" in policy.path_reason
 
 
-def test_a_window_too_long_to_check_limits_the_trees(tiny, trees, monkeypatch):
+def test_a_window_too_long_to_check_limits_the_trees(
+    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "BUDGET", {"cpu": 10})
     policy = tiny("mistral", sliding_window=20)
     assert (policy.path, policy.checked_length) == ("tree", 20)
@@ -45,10 +51,10 @@ def test_a_window_too_long_to_check_limits_the_trees(tiny, trees, monkeypatch):
     assert paths == ["tree", "padded"]
 
 
-def test_a_model_that_refuses_packed_rows_runs_padded(tiny, trees):
+def test_a_model_that_refuses_packed_rows_runs_padded(tiny: Build, trees: Build) -> None:
     policy = tiny("llama")
 
-    def strict(segments=None, **inputs):
+    def strict(segments: Any = None, **inputs: Any) -> Any:
         if segments is not None:
             raise TypeError("unexpected keyword")
         return type(policy.decoder).forward(policy.decoder, **inputs)
@@ -63,7 +69,7 @@ def test_a_model_that_refuses_packed_rows_runs_padded(tiny, trees):
 
 
 @pytest.mark.parametrize("engine", ["auto", "tree", "padded"])
-def test_the_user_may_choose(tiny, engine):
+def test_the_user_may_choose(tiny: Build, engine: str) -> None:
     policy = tiny("llama", engine=engine)
     assert policy.path == ("padded" if engine == "padded" else "tree")
     assert policy.path_reason == ("padded as asked for" if engine == "padded" else "")
@@ -71,7 +77,7 @@ def test_the_user_may_choose(tiny, engine):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["cohere", "granite", "gemma2"])
-def test_scaled_and_capped_heads(tiny, trees, name, precision):
+def test_scaled_and_capped_heads(tiny: Build, trees: Build, name: str, precision: str) -> None:
     policy = tiny(name, precision)
     assert policy.chunked_head
     assert (policy.head.scale, policy.head.softcap) == {
@@ -81,7 +87,7 @@ def test_scaled_and_capped_heads(tiny, trees, name, precision):
     }[name]
 
 
-def test_an_unknown_kind_of_logits_runs_on_the_models_own(tiny, trees):
+def test_an_unknown_kind_of_logits_runs_on_the_models_own(tiny: Build, trees: Build) -> None:
     policy = tiny("granite")
     policy.head = replace(policy.head, scale=1.0)
     choose_path(policy)
@@ -98,7 +104,7 @@ def test_an_unknown_kind_of_logits_runs_on_the_models_own(tiny, trees):
     assert all(p.grad is not None for _, p in policy.trainable())
 
 
-def test_numbers_that_are_not_finite_pass_no_check(tiny):
+def test_numbers_that_are_not_finite_pass_no_check(tiny: Build) -> None:
     policy = tiny("llama")
     with torch.no_grad():
         policy.head.module.weight[0, 0] = float("nan")
@@ -107,7 +113,7 @@ def test_numbers_that_are_not_finite_pass_no_check(tiny):
     assert not policy.chunked_head
 
 
-def test_checks_run_in_float32_and_leave_half_precision_as_it_was(tiny, trees):
+def test_checks_run_in_float32_and_leave_half_precision_as_it_was(tiny: Build, trees: Build) -> None:
     policy = tiny("llama")
     policy.base.to(torch.bfloat16)
     policy.precision = "bf16"

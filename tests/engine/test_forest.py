@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +13,14 @@ from prospect.engine import attention
 from prospect.engine.attention import attend
 from prospect.engine.forest import Branches, pack
 
+Build = Callable[..., Any]
 
-def ids(*values):
+
+def ids(*values: Any) -> Any:
     return np.array(values, np.int32)
 
 
-def test_layout_of_one_tree():
+def test_layout_of_one_tree() -> None:
     forest = pack([Branches(ids(10, 11, 12), (ids(20, 21, 22), ids(30, 31, 32, 33)))])
     assert forest.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32]]
     assert forest.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
@@ -26,7 +31,7 @@ def test_layout_of_one_tree():
     assert {forest.input_ids.dtype, forest.targets.dtype, forest.predict.dtype} == {torch.int64}
 
 
-def test_single_tokens_add_nothing_to_the_row():
+def test_single_tokens_add_nothing_to_the_row() -> None:
     forest = pack([Branches(ids(1), (ids(5),)), Branches(ids(2, 3), (ids(6), ids(7), ids(8, 9)))])
     assert forest.input_ids.tolist() == [[1, 2, 3, 8]]
     assert forest.position_ids.tolist() == [[0, 0, 1, 2]]
@@ -34,7 +39,7 @@ def test_single_tokens_add_nothing_to_the_row():
     assert forest.offsets.tolist() == [0, 1, 2, 3, 5]
 
 
-def test_a_tree_needs_tokens():
+def test_a_tree_needs_tokens() -> None:
     for prompt, completions in ((ids(), (ids(1),)), (ids(1), ()), (ids(1), (ids(1), ids()))):
         with pytest.raises(AssertionError):
             Branches(prompt, completions)
@@ -42,7 +47,7 @@ def test_a_tree_needs_tokens():
 
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 100])
 @pytest.mark.parametrize("cost", [-1, 4096])
-def test_who_sees_whom(trees, monkeypatch, window, cost):
+def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: int | None, cost: int) -> None:
     """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to."""
     monkeypatch.setattr(attention, "CALL_COST", cost)
     branches = trees([(4, [3, 1, 6, 2]), (1, [1]), (2, [9]), (7, [2, 2])])
@@ -66,7 +71,7 @@ def test_who_sees_whom(trees, monkeypatch, window, cost):
     assert softly.tolist() == expected
 
 
-def test_attention_computes_little_that_is_padding(trees):
+def test_attention_computes_little_that_is_padding(trees: Build) -> None:
     rng = np.random.default_rng(0)
     shapes = [(int(rng.integers(5, 300)), rng.integers(1, 200, size=3).tolist()) for _ in range(20)]
     forest = pack(trees(shapes))

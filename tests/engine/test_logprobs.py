@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prospect.engine import logprobs
 from prospect.engine.forward import forward
 from prospect.engine.logprobs import Head, token_logp
 
+Build = Callable[..., Any]
+
 M, H, V = 13, 7, 29
 
 
 @pytest.fixture
-def inputs():
+def inputs() -> Any:
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     return draw(M, H), draw(V, H), draw(V), torch.randint(V, (M,), generator=generator)
 
 
-def plainly(hidden, weight, bias, targets, scale=1.0, softcap=None):
+def plainly(
+    hidden: Any, weight: Any, bias: Any, targets: Tensor, scale: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     z = scale * (hidden @ weight.T + (0 if bias is None else bias))
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
@@ -35,12 +42,19 @@ def plainly(hidden, weight, bias, targets, scale=1.0, softcap=None):
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_formula_and_gradients(inputs, monkeypatch, chunk, softcap, scale, with_bias):
+def test_formula_and_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    softcap: float | None,
+    scale: float,
+    with_bias: bool,
+) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", chunk)
     hidden, weight, bias, targets = inputs
     bias = bias if with_bias else None
 
-    def chunked(hidden, weight, bias):
+    def chunked(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         options = {"bias": bias, "scale": scale, "softcap": softcap}
         return token_logp(hidden, weight, targets, compute_dtype=torch.float64, want_sum_p2=True, **options)
 
@@ -50,7 +64,7 @@ def test_formula_and_gradients(inputs, monkeypatch, chunk, softcap, scale, with_
     assert torch.autograd.gradcheck(chunked, (hidden, weight, bias))
 
 
-def test_only_what_is_asked_for(inputs):
+def test_only_what_is_asked_for(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     hidden, weight, _, targets = inputs
     logp, sum_p2 = token_logp(hidden, weight.detach(), targets, compute_dtype=torch.float64)
     assert sum_p2 is None
@@ -65,7 +79,7 @@ def test_only_what_is_asked_for(inputs):
     assert weight.grad is not None
 
 
-def test_no_rows(inputs):
+def test_no_rows(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     hidden, weight, _, targets = inputs
     logp, sum_p2 = token_logp(hidden[:0], weight, targets[:0], compute_dtype=torch.float64, want_sum_p2=True)
     (logp.sum() + sum_p2.sum()).backward()
@@ -73,7 +87,7 @@ def test_no_rows(inputs):
     assert weight.grad.abs().max() == 0
 
 
-def test_float32_keeps_its_digits_at_extreme_logits():
+def test_float32_keeps_its_digits_at_extreme_logits() -> None:
     hidden = torch.tensor([[1.0], [-1.0]], requires_grad=True)
     weight = torch.tensor([[300.0], [-300.0]], requires_grad=True)
     logp, _ = token_logp(hidden, weight, torch.tensor([0, 0]), compute_dtype=torch.float32)
@@ -83,7 +97,9 @@ def test_float32_keeps_its_digits_at_extreme_logits():
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_bfloat16_products_give_float32_scores_and_stored_gradients(inputs, monkeypatch, stored):
+def test_bfloat16_products_give_float32_scores_and_stored_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, stored: torch.dtype
+) -> None:
     """Inside and outside of autocast, in backward too, the same; float32 sums the weight gradient over the chunks."""
     monkeypatch.setattr(logprobs, "CHUNK", 2 * V)
     hidden, weight, bias, targets = (x.detach().to(stored) if x.is_floating_point() else x for x in inputs)
@@ -105,12 +121,12 @@ def test_bfloat16_products_give_float32_scores_and_stored_gradients(inputs, monk
     torch.testing.assert_close(logp.detach(), exact, rtol=0, atol=0.1)
 
 
-def test_logits_are_never_held_for_all_tokens(monkeypatch):
+def test_logits_are_never_held_for_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", 50 * 10)
     made = []
     original = logprobs.finish
 
-    def watched(z, *rest):
+    def watched(z: Any, *rest: Any) -> Any:
         made.append(z.numel())
         return original(z, *rest)
 
@@ -127,17 +143,19 @@ def test_logits_are_never_held_for_all_tokens(monkeypatch):
 class Wrapped(nn.Module):
     """A head that is no plain Linear, like one with an adapter."""
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.inner = nn.Linear(H, V, dtype=weight.dtype)
         self.inner.weight.data, self.inner.bias.data = weight.detach().clone(), bias.detach().clone()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.inner(x)
 
 
 @pytest.mark.parametrize("chunk", [3 * V, 1 << 25])
-def test_any_other_head_runs_in_chunks_through_its_module(inputs, monkeypatch, chunk):
+def test_any_other_head_runs_in_chunks_through_its_module(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", chunk)
     hidden, weight, bias, targets = inputs
     wrapped = Wrapped(weight, bias)
@@ -155,7 +173,7 @@ def test_any_other_head_runs_in_chunks_through_its_module(inputs, monkeypatch, c
     assert head.logp(hidden, targets, compute_dtype=torch.float64, want_sum_p2=False)[1] is None
 
 
-def test_tied_embeddings_get_both_gradients(tiny, trees):
+def test_tied_embeddings_get_both_gradients(tiny: Build, trees: Build) -> None:
     policy = tiny("llama", "fp64", tie_word_embeddings=True)
     untied = tiny("llama", "fp64")
     assert policy.head.module.weight is policy.base.get_input_embeddings().weight

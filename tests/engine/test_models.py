@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prospect.engine import folders, precision, pretrained
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import UNLIMITED, load, save
+from prospect.engine.models import UNLIMITED, Policy, load, save
 from prospect.engine.precision import pick_device, pick_precision
 from prospect.errors import ConfigError, ModelError, RunError
 
+Build = Callable[..., Any]
+
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path):
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("PROSPECT_CACHE", str(tmp_path / "cache"))
 
 
-def logp(policy, branches):
+def logp(policy: Policy, branches: list[Branches]) -> Tensor:
     with torch.no_grad():
         return forward(policy, branches).token_logp
 
 
-def test_a_real_model(shared):
+def test_a_real_model(shared: Path) -> None:
     policy = load(shared / "models" / "stories260K", precision="fp32")
     assert (policy.path, policy.path_reason, policy.chunked_head) == ("tree", "", True)
     assert policy.architecture == "LlamaForCausalLM"
@@ -51,14 +57,16 @@ def test_a_real_model(shared):
         ("bf16", True, torch.bfloat16),
     ],
 )
-def test_parameters_are_trained_wide_and_frozen_as_stored(model_folder, asked, frozen, dtype):
+def test_parameters_are_trained_wide_and_frozen_as_stored(
+    model_folder: Build, asked: str, frozen: bool, dtype: torch.dtype
+) -> None:
     policy = load(model_folder(dtype=torch.bfloat16), precision=asked, frozen=frozen, device="cpu")
     assert {p.dtype for p in policy.model.parameters()} == {dtype}
     assert len(policy.trainable()) == (0 if frozen else 21)
     assert policy.trainable_parameters == (0 if frozen else policy.parameters)
 
 
-def test_automatic_precision(monkeypatch):
+def test_automatic_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for amx, avx, expected in ((False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=amx: found)
@@ -69,7 +77,7 @@ def test_automatic_precision(monkeypatch):
         pick_precision("fp16", cpu)
 
 
-def test_devices():
+def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda")
     for wrong in ("gpu", "cuda:99"):
@@ -77,7 +85,7 @@ def test_devices():
             pick_device(wrong)
 
 
-def test_float64_models_compute_in_float64(tiny):
+def test_float64_models_compute_in_float64(tiny: Build) -> None:
     """Norms, rotations and softmax cast to float32; `computing_in` undoes it."""
     x = torch.randn(5, dtype=torch.float64)
     with precision.computing_in("fp64", x.device):
@@ -88,7 +96,7 @@ def test_float64_models_compute_in_float64(tiny):
     assert x.float().dtype == torch.float32
 
 
-def test_dropout_is_off(model_folder):
+def test_dropout_is_off(model_folder: Build) -> None:
     folder = model_folder("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     policy = load(folder, precision="fp32")
     assert policy.path == "tree"
@@ -97,7 +105,7 @@ def test_dropout_is_off(model_folder):
     assert json.loads((folder / "config.json").read_text())["attn_pdrop"] == 0.5
 
 
-def test_save_and_load(model_folder, trees, tmp_path):
+def test_save_and_load(model_folder: Build, trees: Build, tmp_path: Path) -> None:
     policy = load(model_folder(), precision="fp32", chat_template="plain")
     with torch.no_grad():
         for _, parameter in policy.trainable():
@@ -116,7 +124,7 @@ def test_save_and_load(model_folder, trees, tmp_path):
     assert again.name == str(out.resolve())
 
 
-def test_a_generation_config_that_transformers_refuses_to_save(model_folder, tmp_path):
+def test_a_generation_config_that_transformers_refuses_to_save(model_folder: Build, tmp_path: Path) -> None:
     folder = model_folder()
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6, "top_p": 0.9}))
@@ -125,12 +133,12 @@ def test_a_generation_config_that_transformers_refuses_to_save(model_folder, tmp
     assert (saved["temperature"], saved["do_sample"]) == (0.6, True)
 
 
-def test_a_full_disk_leaves_the_old_model(model_folder, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_model(model_folder: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load(model_folder(), precision="fp32")
     save(policy, tmp_path / "out")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
 
-    def full(*_):
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pretrained, "_write", full)
@@ -140,45 +148,57 @@ def test_a_full_disk_leaves_the_old_model(model_folder, tmp_path, monkeypatch):
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
 
 
+def test_killed_between_two_renames(model_folder: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old model waits under another name; the next save finds it even if that save fails."""
+    policy = load(model_folder(), precision="fp32")
+    save(policy, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / ".out.partial").mkdir()
+    monkeypatch.setattr(pretrained, "_write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(RunError):
+        save(policy, tmp_path / "out")
+    assert load(tmp_path / "out", precision="fp32").path == "tree"
+
+
 class TestRefusals:
-    def test_missing_folder(self, tmp_path):
+    def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="does not exist"):
             load(tmp_path / "nothing" / "here")
 
-    def test_hub_name_without_network(self):
+    def test_hub_name_without_network(self) -> None:
         with pytest.raises(ModelError, match='"nobody/no-such-model" is no folder here, and the Hub did not give it'):
             load("nobody/no-such-model")
 
-    def test_a_file(self, tmp_path):
+    def test_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"x")
         with pytest.raises(ModelError, match="is a file; expected a model folder"):
             load(tmp_path / "model.gguf")
 
-    def test_no_config(self, tmp_path):
+    def test_no_config(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"neither config\.json nor adapter_config\.json"):
             load(tmp_path)
 
-    def test_no_weights(self, model_folder):
+    def test_no_weights(self, model_folder: Build) -> None:
         folder = model_folder()
         (folder / "model.safetensors").unlink()
         with pytest.raises(ModelError, match="has no weights beside its config"):
             load(folder)
 
-    def test_pickles(self, model_folder):
+    def test_pickles(self, model_folder: Build) -> None:
         folder = model_folder()
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
         with pytest.raises(ModelError, match=r"pickled weights only \(pytorch_model\.bin\).*convert it to safetensors"):
             load(folder)
 
-    def test_no_tokenizer(self, model_folder):
+    def test_no_tokenizer(self, model_folder: Build) -> None:
         folder = model_folder()
         for file in folder.glob("tokenizer*"):
             file.unlink()
         with pytest.raises(ModelError, match=r"has no tokenizer: expected tokenizer\.json"):
             load(folder)
 
-    def test_missing_tensors(self, model_folder):
+    def test_missing_tensors(self, model_folder: Build) -> None:
         folder = model_folder()
         tensors = load_file(folder / "model.safetensors")
         del tensors["model.norm.weight"]
@@ -186,7 +206,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match=r"incomplete or of another shape.*1 tensors, such as model\.norm\.weight"):
             load(folder)
 
-    def test_cut_weights(self, model_folder):
+    def test_cut_weights(self, model_folder: Build) -> None:
         file = model_folder() / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
         with pytest.raises(ModelError, match="transformers cannot load"):
@@ -194,7 +214,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match="no complete safetensors file"):
             folders.fingerprint(file.parent)
 
-    def test_foreign_code(self, model_folder, tmp_path):
+    def test_foreign_code(self, model_folder: Build, tmp_path: Path) -> None:
         folder = model_folder()
         config = json.loads((folder / "config.json").read_text())
         config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
@@ -204,7 +224,7 @@ class TestRefusals:
             load(folder)
         assert not (tmp_path / "ran").exists()
 
-    def test_broken_config(self, model_folder):
+    def test_broken_config(self, model_folder: Build) -> None:
         folder = model_folder()
         (folder / "config.json").write_text("{")
         with pytest.raises(ModelError, match="transformers cannot load"):
@@ -212,7 +232,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match="cannot read"):
             folders.fingerprint(folder)
 
-    def test_no_language_model(self, tmp_path, model_folder):
+    def test_no_language_model(self, tmp_path: Path, model_folder: Build) -> None:
         folder = model_folder()
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
@@ -220,7 +240,7 @@ class TestRefusals:
             load(folder)
 
 
-def test_context(tiny, monkeypatch):
+def test_context(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny("gpt2")
     assert policy.context == 256
     monkeypatch.setattr(type(policy.base.config), "attribute_map", {})
@@ -228,7 +248,7 @@ def test_context(tiny, monkeypatch):
 
 
 class TestFingerprint:
-    def test_is_of_the_contents(self, model_folder, tmp_path):
+    def test_is_of_the_contents(self, model_folder: Build, tmp_path: Path) -> None:
         folder = model_folder()
         first = folders.fingerprint(folder)
         assert load(folder, precision="fp32").digest == first
@@ -239,7 +259,7 @@ class TestFingerprint:
         (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
         assert folders.fingerprint(folder) != first
 
-    def test_is_the_same_however_tensors_are_split_into_files(self, model_folder, tmp_path):
+    def test_is_the_same_however_tensors_are_split_into_files(self, model_folder: Build, tmp_path: Path) -> None:
         folder = model_folder()
         shards = shutil.copytree(folder, tmp_path / "shards")
         tensors = load_file(folder / "model.safetensors")
@@ -248,7 +268,7 @@ class TestFingerprint:
             save_file({name: tensors[name] for name in names}, shards / f"model-0000{i + 1}-of-00002.safetensors")
         assert folders.fingerprint(shards) == folders.fingerprint(folder)
 
-    def test_sees_every_bit(self, model_folder):
+    def test_sees_every_bit(self, model_folder: Build) -> None:
         folder = model_folder()
         first = folders.fingerprint(folder)
         tensors = load_file(folder / "model.safetensors")
@@ -256,7 +276,7 @@ class TestFingerprint:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         assert folders.fingerprint(folder) != first
 
-    def test_reads_a_file_once(self, model_folder, monkeypatch):
+    def test_reads_a_file_once(self, model_folder: Build, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = model_folder()
         read = []
         original = folders._hash_tensors
@@ -268,6 +288,6 @@ class TestFingerprint:
         assert folders.fingerprint(folder) == first
         assert len(read) == 2
 
-    def test_needs_no_cache(self, model_folder, tmp_path):
+    def test_needs_no_cache(self, model_folder: Build, tmp_path: Path) -> None:
         (tmp_path / "cache").write_text("a file where the folder should be")
         assert len(folders.fingerprint(model_folder())) == 64

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from prospect.engine import attention
+from prospect.engine.forest import Branches
 from prospect.engine.forward import forward, forward_padded, forward_tree
+from prospect.engine.models import Policy
+
+Build = Callable[..., Any]
 
 ON_TREES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral"]
 ON_TREES += ["smollm3", "cohere", "granite"]
@@ -18,7 +25,7 @@ PADDED = ["gpt_oss", "lfm2", "falcon_h1"]
 SHAPES = [(5, [4, 1, 9]), (1, [1]), (12, [13]), (9, [2, 2, 2, 7, 1, 5]), (1, [8, 1]), (20, [1, 1, 15])]
 
 
-def oracle(policy, branches, **wants):
+def oracle(policy: Policy, branches: list[Branches], **wants: Any) -> Tensor:
     """One row at a time, the model's own attention and its own logits."""
     slow = replace(policy, path="padded", chunked_head=False)
     return torch.cat(
@@ -32,7 +39,7 @@ def oracle(policy, branches, **wants):
 
 @pytest.mark.parametrize("name", ON_TREES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_float32(tiny, trees, name, seed):
+def test_float32(tiny: Build, trees: Build, name: str, seed: int) -> None:
     policy = tiny(name, seed=seed)
     assert (policy.path, policy.path_reason, policy.chunked_head) == ("tree", "", True)
     branches = trees(SHAPES, seed)
@@ -46,7 +53,7 @@ def test_float32(tiny, trees, name, seed):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("name", ON_TREES)
-def test_gradients_of_every_parameter_float64(tiny, trees, name, checkpointed):
+def test_gradients_of_every_parameter_float64(tiny: Build, trees: Build, name: str, checkpointed: bool) -> None:
     policy, branches = tiny(name, "fp64"), trees(SHAPES)
     slow = replace(policy, path="padded", chunked_head=False)
     direction = torch.randn(sum(map(len, branches[0].completions)), generator=torch.Generator().manual_seed(1))
@@ -65,7 +72,7 @@ def test_gradients_of_every_parameter_float64(tiny, trees, name, checkpointed):
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_models_that_cannot_run_on_trees_are_right_all_the_same(tiny, trees, name):
+def test_models_that_cannot_run_on_trees_are_right_all_the_same(tiny: Build, trees: Build, name: str) -> None:
     policy, branches = tiny(name), trees(SHAPES)
     assert policy.path == "padded"
     assert "nats" in policy.path_reason
@@ -78,7 +85,7 @@ def test_models_that_cannot_run_on_trees_are_right_all_the_same(tiny, trees, nam
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "mixtral"])
-def test_order_and_company_do_not_matter(tiny, trees, name):
+def test_order_and_company_do_not_matter(tiny: Build, trees: Build, name: str) -> None:
     policy, branches = tiny(name, "fp64"), trees(SHAPES)
     with torch.no_grad():
         together = forward(policy, branches)
@@ -92,7 +99,9 @@ def test_order_and_company_do_not_matter(tiny, trees, name):
 
 @pytest.mark.parametrize("cost", [-1, 0, 10**9])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
-def test_grouping_of_segments_does_not_matter(tiny, trees, monkeypatch, name, cost):
+def test_grouping_of_segments_does_not_matter(
+    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, cost: int
+) -> None:
     policy, branches = tiny(name, "fp64"), trees(SHAPES)
     with torch.no_grad():
         expected = forward(policy, branches).token_logp
@@ -100,7 +109,7 @@ def test_grouping_of_segments_does_not_matter(tiny, trees, monkeypatch, name, co
         torch.testing.assert_close(forward(policy, branches).token_logp, expected, rtol=0, atol=1e-12)
 
 
-def test_sum_of_squared_probabilities(tiny, trees):
+def test_sum_of_squared_probabilities(tiny: Build, trees: Build) -> None:
     policy, branches = tiny("gemma2", "fp64"), trees(SHAPES)
     slow = replace(policy, path="padded", chunked_head=False)
     found, expected = (forward(which, branches, want_sum_p2=True) for which in (policy, slow))
@@ -114,7 +123,7 @@ def test_sum_of_squared_probabilities(tiny, trees):
     assert forward(policy, branches).token_sum_p2 is None
 
 
-def test_sums_and_lengths_of_completions(tiny, trees):
+def test_sums_and_lengths_of_completions(tiny: Build, trees: Build) -> None:
     output = forward(tiny("llama"), trees([(3, [2, 5]), (4, [1])]))
     assert output.lengths().tolist() == [2, 5, 1]
     a, b, c = output.token_logp.split([2, 5, 1])
@@ -123,7 +132,7 @@ def test_sums_and_lengths_of_completions(tiny, trees):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_bf16_autocast_is_close_and_leaves_the_weights_alone(tiny, trees, name):
+def test_bf16_autocast_is_close_and_leaves_the_weights_alone(tiny: Build, trees: Build, name: str) -> None:
     policy, branches = tiny(name, "bf16"), trees(SHAPES)
     assert policy.path == "tree"
     found = forward(policy, branches)
@@ -135,7 +144,7 @@ def test_bf16_autocast_is_close_and_leaves_the_weights_alone(tiny, trees, name):
     assert all(p.dtype == p.grad.dtype == torch.float32 for _, p in policy.trainable())
 
 
-def test_native_attention_comes_back(tiny, trees):
+def test_native_attention_comes_back(tiny: Build, trees: Build) -> None:
     policy = tiny("llama")
     config = policy.base.config
     native = config._attn_implementation
@@ -148,7 +157,7 @@ def test_native_attention_comes_back(tiny, trees):
     assert padded.token_logp.isfinite().all()
 
 
-def test_checkpointing_keeps_layers_out_of_training_between_passes(tiny, trees):
+def test_checkpointing_keeps_layers_out_of_training_between_passes(tiny: Build, trees: Build) -> None:
     policy, calls = tiny("llama", attention_dropout=0.5), []
     policy.checkpoint_activations()
     layer = policy.decoder.layers[0]

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from prospect.sandbox.question import Question
 from prospect.sandbox.users import NOISE, THUMB_RATE, Verdict, claims, judge, thumb
-from prospect.sandbox.world import Question
 
 
 def asked(reader: str, *expected: str, given: tuple[str, ...] = ()) -> Question:

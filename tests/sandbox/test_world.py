@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from prospect.sandbox import answers, users, words, world
-from prospect.sandbox.world import Question
+from prospect.sandbox.question import Question
 
 
 def questions(count: int, kind: str | None = None, seed: int = 0) -> list[Question]:

@@ -33,7 +33,6 @@ def test_few_fields() -> None:
         ({"eval_fraction": 1.0}, "--eval-fraction must be from 0"),
         ({"learning_rate": -1.0}, "--learning-rate must be between"),
         ({"clip": 0.0}, "--clip must be above 0"),
-        ({"keep_best": True}, "--keep-best must be used with eval_data"),
     ],
 )
 def test_wrong_values(values: dict[str, object], message: str) -> None:

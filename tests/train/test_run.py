@@ -256,6 +256,7 @@ def test_data_from_memory(model: Path, tmp_path: Path) -> None:
         ({"model": "nowhere/at-all"}, ModelError, "nowhere/at-all"),
         ({"loss": "dpo", "data": pairs(4), "reference_point": "zero"}, ConfigError, '"dpo" has no reference point'),
         ({"resume": True}, ConfigError, "no run to resume"),
+        ({"keep_best": True}, ConfigError, "--keep-best needs held-out feedback"),
         ({"lora": "rank=4"}, ConfigError, "rank"),
     ],
 )

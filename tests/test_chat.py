@@ -1,0 +1,110 @@
+"""Talking to a model: the conversation through the template, two models at once, and what is typed wrong."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from toy_models import tiny
+from toy_tokenizers import CHATML
+
+from prospect import chat
+from prospect.cli import main
+from prospect.engine.models import load
+
+
+def talk(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`prospect chat` with piped lines."""
+    line = [sys.executable, "-m", "prospect.cli", "chat", *flags]
+    return subprocess.run(line, input=lines, capture_output=True, text=True, check=False)
+
+
+def test_chat_with_piped_lines(assistant: Path) -> None:
+    flags = ("--model", str(assistant), "--max-new-tokens", "5", "--seed", "3")
+    done = talk("hello\n/reset\nhello\n/quit\nnever\n", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "a new conversation" in done.stdout
+    assert talk("hello\n/reset\nhello\n/quit\n", *flags).stdout == done.stdout, "same seed, same answers"
+
+
+def test_chat_with_two_models(assistant: Path, tmp_path: Path) -> None:
+    other = tiny(tmp_path / "other", CHATML, seed=1)
+    done = talk("hello\n", "--model", str(assistant), "--compare", str(other), "--max-new-tokens", "5")
+    assert done.returncode == 0, done.stderr
+    assert "│" in done.stdout
+
+
+def test_chat_refuses_bad_sampling(assistant: Path) -> None:
+    assert main(["chat", "--model", str(assistant), "--temperature", "-1"]) == 2
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the models of `loaded` are asked; they answer "one", "two", "three"."""
+    asked: list[str] = []
+
+    def stream(policy: Any, prompt: list[int], **options: Any) -> Any:
+        asked.append(policy.tokenizer.decode(prompt))
+        yield from ("one", "two", "three")[len(asked) - 1 :][:1]
+
+    monkeypatch.setattr(chat, "stream", stream)
+    return asked
+
+
+def loaded(folder: Path, **manner: Any) -> chat.Talk:
+    return chat.Talk(folder.name, load(folder, frozen=True), chat.Manner(**manner))
+
+
+def conversation(talks: list[chat.Talk], *lines: str) -> str:
+    console = Console(file=io.StringIO(), width=60)
+    chat.converse(talks, lines, console)
+    shown = console.file
+    assert isinstance(shown, io.StringIO)
+    return shown.getvalue()
+
+
+def test_the_whole_conversation_goes_through_the_template(assistant: Path, prompts: list[str]) -> None:
+    talks = [loaded(assistant, system="Be kind.")]
+    shown = conversation(talks, "hi\n", "\n", "and?\n", "/reset", "/help", "again")
+    system, head = "<|im_start|>system\nBe kind.<|im_end|>\n", "<|im_start|>assistant\n"
+    first = f"{system}<|im_start|>user\nhi<|im_end|>\n{head}"
+    assert prompts[0] == first
+    assert prompts[1] == f"{first}one<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n{head}"
+    assert prompts[2] == f"{system}<|im_start|>user\nagain<|im_end|>\n{head}"
+    assert [line for line in shown.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
+    assert chat.HELP[:30] in shown
+
+
+def test_a_model_without_template_continues_the_text(tmp_path: Path, prompts: list[str]) -> None:
+    conversation([loaded(tiny(tmp_path / "plain", None, seed=0))], "Once upon")
+    assert prompts == ["Once upon"]
+
+
+def test_a_conversation_that_is_too_long_is_said(tmp_path: Path, prompts: list[str]) -> None:
+    talks = [loaded(tiny(tmp_path / "short", CHATML, seed=0, context=16))]
+    assert "/reset" in conversation(talks, "word " * 50)
+    assert talks[0].history == []
+    assert prompts == []
+
+
+def test_markup_in_answers_is_shown_as_it_is(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["[bold]", "x[/bold]"]))
+    assert "[bold]x[/bold]" in conversation([loaded(assistant), loaded(assistant)], "hi")
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*args: Any, **options: Any) -> Any:
+        yield "half an"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "stream", stream)
+    talks = [loaded(assistant)]
+    shown = conversation(talks, "hi", "ho")
+    assert shown.count("half an\n") == 2
+    assert talks[0].history[1] == {"role": "assistant", "content": "half an"}
