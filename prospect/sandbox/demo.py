@@ -42,7 +42,7 @@ from prospect.template import Template
 class Plan:
     """How much of everything. The defaults are what `prospect demo` does."""
 
-    asked: int = 4096
+    asked: int = 6144
     """Questions that the assistant answers for thumbs, once each."""
     measured: int = 1024
     """Other questions, on which desirability is measured before and after."""
@@ -54,14 +54,15 @@ class Plan:
         ("loss", "kto"),
         ("epochs", 2),
         ("batch_size", 32),
-        ("learning_rate", 1e-3),
+        ("learning_rate", 2e-4),
+        ("loss_args", {"beta": 0.3}),
         ("adam_beta2", 0.98),
         ("decay", "linear"),
         ("clip", 1.0),
         ("eval_fraction", 0.05),
     )
     """What a user would pass to prospect.train. The learning rate is far above the default for billions of parameters:
-    a model of two million needs, and bears, large steps."""
+    a model of two million needs, and bears, large steps; beta is the paper's for small models."""
 
 
 def shipped_assistant(out: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 
 import numpy as np
 import pytest
@@ -159,12 +158,10 @@ def test_perfect_separation_still_has_an_interval() -> None:
     assert separated(None, 10) is None
 
 
-def test_a_thousand_resamples_of_ten_thousand_rows_take_seconds() -> None:
+def test_a_thousand_resamples_of_ten_thousand_rows() -> None:
     rng = np.random.default_rng(0)
     label, prompt = rng.random(10_000) < 0.5, rng.integers(0, 2000, 10_000)
     score = rng.normal(size=10_000) + label
-    began = time.perf_counter()
     found = bootstrap(lambda w: auc(score, label, w), prompt)
-    assert time.perf_counter() - began < 20  # measured 0.7 s; the rest is room for a busy machine
     assert found is not None
     assert found.low < ndtr(2**-0.5) < found.high

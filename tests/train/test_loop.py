@@ -30,7 +30,8 @@ def gradients(job: loop.Job, step: int = 0) -> tuple[Gradients, Tensor | None, l
 def logp(job: loop.Job, prompt: Any, completion: Any) -> Tensor:
     """log pi of each completion token by the model's own forward on one sequence, (c,)."""
     ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
-    every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+    with job.policy.autocast():
+        every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
     start = len(prompt)
     return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
 
@@ -81,9 +82,9 @@ def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
         weight = job.arguments["desirable_weight"] if row.desirable else 1.7
         objective = objective + row.weight * weight * (1 - torch.sigmoid(u if row.desirable else -u)) / len(rows)
     got, got_z0, totals = gradients(job)
-    assert got_z0 is not None and got_z0.item() == pytest.approx(z0.item(), abs=1e-5)
-    assert totals[0] == pytest.approx(objective.item(), abs=1e-6)
-    close(got, expected_gradient(job, objective), 1e-6)  # the model's norms round to float32
+    assert got_z0 is not None and got_z0.item() == pytest.approx(z0.item(), abs=1e-12)
+    assert totals[0] == pytest.approx(objective.item(), abs=1e-12)
+    close(got, expected_gradient(job, objective), 1e-12)
 
 
 def test_dpo_is_the_published_objective(make_job: MakeJob) -> None:
@@ -100,8 +101,8 @@ def test_dpo_is_the_published_objective(make_job: MakeJob) -> None:
             sides.append(logp(job, prompt, answer).sum() - logp(reference, prompt, answer).sum().detach())
         objective = objective - torch.nn.functional.logsigmoid(0.2 * (sides[0] - sides[1])) / len(rows)
     got, _, totals = gradients(job)
-    assert totals[0] == pytest.approx(objective.item(), abs=1e-6)
-    close(got, expected_gradient(job, objective), 1e-6)  # the model's norms round to float32
+    assert totals[0] == pytest.approx(objective.item(), abs=1e-12)
+    close(got, expected_gradient(job, objective), 1e-12)
 
 
 def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
@@ -114,8 +115,8 @@ def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
         every.append(logp(job, job.corpus.trees[row.tree].prompt, job.corpus.completion(row)))
     objective = -torch.cat(every).mean()
     got, z0, totals = gradients(job)
-    assert z0 is None and totals[0] == pytest.approx(objective.item(), abs=1e-6)
-    close(got, expected_gradient(job, objective), 1e-6)
+    assert z0 is None and totals[0] == pytest.approx(objective.item(), abs=1e-12)
+    close(got, expected_gradient(job, objective), 1e-12)
 
 
 @pytest.mark.parametrize(("loss", "rows"), [("kto", thumbs(16, per_prompt=2)), ("dpo", pairs(8)), ("sft", thumbs(24))])
