@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from prospect.engine import folders
 from prospect.errors import ModelError, RunError
@@ -22,14 +23,15 @@ from prospect.errors import ModelError, RunError
 def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """A causal language model with every weight its config asks for; "auto" is the dtype it is stored in."""
     try:
-        network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with without_bars():
+            network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"transformers cannot load {folder}: {error}") from error
     lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
@@ -56,6 +58,18 @@ def read_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"peft cannot load the adapter {folder}: {error}") from error
     return whole
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers' bars for reading and writing files say nothing that a user waits for."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -119,7 +133,8 @@ def _write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBas
         (folder / "README.md").unlink(missing_ok=True)
     else:
         _valid_generation(model)
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
