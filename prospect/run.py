@@ -17,8 +17,9 @@ from typing import Any
 from prospect import prepare, runfolder
 from prospect.corpus import Corpus
 from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
+from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, save
-from prospect.engine.reference import Query, ReferenceTable, cache_folder
+from prospect.engine.reference import Query, ReferenceTable
 from prospect.errors import Interrupted
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners

@@ -120,8 +120,10 @@ def base_of(adapter: Path) -> Path:
         ) from error
 
 
-def cache_folder() -> Path:
-    """Where Prospect keeps what it can compute again: $PROSPECT_CACHE, else the user's cache folder."""
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Where Prospect keeps what it can compute again: `given`, else $PROSPECT_CACHE, else the user's cache folder."""
+    if given is not None:
+        return Path(given)
     if "PROSPECT_CACHE" in os.environ:
         return Path(os.environ["PROSPECT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prospect"

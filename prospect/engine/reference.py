@@ -11,7 +11,6 @@ nothing.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -33,12 +32,6 @@ ENGINE_VERSION = 1
 Ids = npt.NDArray[np.int32]
 Query = tuple[Ids, Ids]
 """Prompt ids and completion ids."""
-
-
-def cache_folder(given: str | Path | None = None) -> Path:
-    """The user's choice, else $PROSPECT_CACHE, else `prospect` in the user's cache folder."""
-    chosen = given or os.environ.get("PROSPECT_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prospect"
 
 
 def row_key(query: Query) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any
 from prospect import corpus as corpora
 from prospect import prepare
 from prospect.corpus import Corpus
+from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, load
-from prospect.engine.reference import ReferenceTable, cache_folder
+from prospect.engine.reference import ReferenceTable
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.formats import load as load_feedback
