@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEED ?= 0
+PEER := .venv-bench
+BENCH ?=
 
 .PHONY: demo test check bench clean help
 
@@ -12,7 +14,7 @@ help:
 	@echo "make demo    set up .venv and live through the whole story in minutes (SEED=0)"
 	@echo "make test    set up .venv and run the tests"
 	@echo "make check   ruff, format, types, layer contracts"
-	@echo "make bench   benchmarks against peers (part of the speed work, not built yet)"
+	@echo "make bench   set up .venv-bench with TRL and measure side by side (BENCH=--quick: minutes)"
 	@echo "make clean   remove .venv, caches and demo/"
 
 # tests/ and the package need no reinstall when a source file changes: the installation is editable.
@@ -36,8 +38,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
-	@echo "Benchmarks belong to the speed work and do not exist yet."
+# TRL lives in an environment of its own, on the same torch and transformers.
+$(PEER)/.installed: benchmarks/constraints.txt constraints.txt
+	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	@echo '*' > $(PEER)/.gitignore
+	@echo "Installing TRL into $(PEER) ..."
+	@$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check --constraint benchmarks/constraints.txt trl torch
+	@touch $@
+
+bench: $(STAMP) $(PEER)/.installed
+	$(BIN)/python -m benchmarks.compare $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache demo
+	rm -rf $(VENV) $(PEER) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache demo

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from prospect.feedback.formats import load as load_feedback
     from prospect.feedback.formats import write as write_feedback
     from prospect.feedback.records import Completion, Pair, Record
-    from prospect.losses.table import LOSSES
+    from prospect.losses.own import loss, reference_point
+    from prospect.losses.rows import LOSSES
     from prospect.run import Run, train
     from prospect.train.config import TrainConfig
 
@@ -53,12 +54,14 @@ __all__ = [
     "UserError",
     "__version__",
     "load_feedback",
+    "loss",
+    "reference_point",
     "train",
     "write_feedback",
 ]
 
 _HOMES = {
-    "LOSSES": "prospect.losses.table:LOSSES",
+    "LOSSES": "prospect.losses.rows:LOSSES",
     "Completion": "prospect.feedback.records:Completion",
     "ConfigError": "prospect.errors:ConfigError",
     "DataError": "prospect.errors:DataError",
@@ -73,6 +76,8 @@ _HOMES = {
     "TrainConfig": "prospect.train.config:TrainConfig",
     "UserError": "prospect.errors:UserError",
     "load_feedback": "prospect.feedback.formats:load",
+    "loss": "prospect.losses.own:loss",
+    "reference_point": "prospect.losses.own:reference_point",
     "write_feedback": "prospect.feedback.formats:write",
 }
 

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from prospect.engine.generate import stream
 from prospect.engine.models import Policy
 from prospect.errors import DataError
-from prospect.evaluate.generate import stream
 from prospect.feedback.records import Message, Record
 from prospect.template import Template
 
@@ -57,7 +57,11 @@ class Talk:
         Raises DataError where the conversation leaves no room for an answer.
         """
         self.history.append({"role": "user", "content": message})
-        prompt = self._prompt()
+        try:
+            prompt = self._prompt()
+        except DataError:
+            self.history.pop()
+            raise
         said = ""
         try:
             for piece in stream(
@@ -84,7 +88,6 @@ class Talk:
             before = [] if self.manner.system is None else [{"role": "system", "content": self.manner.system}]
             ids = template.prompt_ids(Record("chat", (*before, *self.history), ()))
         if len(ids) >= self.policy.context:
-            self.history.pop()
             raise DataError(
                 f"with this message the conversation has {len(ids)} tokens, {self.name} reads {self.policy.context}. "
                 "Start again with /reset"
@@ -121,7 +124,7 @@ def _show(talks: list[Talk], message: str, console: Console) -> None:
                 console.file.flush()
         else:
             _side_by_side(talks, message, console)
-    if len(talks) == 1:
+    if len(talks) == 1 or not console.is_terminal:  # rich ends a live table with a line break in a terminal only
         console.file.write("\n")
 
 

@@ -26,10 +26,15 @@ COMMANDS = {
     "train": Command("prospect.commands.training:train", "turn feedback into a better model"),
     "eval": Command("prospect.commands.models:evaluate", "measure a model on held-out feedback"),
     "chat": Command("prospect.commands.models:chat", "talk to a model, or to two side by side"),
+    "recommend": Command(
+        "prospect.commands.recommend:recommend", "propose loss and settings for a feedback file, with reasons"
+    ),
+    "losses": Command("prospect.commands.losses:losses", "list the losses, or explain one"),
     "check": Command("prospect.commands.data:check", "look at a feedback file before training on it"),
     "convert": Command("prospect.commands.data:convert", "write any feedback file as Prospect JSONL"),
     "merge": Command("prospect.commands.models:merge", "put a LoRA adapter into its model"),
     "report": Command("prospect.commands.training:report", "write a run's report.html again"),
+    "theory": Command("prospect.commands.theory:theory", "the paper's theorems as small experiments"),
     "demo": Command("prospect.commands.story:demo", "live through the whole story on a small model, without network"),
     "sandbox build": Command("prospect.commands.story:sandbox_build", "make the demo's assistant from a seed"),
     "version": Command("prospect.commands.story:version", "the versions that matter for a bug report"),

@@ -61,7 +61,7 @@ def build(
                 name = record.completions[example.chosen].id
                 if example.rejected is not None:
                     name += f" > {record.completions[example.rejected].id}"
-                rows.append(Row(name, k, branches, example.desirable, example.weight))
+                rows.append(Row(name, k, branches, example.desirable, example.weight, example.score))
     if not rows:
         raise DataError(
             f"all {sum(map(len, viewed))} rows are longer than {max_length} tokens. Raise --max-length (up to the "

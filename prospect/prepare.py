@@ -1,8 +1,9 @@
-"""From a config to a loop.Job that is ready but has computed nothing: model, rows, schedule, the loss's arguments."""
+"""From a config to a Job that is ready but has computed nothing: model, rows, schedule, the loss's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from peft import PeftModel
 from prospect import corpus as corpora
 from prospect.corpus import Corpus
 from prospect.engine.models import Policy, load
-from prospect.errors import ConfigError, DataError
+from prospect.errors import ConfigError, DataError, ModelError
 from prospect.feedback.formats import Feedback
-from prospect.feedback.records import Record, View
-from prospect.losses import table
-from prospect.losses.table import PARTNER_FREE, Loss
-from prospect.train import loop
+from prospect.feedback.records import Record, View, threshold_of
+from prospect.losses import functions, table
+from prospect.losses.table import Loss
 from prospect.train.config import TrainConfig
+from prospect.train.job import Job
 from prospect.train.runlog import RunLog
 
 LORA_RATE = 10.0
@@ -58,25 +59,60 @@ def rows(
     if apart is None and config.eval_fraction:
         records, apart = corpora.split(records, config.eval_fraction, config.partner_seed)
 
+    # One number for both sides of the split: the training feedback's.
+    threshold = None if config.threshold is None else repr(threshold_of(records, config.threshold))
+
     def view(part: Sequence[Record], name: View) -> Corpus:
         return corpora.build(
             part,
             policy.tokenizer,
             view=name,
-            max_length=longest(config, policy),
+            max_length=longest(config, policy) - (1 if loss.prepare else 0),  # room for a control token
             over_long=config.over_long,
             chat_template=config.chat_template,
-            threshold=config.threshold,
+            threshold=threshold,
         )
 
     training = view(records, loss.view)
+    _require_scores(loss, training)
     if loss.view == "binary" and len({row.desirable for row in training.rows}) < 2:
         thumb = "up" if training.rows[0].desirable else "down"
         raise DataError(
             f"every thumb is {thumb}, but {loss.name} learns from both. Add answers of the other kind, or imitate "
             "good ones with --loss sft"
         )
-    return training, None if apart is None else view(apart, held_out_view(apart, config.threshold))
+    apart_rows = None if apart is None else view(apart, held_out_view(apart, config.threshold))
+    if loss.prepare:
+        training, apart_rows = functions.load(loss.prepare)(policy, training, apart_rows)
+    if loss.row_weights:
+        factors = functions.load(loss.row_weights)(policy, training)
+        weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.rows, factors, strict=True))
+        training = replace(training, rows=tuple(weighed))
+    return training, apart_rows
+
+
+def require_same_tokens(reference: Policy, policy: Policy) -> None:
+    """Raises ModelError where the two models do not mean the same by a token id."""
+    mine, theirs = policy.tokenizer, reference.tokenizer
+    assert mine is not None and theirs is not None, "models that read text have tokenizers"
+    if mine.get_vocab() != theirs.get_vocab():
+        raise ModelError(
+            f"the reference {reference.name} has another tokenizer than {policy.name}: their log-probs of a token "
+            "cannot be compared. Choose a reference of the same family"
+        )
+
+
+def _require_scores(loss: Loss, training: Corpus) -> None:
+    """A loss that reads scores gets one for every row."""
+    for row in training.rows:
+        if {"score", "margin"} & loss.reads and row.score is None:
+            what = "both answers of every pair" if loss.view == "pairs" else "every answer"
+            raise DataError(f"{loss.name} reads a score for {what}, but row {row.id} has none")
+        if "margin" in loss.reads and (row.score or 0.0) <= 0:
+            raise DataError(
+                f"{loss.name} reads by how much the chosen answer is scored higher, but in row {row.id} it is by "
+                f"{row.score:g}. Leave such pairs out, or use dpo"
+            )
 
 
 def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
@@ -89,21 +125,18 @@ def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
 def arguments(config: TrainConfig, loss: Loss, training: Corpus) -> dict[str, Any]:
     """The loss's arguments: defaults, constants taken from the training rows (fixed for the run), the user's own."""
     constants = {}
-    if loss.constants and config.weights == "auto":
-        labels, weights = [bool(row.desirable) for row in training.rows], [row.weight for row in training.rows]
-        constants = table.load(loss.constants)(labels, weights)
-    return table.arguments(loss, config.loss_args, constants)
+    if loss.constants and (config.weights == "auto" or loss.view == "scores"):
+        constants = functions.load(loss.constants)(training.rows)
+    return functions.arguments(loss, config.loss_args, constants)
 
 
-def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, log: RunLog) -> loop.Job:
+def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, log: RunLog) -> Job:
     """The schedule and everything else that the loop reads; the reference table follows once it is filled.
 
     Raises ConfigError where an option does not fit the loss, DataError where no answer has a partner for z0.
     """
-    if config.reference_point and not loss.reference_point:
-        raise ConfigError(f'the loss "{loss.name}" has no reference point: leave out --reference-point')
-    point = config.reference_point or loss.reference_point
-    with_partners = point is not None and point not in PARTNER_FREE
+    point = _reference_point(config, loss)
+    with_partners = point is not None and point.partners
     schedule = corpora.schedule(
         training,
         batch_size=config.batch_size,
@@ -123,14 +156,14 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
         )
     budget = config.token_budget or (CUDA_TOKENS if policy.device.type == "cuda" else CPU_TOKENS)
     adapted = config.lora is not None or isinstance(policy.model, PeftModel)
-    return loop.Job(
+    return Job(
         policy=policy,
         corpus=training,
         schedule=schedule,
         loss=loss,
         arguments=arguments(config, loss, training),
-        reference_point=point,
-        table=None,
+        point=point,
+        reference=None,
         config=config,
         log=log,
         checkpoints=Path(config.out) / "checkpoints",
@@ -138,6 +171,25 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
         token_budget=budget,
         learning_rate=config.learning_rate or loss.learning_rate * (LORA_RATE if adapted else 1.0),
     )
+
+
+def _reference_point(config: TrainConfig, loss: Loss) -> table.ReferencePoint | None:
+    """The estimator of z0, None where the loss has none. Raises ConfigError where it does not fit."""
+    if not loss.reference_point:
+        if config.reference_point or config.z0_gradient:
+            flag = "--reference-point" if config.reference_point else "--z0-gradient"
+            raise ConfigError(f'the loss "{loss.name}" has no reference point: leave out {flag}')
+        return None
+    point = table.estimator(config.reference_point or loss.reference_point)
+    if loss.view == "pairs" and point.averages not in ("matched", "nothing"):
+        raise ConfigError(
+            f"{point.name} asks for single answers, but {loss.name} reads pairs: take running_mean or zero"
+        )
+    if loss.view == "pairs" and point.name == "prompt_mean":
+        raise ConfigError("prompt_mean gives every answer its own z0, but a pair has one: take batch_mean")
+    if config.z0_gradient and point.averages == "samples":
+        raise ConfigError("no gradient flows through answers that were sampled: leave out --z0-gradient")
+    return point
 
 
 def checkpointing(config: TrainConfig, policy: Policy) -> bool:

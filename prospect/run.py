@@ -18,23 +18,25 @@ from prospect import prepare, runfolder
 from prospect.corpus import Corpus
 from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
 from prospect.engine.folders import cache_folder
+from prospect.engine.generate import generate
+from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy, save
 from prospect.engine.reference import Query, ReferenceTable
 from prospect.errors import Interrupted
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
-from prospect.evaluate.generate import generate
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.check import check
 from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
-from prospect.losses import table
+from prospect.losses import functions, table
 from prospect.report.page import write_report
 from prospect.train import checkpoint, loop, ranks
 from prospect.train.batch import matched, mismatched
 from prospect.train.config import TrainConfig, from_dict, to_dict
 from prospect.train.interrupt import interruptible
+from prospect.train.job import NO_GRAD_FACTOR, Job
 from prospect.train.runlog import Metrics, RunLog, read_metrics
 
 
@@ -98,21 +100,22 @@ def train(
 def run(config: TrainConfig, data: Any = None) -> Run:
     """`train` from a config; `data` replaces config.data where it is not a path."""
     config, resumed = runfolder.settle(config)
-    folder, loss = Path(config.out), table.find(config.loss)
-    table.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
+    folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
+    functions.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     config = replace(config, device=ranks.start(config.device))
     feedback = load_feedback(config.data if data is None else data, format=config.format)
     held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
     policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
     training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
-    log = RunLog(folder, rank=ranks.rank(), track=config.track, config=to_dict(config))
-    job = prepare.prepare(config, loss, policy, training, log)
     if resumed is not None:
         runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest})
-    elif ranks.rank() == 0:
+    log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
+    job = prepare.prepare(config, loss, policy, training, log)
+    if resumed is None and ranks.rank() == 0:
         _begin_folder(job, feedback, held_feedback, held)
     ranks.barrier()
+    log.track(config.track)
     _tell(job)
     try:
         with interruptible() as stop:
@@ -125,19 +128,22 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     return Run(folder, policy, config, job.beta)
 
 
-def _run(job: loop.Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool]) -> None:
+def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool]) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
     partners = mismatched_partners(held, job.context) if held is not None else ()
     reference = reference_table(job, held, partners, stop)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
+    if job.loss.value_head:
+        policy.add_value_head(config.seed)
     policy.checkpoint_activations(prepare.checkpointing(config, policy))
+    live = LiveReference(policy) if job.needs_live else None
 
     def evaluate() -> Heldout | None:
         if held is None:
             return None
-        budget = loop.NO_GRAD_FACTOR * job.token_budget
+        budget = NO_GRAD_FACTOR * job.token_budget
         lookup = reference.token_logp
         return heldout.evaluate(
             policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=budget
@@ -149,13 +155,17 @@ def _run(job: loop.Job, held: Corpus | None, adapter: LoraSpec | None, stop: Cal
 
     job = replace(
         job,
-        table=reference if job.loss.needs_reference else None,
+        reference=(live if job.loss.live else reference) if job.loss.needs_reference else None,
+        live=live,
         measure=lambda step: _brief(evaluate()),
         sample=sample,
     )
     loop.preflight(job)
     before = runfolder.read_evaluation(folder)["before"]
-    if checkpoint.latest(job.checkpoints) is None:
+    last = checkpoint.latest(job.checkpoints)
+    if ranks.rank() == 0:
+        runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
+    if last is None:
         before = _measured(job, 0, evaluate())
         sample(0)
         if ranks.rank() == 0:
@@ -172,18 +182,19 @@ def _run(job: loop.Job, held: Corpus | None, adapter: LoraSpec | None, stop: Cal
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
 
 
-def reference_table(
-    job: loop.Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]
-) -> ReferenceTable:
+def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:
     """The table with all that the run will ask, computed by the start model before anything changes it, or by another
     model (--reference). The ranks share the work."""
     config = job.config
     policy = job.policy if config.reference is None else prepare.load_policy(config, config.reference, frozen=True)
-    everything, budget = range(len(job.corpus.rows)), loop.NO_GRAD_FACTOR * job.token_budget
+    if policy.tokenizer is not None and job.policy.tokenizer is not None:
+        prepare.require_same_tokens(policy, job.policy)
+    everything = sorted({i for step in job.schedule.steps for i in step.rows})
+    budget = NO_GRAD_FACTOR * job.token_budget
     micros = []
-    if job.loss.needs_reference:
+    if job.loss.needs_reference and not job.loss.live:
         micros += matched(job.corpus, everything, 1, budget)[0]
-    if job.partner_pass:
+    if job.point is not None and job.point.averages == "partners" and not job.loss.live:
         micros += mismatched(job.corpus, job.schedule.partners, everything, 1, budget, job.context)[0]
     asked: list[Query] = [query for micro in micros for query in micro.queries]
     if held is not None:
@@ -209,14 +220,14 @@ def _brief(found: Heldout | None) -> dict[str, float]:
     return {name: interval.value for name, interval in values.items() if interval is not None}
 
 
-def _measured(job: loop.Job, step: int, found: Heldout | None) -> Heldout | None:
+def _measured(job: Job, step: int, found: Heldout | None) -> Heldout | None:
     """Note a measurement in metrics.jsonl and pass it on."""
     if found is not None:
         job.log.log("eval", step=step, **_brief(found))
     return found
 
 
-def _take_best(job: loop.Job, last: Heldout | None) -> bool:
+def _take_best(job: Job, last: Heldout | None) -> bool:
     """--keep-best: put the best evaluated weights back, unless the last ones are as good. True if they were."""
     best = job.checkpoints / "best"
     kept = json.loads((best / "state.json").read_text(encoding="utf-8")) if best.exists() else None
@@ -247,7 +258,7 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
-def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None) -> None:
+def _begin_folder(job: Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None) -> None:
     """Create the folder with config.json and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,6 +270,7 @@ def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | N
         over_long=config.over_long,
         chat_template=config.chat_template,
         threshold=config.threshold,
+        view=job.loss.view,
     )
     runfolder.write_json(folder / "check.json", findings.to_json())
     for note in feedback.notes:
@@ -266,11 +278,11 @@ def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | N
     for finding in findings.findings:
         if finding.level in ("warning", "error"):
             job.log.say(f"data: {finding.message}", warning=True)
-    terms = [term.function for term in job.loss.terms]
+    terms = [getattr(term.function, "__name__", term.function) for term in job.loss.terms]
     loss = {
         "terms": terms,
         "arguments": job.arguments,
-        "reference_point": job.reference_point,
+        "reference_point": job.point.name if job.point else None,
         "learning_rate": job.learning_rate,
     }
     data = {"path": config.data, "format": feedback.format, "digest": feedback.digest, "rows": len(job.corpus.rows)}
@@ -296,7 +308,7 @@ def _begin_folder(job: loop.Job, feedback: Feedback, held_feedback: Feedback | N
     runfolder.write_json(folder / "config.json", written)
 
 
-def _tell(job: loop.Job) -> None:
+def _tell(job: Job) -> None:
     """What is about to be trained, in a few lines."""
     corpus, policy = job.corpus, job.policy
     alone = sum(len(corpus.trees[row.tree].prompt) + corpus.length(row) for row in corpus.rows)
@@ -315,14 +327,18 @@ def _tell(job: loop.Job) -> None:
         f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}"
     )
     told = {"learning rate": job.learning_rate} | job.arguments
-    point = f", reference point {job.reference_point}" if job.reference_point else ""
-    job.log.say(f"{job.loss.name}: " + ", ".join(f"{name} {value:g}" for name, value in told.items()) + point)
+    point = f", reference point {job.point.name}" if job.point else ""
+    job.log.say(
+        f"{job.loss.name}: "
+        + ", ".join(f"{k} {v if isinstance(v, str) else format(v, 'g')}" for k, v in told.items())
+        + point
+    )
     ratio = job.arguments.get("desirable_weight", 1.0) / job.arguments.get("undesirable_weight", 1.0)
     if not 0.1 <= ratio <= 10:
         job.log.say(
             f"the class weights differ by a factor of {max(ratio, 1 / ratio):.0f}: very few answers decide this run",
             warning=True,
         )
-    alone = job.schedule.partners.count(-1) if job.partner_pass else 0
+    alone = job.schedule.partners.count(-1) if job.point is not None and job.point.partners else 0
     if alone:
         job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,10 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
     if not config.out:
         raise ConfigError("--out is missing: name the run folder to create")
     if config.resume:
-        try:
-            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ConfigError(f"{folder} has no readable config.json: there is no run to resume") from None
-        return replace(from_dict(written["config"], str(folder / "config.json")), resume=True, out=config.out), written
+        written = _written(folder)
+        started = replace(from_dict(written["config"], str(folder / "config.json")), resume=True, out=config.out)
+        _same_settings(started, config)
+        return started, written
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing")
@@ -46,6 +45,41 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
         how = "add --resume to go on with it, or " if (folder / "config.json").exists() else ""
         raise ConfigError(f"{folder} exists and is not empty: {how}choose another --out")
     return config, None
+
+
+def rewind_samples(folder: Path, step: int) -> None:
+    """Forget the answers that a lost part of the run had written after `step`."""
+    path = folder / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What a run's config.json says. Raises ConfigError where there is none, or another program's."""
+    try:
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(written["config"], dict) and isinstance(written["model"], dict):
+            return dict(written)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise ConfigError(f"{folder} has no readable config.json of a run: there is nothing to resume") from None
+
+
+def _same_settings(started: TrainConfig, asked: TrainConfig) -> None:
+    """Raises ConfigError where `asked` sets something to another value than the run was started with: it would not be
+    the same run, and to pass over it in silence would be worse."""
+    plain = TrainConfig()
+    for entry in fields(TrainConfig):
+        was, now = getattr(started, entry.name), getattr(asked, entry.name)
+        # Data in memory have no name: what they are is checked by their digest.
+        fine = (getattr(plain, entry.name), was, "(in memory)")
+        if entry.name not in ("resume", "out") and now not in fine:
+            raise ConfigError(
+                f"--resume goes on with the settings of {asked.out}, where {entry.name} is {was!r}, not {now!r}. Leave "
+                "it out, or start a new run with another --out"
+            )
 
 
 def new_folder(loss: str) -> str:

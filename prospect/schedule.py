@@ -12,6 +12,7 @@ prompts.
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,13 +26,15 @@ size."""
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training row: `branches` are indices of its tree's completions, (completion,) or (chosen, rejected)."""
+    """One training row: `branches` are indices of its tree's completions, (completion,) or (chosen, rejected). `score`
+    is the answer's, of a pair chosen minus rejected, None where there is none."""
 
     id: str
     tree: int
     branches: tuple[int, ...]
     desirable: bool | None
     weight: float
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +203,12 @@ def cut(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
     per_rank = max(1, -(-sum(costs) // (ranks * budget)))
     while True:
         bins: list[list[int]] = [[] for _ in range(ranks * per_rank)]
-        load = [0] * len(bins)
+        load = [(0, k) for k in range(len(bins))]  # a heap: the emptiest, of equals the first
         for i in order:
-            k = min(range(len(bins)), key=load.__getitem__)
+            total, k = load[0]
             bins[k].append(i)
-            load[k] += costs[i]
-        if all(total <= budget or len(items) == 1 for total, items in zip(load, bins, strict=True)):
+            heapq.heapreplace(load, (total + costs[i], k))
+        if all(total <= budget or len(bins[k]) == 1 for total, k in load):
             break
         per_rank += 1
     return [[sorted(items) for items in bins[rank::ranks]] for rank in range(ranks)]

@@ -98,6 +98,20 @@ def test_markup_in_answers_is_shown_as_it_is(assistant: Path, monkeypatch: pytes
     assert "[bold]x[/bold]" in conversation([loaded(assistant), loaded(assistant)], "hi")
 
 
+def test_tables_of_a_piped_comparison_stand_apart(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["yes"]))
+    lines = conversation([loaded(assistant), loaded(assistant)], "hi", "ho").splitlines()
+    assert sum(line.startswith("┏") for line in lines) == sum(line.startswith("└") for line in lines) == 2
+
+
+def test_a_message_that_the_template_refuses_is_not_remembered(assistant: Path, prompts: list[str]) -> None:
+    talk = loaded(assistant)
+    assert talk.policy.tokenizer is not None
+    talk.policy.tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    assert "no users here" in conversation([talk], "hi").replace("\n", "")
+    assert talk.history == []
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stream(*args: Any, **options: Any) -> Any:
         yield "half an"

@@ -143,8 +143,9 @@ def test_unknown_flags_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
         (["--batch-size", "0"], "at least 1"),
         (["--batch-size", "x"], "--batch-size"),
         (["--decay", "exponential"], "cosine"),
-        (["--loss.beta", "small"], "needs a number"),
-        (["--loss.beta"], "needs a number"),
+        (["--model", "m", "--data", "d", "--out", "nowhere", "--loss.beta", "small"], "must be a positive number"),
+        (["--model", "m", "--data", "d", "--out", "nowhere", "--loss.betta", "1"], 'no argument "betta"'),
+        (["--loss.beta"], "needs a value"),
         (["--config"], "needs a value"),
     ],
 )
@@ -155,7 +156,9 @@ def test_wrong_values_are_usage_errors(flags: list[str], word: str, capsys: pyte
 
 def test_loss_arguments_are_split_off() -> None:
     line = ["--loss", "kto", "--loss.beta", "0.05", "--seed", "1", "--loss.desirable-weight=2"]
-    assert take_loss_arguments(line) == (["--loss", "kto", "--seed", "1"], {"beta": 0.05, "desirable_weight": 2.0})
+    line += ["--loss.value", "hinge"]
+    found = {"beta": 0.05, "desirable_weight": 2.0, "value": "hinge"}
+    assert take_loss_arguments(line) == (["--loss", "kto", "--seed", "1"], found)
 
 
 def test_one_flag_is_split_off() -> None:
@@ -267,6 +270,10 @@ def test_convert(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_report_needs_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # a model folder
+    assert main(["report", str(tmp_path)]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
 
 
 # eval

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from prospect.cli import COMMANDS, main
-from prospect.commands import data, models, story, training
-from prospect.losses.table import LOSSES, defaults
+from prospect.commands import data, losses, models, recommend, story, theory, training
+from prospect.commands.losses import markdown
+from prospect.losses.functions import CHOICES, defaults, keywords, load
+from prospect.losses.rows import LOSSES, MODIFIERS
 from prospect.train.config import TrainConfig, from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,9 @@ OPTIONS = {
     "convert": data.ConvertOptions,
     "merge": models.MergeOptions,
     "report": training.ReportOptions,
+    "recommend": recommend.RecommendOptions,
+    "losses": losses.LossesOptions,
+    "theory": theory.TheoryOptions,
     "demo": story.DemoOptions,
     "sandbox build": story.BuildOptions,
 }
@@ -100,7 +105,12 @@ def test_commands_and_flags_exist(page: str, line: str, command: str) -> None:
 
 
 def loss_arguments() -> set[str]:
-    return {name for loss in LOSSES.values() for name in defaults(loss)}
+    """Of losses, of their value functions and divergences, of modifiers, and of the example."""
+    every = {name for loss in LOSSES.values() for name in defaults(loss)}
+    every |= {name for value in CHOICES["value"] for name in defaults(LOSSES["kto"], {"value": value})}
+    every |= {name for chosen in CHOICES["divergence"] for name in defaults(LOSSES["fdpo"], {"divergence": chosen})}
+    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(load(f))}
+    return every | {"steepness"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -162,12 +172,17 @@ def test_the_yaml_of_the_guide_is_valid() -> None:
 
 def test_the_annotated_tree_is_the_tree() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^      (\w+(?:\.py|/))  ", readme, re.MULTILINE))
+    lines = re.findall(r"^      (\w+(?:\.py|/)(?:, \w+\.py)*)  ", readme, re.MULTILINE)
+    named = {name for line in lines for name in line.split(", ")}
     package = ROOT / "prospect"
     there = {p.name for p in package.glob("*.py")} | {
         f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()
     }
     assert named == there
+
+
+def test_the_page_of_losses_is_the_table() -> None:
+    assert markdown() in (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
 
 
 def test_every_argument_of_trl_is_translated() -> None:

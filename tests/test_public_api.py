@@ -30,6 +30,8 @@ NAMES = {
     "UserError",
     "__version__",
     "load_feedback",
+    "loss",
+    "reference_point",
     "train",
     "write_feedback",
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from prospect.commands.flags import parse, refuse_existing
-from prospect.errors import ConfigError
+from prospect.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from prospect.feedback.records import Record
@@ -80,7 +80,10 @@ def check(arguments: list[str]) -> int:
         print(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
     else:
         if options.show:
-            trees = None if tokenizer is None else _trees(feedback.records, tokenizer, limit, options)
+            try:
+                trees = None if tokenizer is None else _trees(feedback.records, tokenizer, limit, options)
+            except UserError:  # the findings below say what is wrong
+                trees = None
             show_rows(feedback.records, options.show, console, trees=trees, tokenizer=tokenizer)
         print_findings(found, console)
     if options.keep_going is None:

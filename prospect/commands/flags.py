@@ -24,11 +24,13 @@ def parse(options: type[Options], arguments: Sequence[str], command: str, defaul
     )
 
 
-def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, float]]:
-    """Split `--loss.NAME VALUE` and `--loss.NAME=VALUE` off a command line. Raises ConfigError for a VALUE that is no
-    number."""
+def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, float | str]]:
+    """Split `--loss.NAME VALUE` and `--loss.NAME=VALUE` off a command line; a VALUE that is no number stays text.
+
+    Raises ConfigError where it is missing.
+    """
     rest: list[str] = []
-    found: dict[str, float] = {}
+    found: dict[str, float | str] = {}
     words = iter(arguments)
     for word in words:
         if not word.startswith("--loss."):
@@ -36,10 +38,13 @@ def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, 
             continue
         flag, equals, value = word.partition("=")
         value = value if equals else next(words, "")
+        if not value:
+            raise ConfigError(f"{flag} needs a value")
+        name = flag.removeprefix("--loss.").replace("-", "_")
         try:
-            found[flag.removeprefix("--loss.").replace("-", "_")] = float(value)
+            found[name] = float(value)
         except ValueError:
-            raise ConfigError(f'{flag} needs a number, not "{value}"') from None
+            found[name] = value
     return rest, found
 
 

@@ -50,7 +50,8 @@ def report(arguments: list[str]) -> int:
     options = parse(ReportOptions, arguments, "report")
     from prospect.report.page import write_report
 
-    if not (Path(options.folder) / "config.json").exists():
-        raise ConfigError(f"{options.folder} is no run folder: it has no config.json")
+    for name in ("config.json", "metrics.jsonl"):  # a model folder has the first of them, too
+        if not (Path(options.folder) / name).exists():
+            raise ConfigError(f"{options.folder} is no run folder: it has no {name}")
     print(write_report(Path(options.folder)))
     return 0

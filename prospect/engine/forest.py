@@ -58,12 +58,14 @@ class Forest:
 class Output:
     """Log-probs of completion tokens in nats, completions in the order given; float32, for a float64 model float64.
 
-    `token_sum_p2` is, where it was asked for, the sum over the vocabulary of p^2 at each token.
+    `token_sum_p2` is, where it was asked for, the sum over the vocabulary of p^2 at each token, and `hidden` the state
+    that each was predicted from.
     """
 
     token_logp: Tensor  # (M,)
     offsets: Tensor  # (N + 1,) int64, on the CPU
     token_sum_p2: Tensor | None = None  # (M,)
+    hidden: Tensor | None = None  # (M, H)
 
     def lengths(self) -> Tensor:
         """(N,) tokens of each completion, on the device of the log-probs."""

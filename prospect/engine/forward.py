@@ -14,21 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["Branches", "Output", "forward", "forward_padded", "forward_tree"]
 
 
-def forward(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
+def forward(
+    policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False, want_hidden: bool = False
+) -> Output:
     """Score the completions of at least one tree on the path that the checks at load allow.
 
     Gradients flow to every trainable parameter; call it under `torch.no_grad()` where none is wanted.
     """
     longest = max(len(tree.prompt) + max(map(len, tree.completions)) for tree in trees)
     if policy.path == "tree" and longest <= policy.checked_length:
-        return forward_tree(policy, trees, want_sum_p2=want_sum_p2)
-    return forward_padded(policy, trees, want_sum_p2=want_sum_p2)
+        return forward_tree(policy, trees, want_sum_p2=want_sum_p2, want_hidden=want_hidden)
+    return forward_padded(policy, trees, want_sum_p2=want_sum_p2, want_hidden=want_hidden)
 
 
-def forward_tree(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
+def forward_tree(
+    policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False, want_hidden: bool = False
+) -> Output:
     """Score packed trees: no padding, every prompt computed once."""
     forest = pack(trees, policy.device)
     inputs = {"input_ids": forest.input_ids, "position_ids": forest.position_ids, "segments": forest.segments}
     with policy.tree_attention():
-        logp, sum_p2 = policy.score(inputs, forest.predict, forest.targets, want_sum_p2=want_sum_p2)
-    return Output(logp, forest.offsets, sum_p2)
+        scores = policy.score(inputs, forest.predict, forest.targets, want_sum_p2=want_sum_p2, want_hidden=want_hidden)
+    return Output(scores.logp, forest.offsets, scores.sum_p2, scores.hidden)

@@ -55,6 +55,12 @@ class Head:
         logp, sum_p2 = zip(*parts, strict=True)
         return torch.cat(logp), torch.cat(sum_p2) if want_sum_p2 else None
 
+    def logits(self, hidden: Tensor, *, compute_dtype: torch.dtype) -> Tensor:
+        """All of them at once, (M, V) float32 at least, for the few places that need a whole distribution."""
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
+            z = self.module(hidden.to(compute_dtype) if compute_dtype != torch.bfloat16 else hidden)
+        return finish(z, None, self.scale, self.softcap)[0]
+
     def _chunk(self, hidden: Tensor, targets: Tensor, want_sum_p2: bool) -> Scores:
         z, _ = finish(self.module(hidden), None, self.scale, self.softcap)
         return pick(z, targets, want_sum_p2)

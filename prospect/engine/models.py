@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prospect.engine import folders
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path
-from prospect.engine.logprobs import Head, Scores, finish, pick
+from prospect.engine.logprobs import Head, finish, pick
 from prospect.engine.precision import (
     COMPUTED_IN,
     TRAINED_IN,
@@ -35,11 +35,19 @@ from prospect.engine.precision import (
     pick_precision,
 )
 from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
-from prospect.errors import ConfigError
+from prospect.errors import ConfigError, ModelError
 from prospect.template import Template
 
 UNLIMITED = 1 << 30
 """The context of a model that names no limit."""
+
+
+class Scored(NamedTuple):
+    """Log-probs of M targets, the sums over the vocabulary of p^2, and the hidden states (M, H) they came from."""
+
+    logp: Tensor
+    sum_p2: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -63,6 +71,7 @@ class Policy:
     path_reason: str = ""
     checked_length: int = UNLIMITED
     chunked_head: bool = True
+    value_head: nn.Module | None = None
     decoder: nn.Module = field(init=False)
     head: Head = field(init=False)
     configs: tuple[Any, ...] = field(init=False)
@@ -88,14 +97,40 @@ class Policy:
         """The transformers model, any adapter's layers inside."""
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
-    def score(self, inputs: dict[str, Any], index: Tensor, targets: Tensor, *, want_sum_p2: bool) -> Scores:
-        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T."""
+    def score(
+        self, inputs: dict[str, Any], index: Tensor, targets: Tensor, *, want_sum_p2: bool, want_hidden: bool = False
+    ) -> Scored:
+        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T.
+
+        Raises ModelError where hidden states are wanted of a model whose head the engine cannot run by itself.
+        """
+        if want_hidden and not self.chunked_head:
+            raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
         with self.autocast(), self._training_layers():
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
-                return pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2)
+                return Scored(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
             hidden = self.decoder(**inputs, use_cache=False)[0].flatten(0, 1).index_select(0, index)
-        return self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
+        found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
+        return Scored(*found, hidden if want_hidden else None)
+
+    def add_value_head(self, seed: int) -> None:
+        """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
+        the hidden states (as in the HALOs repository's offline PPO), drawn from `seed`, 0 at the start."""
+        size = self.base.config.get_text_config().hidden_size
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            layers = nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1)
+            nn.init.zeros_(layers[-1].weight)
+            nn.init.zeros_(layers[-1].bias)
+        self.value_head = cast(nn.Module, nn.Sequential(*layers)).to(self.device, TRAINED_IN[self.precision])
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The value head's (M,) of hidden states (M, H), which its gradient does not reach."""
+        assert self.value_head is not None, "add_value_head comes first"
+        (first, *_) = self.value_head.parameters()
+        found: Tensor = self.value_head(hidden.detach().to(first.dtype))[:, 0]
+        return found
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that a forward pass runs in, whatever the precision; see `computing_in`."""
@@ -107,7 +142,8 @@ class Policy:
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that take gradients, by name; a tied one once."""
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        heads = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="value_head"))
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad] + heads
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Keep only each layer's input for backward, and compute the layer again there: a third more time, far less

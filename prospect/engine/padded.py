@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from prospect.engine.models import Policy
 
 
-def forward_padded(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False) -> Output:
+def forward_padded(
+    policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False, want_hidden: bool = False
+) -> Output:
     """Score the completions of at least one tree, in the order given; the contract of `forward`."""
     rows = [(tree.prompt, completion) for tree in trees for completion in tree.completions]
     lengths = [len(prompt) + len(completion) - 1 for prompt, completion in rows]
@@ -28,11 +30,12 @@ def forward_padded(policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bo
     }
     starts = np.arange(len(rows)) * max(lengths)
     predict = [s + np.arange(len(p) - 1, n) for s, n, (p, _) in zip(starts, lengths, rows, strict=True)]
-    logp, sum_p2 = policy.score(
+    scores = policy.score(
         inputs,
         to_tensor(np.concatenate(predict), policy.device),
         to_tensor(np.concatenate([completion for _, completion in rows]), policy.device),
         want_sum_p2=want_sum_p2,
+        want_hidden=want_hidden,
     )
     offsets = np.cumsum([0, *(len(completion) for _, completion in rows)])
-    return Output(logp, torch.from_numpy(offsets), sum_p2)
+    return Output(scores.logp, torch.from_numpy(offsets), scores.sum_p2, scores.hidden)

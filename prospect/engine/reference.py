@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
@@ -63,6 +64,11 @@ class ReferenceTable:
     def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
         return self._memory[row_key(query)]
+
+    def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
+        """Token log-probs (M,) of all completions of the trees, in their order, as a tensor like `like`."""
+        found = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
+        return torch.from_numpy(np.concatenate(found)).to(like)
 
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""

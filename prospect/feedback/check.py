@@ -17,7 +17,7 @@ from prospect.feedback.check_labels import Thumb
 from prospect.feedback.check_lengths import Lengths, OverLong
 from prospect.feedback.findings import Finding, Findings, first, worst_first
 from prospect.feedback.formats import Feedback, write, write_problems
-from prospect.feedback.records import Record, binary, threshold_of
+from prospect.feedback.records import Record, View, binary, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,9 +34,11 @@ def check(
     over_long: OverLong = "drop",
     chat_template: str | None = None,
     threshold: str | None = None,
+    view: View | None = None,
 ) -> Findings:
     """Examine feedback; with a tokenizer in tokens against `max_length`, else in characters.
 
+    `view` is what a loss will read, None where that is open: what concerns thumbs is looked for where thumbs are read.
     `threshold` turns scores into thumbs as in training. What is found never raises; an impossible `threshold` does
     (ConfigError, DataError).
     """
@@ -57,10 +59,11 @@ def check(
     judged = thumbs(records, lengths, threshold)
     every, fitting = [t for t, _ in judged], [t for t, kept in judged if kept]
     weights, balance = check_labels.balance(fitting)
-    found += check_labels.classes(records, every, fitting)
-    found += balance
+    if view in (None, "binary"):  # pairs and texts have no partners, classes or class weights
+        found += check_labels.classes(records, every, fitting)
+        found += balance
+        found += check_labels.partners(every)
     found += check_labels.contradictions(every, records)
-    found += check_labels.partners(every)
     found += check_labels.length_confound(every, lengths.unit)
     found += check_lengths.over_long(records, lengths, over_long)
     found += check_text.duplicates(records)

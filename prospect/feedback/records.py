@@ -4,7 +4,7 @@
         Completion(id="r0/0", content="4", label=True, line=1),
         Completion(id="r0/1", content="5", label=False, line=7)))
 
-Two views serve the losses: `binary` (each completion with a thumb) and `pairs` (chosen over rejected); `text` serves
+Views serve the losses: `binary` (each completion with a thumb), `pairs` (chosen over rejected), `scores`; `text` serves
 SFT.
 """
 
@@ -22,7 +22,7 @@ Message = dict[str, Any]
 """A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
 
 Prompt = str | tuple[Message, ...]
-View = Literal["binary", "pairs", "text"]
+View = Literal["binary", "pairs", "scores", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,14 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training row of a record: a completion with its thumb (`rejected` None), or a pair. `chosen` and `rejected`
-    are indices into the record's completions; `desirable` is None where the view has no label."""
+    are indices into the record's completions; `desirable` is None where the view has no label. `score` is the answer's,
+    of a pair chosen minus rejected, None where there is none."""
 
     chosen: int
     rejected: int | None = None
     desirable: bool | None = None
     weight: float = 1.0
+    score: float | None = None
 
 
 def threshold_of(records: Iterable[Record], rule: str) -> float:
@@ -128,23 +130,41 @@ def pairs(record: Record) -> list[Example]:
     desirable with each undesirable completion of the prompt."""
     done = record.completions
     if record.pairs:
-        return [Example(p.chosen, p.rejected, weight=p.weight) for p in record.pairs]
+        return [Example(p.chosen, p.rejected, weight=p.weight, score=_margin(record, p)) for p in record.pairs]
     scored = [(i, c.score) for i, c in enumerate(done) if c.score is not None]
     found = [(i, j) for i, a in scored for j, b in scored if a > b]
     if not found:
         good = [i for i, c in enumerate(done) if c.label is True]
         bad = [i for i, c in enumerate(done) if c.label is False]
         found = [(i, j) for i in good for j in bad]
-    return [Example(i, j, weight=done[i].weight * done[j].weight) for i, j in found]
+    return [Example(i, j, weight=done[i].weight * done[j].weight, score=_margin(record, Pair(i, j))) for i, j in found]
 
 
-def text(record: Record) -> list[Example]:
-    """What SFT imitates: every completion but the undesirable ones and those that pairs only reject."""
+def _margin(record: Record, pair: Pair) -> float | None:
+    """By how much the chosen answer is scored above the rejected one."""
+    chosen, rejected = (record.completions[side].score for side in (pair.chosen, pair.rejected))
+    return None if chosen is None or rejected is None else chosen - rejected
+
+
+def scores(record: Record, threshold: float) -> list[Example]:
+    """Each scored completion, with a thumb by the threshold for the figures that want one."""
+    return [
+        Example(i, desirable=c.score >= threshold, weight=c.weight, score=c.score)
+        for i, c in enumerate(record.completions)
+        if c.score is not None
+    ]
+
+
+def text(record: Record, threshold: float | None = None) -> list[Example]:
+    """What SFT imitates: every completion but the undesirable ones, those that pairs only reject, and those without a
+    label whose score is below `threshold`."""
     rejected = {p.rejected for p in record.pairs} - {p.chosen for p in record.pairs}
     return [
         Example(i, weight=c.weight)
         for i, c in enumerate(record.completions)
-        if c.label is not False and i not in rejected
+        if c.label is not False
+        and i not in rejected
+        and not (c.label is None and c.score is not None and threshold is not None and c.score < threshold)
     ]
 
 
@@ -156,8 +176,15 @@ def examples(records: Sequence[Record], view: View, threshold: str | None = None
     if view == "binary":
         cut = None if threshold is None else threshold_of(records, threshold)
         rows = [binary(r, cut) for r in records]
+    elif view == "scores":
+        scored = any(c.score is not None for r in records for c in r.completions)
+        cut = threshold_of(records, threshold or "median") if scored else 0.0
+        rows = [scores(r, cut) for r in records]
+    elif view == "pairs":
+        rows = [pairs(r) for r in records]
     else:
-        rows = [pairs(r) if view == "pairs" else text(r) for r in records]
+        cut = None if threshold is None else threshold_of(records, threshold)
+        rows = [text(r, cut) for r in records]
     if not any(rows):
         raise DataError(f"this loss reads {VIEW_NEEDS[view]}, but the data has {inventory(records)}")
     return rows
@@ -166,6 +193,7 @@ def examples(records: Sequence[Record], view: View, threshold: str | None = None
 VIEW_NEEDS = {
     "binary": "thumbs (a label per completion; scores with --threshold; or pairs)",
     "pairs": "pairs (chosen and rejected answers to one prompt, or both labels on one prompt)",
+    "scores": "a score per completion",
     "text": "completions to imitate",
 }
 

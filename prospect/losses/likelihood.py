@@ -1,8 +1,15 @@
-"""Losses that read the policy's own likelihood. T completion tokens; log-probabilities in nats."""
+"""Losses that read the policy's own likelihood. T completion tokens; log-probabilities in nats; results are (T,)."""
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
+
+from prospect.losses.numerics import log1mexp
+
+CERTAIN = 1e-5
+"""The least 1 - p that unlikelihood looks at."""
 
 
 def sft(token_logp: Tensor) -> Tensor:
@@ -10,5 +17,38 @@ def sft(token_logp: Tensor) -> Tensor:
 
     Its unit is the token: the objective divides by the completion tokens of the whole optimizer step, so long answers
     weigh more than short ones, as in ordinary language-model training.
+
+    Gradient: -1 for every token's log-prob, for ever.
+
+    Use: before alignment, on good answers; small models need it.
     """
     return -token_logp
+
+
+def nll(token_logp: Tensor, *, nll_weight: float = 1.0) -> Tensor:
+    """Negative log-likelihood of each token, as a second term beside a preference: -nll_weight * log p, (T,) -> (T,).
+
+    Source: the regulariser of CPO (arXiv 2401.08417), ORPO (2403.07691) and iterative RPO (2404.19733).
+
+    Gradient: -nll_weight for every token's log-prob. It keeps a preference term from buying its margin with the good
+    answer's likelihood.
+    """
+    return -nll_weight * token_logp
+
+
+def unlikelihood(token_logp: Tensor) -> Tensor:
+    """Unlikelihood training: -log(1 - p) of each token of an unwanted answer, (T,) -> (T,).
+
+    Source: arXiv 1908.04319, whose token-level loss takes words already said as unwanted; here they are the words of
+    undesirable answers.
+
+    Gradient: p / (1 - p): strong on tokens the policy is sure of, nothing on those it would hardly say.
+
+    Use: a baseline for undesirable answers. It also unlearns the grammar they share with good ones, so it wants a
+    likelihood term on good answers beside it.
+
+    Choice: 1 - p is floored at 1e-5, which bounds the loss at 11.5 nats and leaves tokens above p = 0.99999 without
+    gradient.
+    """
+    # Floored on the log-prob: a floor on 1 - p would come after its slope is already infinite.
+    return -log1mexp(token_logp.clamp(max=math.log1p(-CERTAIN)))

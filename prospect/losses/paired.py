@@ -1,9 +1,19 @@
-"""Losses on pairs of answers to one prompt. P pairs; log-ratios in nats; every result is (P,), unreduced."""
+"""Losses on pairs of answers to one prompt. P pairs; log-ratios in nats; every result is (P,), unreduced.
+
+`chosen`, `rejected` (P,) are the log-ratios r = log pi(y|x) - log pi_ref(y|x) in nats, summed over the completion; z is
+beta * (r_chosen - r_rejected). -log sigmoid(u) is always softplus(-u): finite for every u.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
+
+from prospect.losses.divergences import Divergence, reverse_kl
+from prospect.losses.numerics import exp
 
 
 def dpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -11,5 +21,280 @@ def dpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
     `chosen`, `rejected` (P,) are the log-ratios r = log pi(y|x) - log pi_ref(y|x) in nats, summed over the completion.
     Source: arXiv 2305.18290 Eq. 7 (Eq. 3 in the KTO paper). -log sigmoid(u) is softplus(-u): finite for every u.
+
+    Gradient: -+ beta * sigmoid(-z): beta / 2 at the start, beta for a pair far on the wrong side, 0 for one far on the
+    right side. Only the difference counts: both likelihoods may fall.
+
+    Use: clean, consistent pairs. With noisy ones prefer robust, cdpo or kto.
     """
     return softplus(-beta * (chosen - rejected))
+
+
+def cdpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 0.1) -> Tensor:
+    """Conservative DPO: (1 - epsilon) * l(z) + epsilon * l(-z), l(u) = -log sigmoid(u): cross-entropy with soft labels.
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `epsilon` the share of flipped labels.
+    Source: E. Mitchell, "A note on DPO with noisy preferences", 2023 (not on arXiv).
+
+    Gradient: DPO's, but it turns round at z = log((1 - epsilon) / epsilon): pairs are not driven apart without end.
+
+    Use: labels with noise of a known size. `robust` removes its bias instead of softening the labels.
+
+    Choice: HALOs has epsilon 0.2; most others have 0, which is DPO.
+    """
+    z = beta * (chosen - rejected)
+    return (1 - epsilon) * softplus(-z) + epsilon * softplus(z)
+
+
+def robust(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 0.1) -> Tensor:
+    """Robust DPO: ((1 - epsilon) * l(z) - epsilon * l(-z)) / (1 - 2 * epsilon), l(u) = -log sigmoid(u).
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `epsilon` in [0, 1/2), the share of flipped labels. Its mean over
+    random flips is DPO's loss on the clean labels.
+    Source: arXiv 2403.00409.
+
+    Gradient: -+ beta * (sigmoid(-z) + epsilon / (1 - 2 * epsilon)): it never vanishes, and a pair already right is
+    still pushed. The loss has no lower bound.
+
+    Use: labels with noise of a known size, few epochs.
+    """
+    z = beta * (chosen - rejected)
+    return ((1 - epsilon) * softplus(-z) - epsilon * softplus(z)) / (1 - 2 * epsilon)
+
+
+def hinge(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """The hinge loss of RSO: max(0, 1 - z), z = beta * (r_chosen - r_rejected).
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2309.06657.
+
+    Gradient: -+ beta until the pair is apart by 1 / beta nats, then exactly 0.
+
+    Use: where pairs that are right should be left alone.
+    """
+    return (1 - beta * (chosen - rejected)).clamp(min=0)
+
+
+def exo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 1e-3) -> Tensor:
+    """EXO on pairs: the reverse KL divergence of the policy's preference, sigmoid(z), from the label 1 - epsilon.
+
+        sigmoid(z) * (log sigmoid(z) - log(1 - epsilon)) + sigmoid(-z) * (log sigmoid(-z) - log epsilon)
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `epsilon` > 0, since the label must not be certain.
+    Source: arXiv 2402.00856 Eq. 16.
+
+    Gradient: beta * sigmoid(z) * sigmoid(-z) times a logit difference: zero for pairs far apart on either side, so a
+    pair far on the wrong side is given up, as in KTO. It turns round at z = log((1 - epsilon) / epsilon).
+    """
+    z = beta * (chosen - rejected)
+    right = torch.sigmoid(z) * (logsigmoid(z) - math.log1p(-epsilon))
+    wrong = torch.sigmoid(-z) * (logsigmoid(-z) - math.log(epsilon))
+    return right + wrong
+
+
+def nca(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """NCA on pairs: l(beta * r_chosen) + (l(-beta * r_chosen) + l(-beta * r_rejected)) / 2, l(u) = -log sigmoid(u).
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2402.05369, its noise contrastive estimator with two answers.
+
+    Gradient: each answer has its own: the chosen one is held near r = log(2) / beta, the rejected one pushed down.
+    So the good answer's likelihood does not fall, as it may under DPO.
+    """
+    up, down = beta * chosen, beta * rejected
+    return softplus(-up) + (softplus(up) + softplus(down)) / 2
+
+
+def bco_pair(chosen: Tensor, rejected: Tensor, z0: Tensor, *, beta: float = 0.1) -> Tensor:
+    """BCO on pairs: -log sigmoid(beta * (r_chosen - z0)) - log sigmoid(-beta * (r_rejected - z0)).
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `z0` scalar or (P,) in nats, without gradient; beta * z0 is delta.
+    Source: arXiv 2404.04656.
+
+    Gradient: beta / 2 for each answer at the reference point, independently of the other.
+
+    Use: as part of a mixture; alone, bco takes single answers as well.
+
+    Choice: TRL from 1.0 on and Liger have no delta, which is the reference point "zero"; LLaMA-Factory's is a running
+    mean.
+    """
+    return softplus(-beta * (chosen - z0)) + softplus(beta * (rejected - z0))
+
+
+def sppo_hard(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """SPPO with hard labels: (r_chosen - 1 / (2 * beta))^2 + (r_rejected + 1 / (2 * beta))^2.
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2405.00675 Eq. 4.7 with win probabilities 0 and 1.
+
+    Gradient: linear in the distance from the targets +- 1 / (2 * beta), so it corrects overshooting. At the start it is
+    1 / beta, 200 times DPO's at beta = 0.1: use a small learning rate.
+
+    Use: rounds of self-play, where the pair are the best and the worst of the policy's own samples.
+    """
+    target = 1 / (2 * beta)
+    return (chosen - target) ** 2 + (rejected + target) ** 2
+
+
+def apo_zero(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """APO-zero: 1 - sigmoid(beta * r_chosen) + sigmoid(beta * r_rejected).
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2408.06266 Eq. 7, which leaves out the constant 1.
+
+    Gradient: -+ beta / 4 at the start, zero far away: the chosen answer goes up, the rejected one down, each by itself.
+
+    Use: chosen answers better than what the policy would say.
+    """
+    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """APO-down: sigmoid(beta * r_chosen) + 1 - sigmoid(z), z = beta * (r_chosen - r_rejected).
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2408.06266 Eq. 8.
+
+    Gradient: both answers go down, the rejected one faster: at the start 0 on the chosen side and beta / 4 on the
+    rejected side.
+
+    Use: chosen answers worse than what the policy would say, but better than the rejected ones.
+    """
+    return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
+
+
+def discopop(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, temperature: float = 0.05) -> Tensor:
+    """DiscoPOP: (1 - m) * l(z) + m * e^(-z), with m = sigmoid(z / temperature) and l(u) = -log sigmoid(u).
+
+    `chosen`, `rejected` (P,) log-ratios in nats; z = beta * (r_chosen - r_rejected).
+    Source: arXiv 2406.08414 Eq. 5, a loss found by search.
+
+    Gradient: the logistic loss's for pairs that are wrong, the exponential loss's for pairs that are right. In between
+    it rises for a moment: near z = 0 the loss is not monotone.
+
+    Choice: m * e^(-z) is computed as e^(log sigmoid(z / temperature) - z), since the factors apart give 0 * infinity.
+    """
+    z = beta * (chosen - rejected)
+    mixed = z / temperature
+    return torch.sigmoid(-mixed) * softplus(-z) + exp(logsigmoid(mixed) - z)
+
+
+def dpop(chosen: Tensor, rejected: Tensor, *, beta: float = 0.3, penalty: float = 50.0) -> Tensor:
+    """DPO-positive (Smaug): -log sigmoid(beta * (r_chosen - r_rejected - penalty * max(0, -r_chosen))).
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2402.13228.
+
+    Gradient: DPO's while the chosen answer is as likely as under the reference; below that its log-ratio counts
+    1 + penalty times, so the chosen answer is pulled back before the pair is pulled apart.
+
+    Use: pairs that differ in a few tokens, where DPO makes both answers unlikely.
+
+    Choice: the penalty is inside the logarithm, as the formula stands in other implementations that we read; early
+    ports added it outside. The formula and beta 0.3, penalty 50 are from memory of the paper.
+    """
+    # relu rather than clamp: its slope at 0, where training starts, is 0.
+    return softplus(-beta * (chosen - rejected - penalty * torch.relu(-chosen)))
+
+
+def odpo(chosen: Tensor, rejected: Tensor, margin: Tensor, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+    """DPO with an offset: -log sigmoid(z - alpha * log margin), z = beta * (r_chosen - r_rejected).
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `margin` (P,) > 0, the chosen answer's score minus the rejected one's.
+    Source: arXiv 2402.10571.
+
+    Gradient: DPO's, as if the pair began alpha * log margin behind: pairs far apart in score must be apart in
+    likelihood too, pairs with a margin below 1 less than DPO asks. A margin of 0 gives no loss.
+
+    Use: pairs that come with scores.
+
+    Choice: the logarithm is the default in the authors' code. For an offset linear in the scores see `margin_dpo`.
+    """
+    return softplus(alpha * torch.log(margin).to(chosen.dtype) - beta * (chosen - rejected))
+
+
+def margin_dpo(chosen: Tensor, rejected: Tensor, margin: Tensor, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+    """DPO with a linear margin: -log sigmoid(z - alpha * margin), z = beta * (r_chosen - r_rejected).
+
+    `chosen`, `rejected` (P,) log-ratios in nats; `margin` (P,), the chosen answer's score minus the rejected one's.
+    Source: the margin of Llama 2's reward model (arXiv 2307.09288), applied to DPO; arXiv 2402.10571 without its
+    logarithm.
+
+    Gradient: DPO's, as if the pair began alpha * margin behind. At margin 0 it is DPO.
+
+    Use: pairs that come with scores on a scale of a few units.
+    """
+    return softplus(alpha * margin.to(chosen.dtype) - beta * (chosen - rejected))
+
+
+def fdpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Tensor:
+    """f-DPO: -log sigmoid(beta * (s(r_chosen) - s(r_rejected))), with a score s per divergence.
+
+        reverse_kl        r                                        DPO
+        forward_kl        -e^(-r)
+        jensen_shannon    log sigmoid(r)
+        alpha_divergence  (e^((alpha - 1) * r) - 1) / (alpha - 1)
+
+    `chosen`, `rejected` (P,) log-ratios in nats.
+    Source: arXiv 2309.16240.
+
+    Gradient: DPO's times s'(r): the forward KL looks hardest at answers that have become unlikely, and Jensen-Shannon
+    stops at answers that have become likely.
+
+    Choice: exponents above 30 are continued by their tangent. The alpha is TRL's: 0 the forward KL, 1 the reverse.
+    """
+    return softplus(-beta * (divergence(chosen) - divergence(rejected)))
+
+
+def aot(
+    chosen_logp: Tensor,
+    rejected_logp: Tensor,
+    chosen_reference_logp: Tensor,
+    rejected_reference_logp: Tensor,
+    *,
+    beta: float = 0.1,
+    epsilon: float = 0.0,
+) -> Tensor:
+    """AOT on pairs: the policy's k-th smallest margin against the reference's k-th smallest, for every k.
+
+        d = sorted(L_chosen - L_rejected) - sorted(L_ref_chosen - L_ref_rejected)
+        (1 - epsilon) * l(beta * d) + epsilon * l(-beta * d),    l(u) = -log sigmoid(u)
+
+    All inputs (P,): log-probs in nats, summed over the completion, of the policy and the reference.
+    Source: arXiv 2406.05882: first-order stochastic dominance of the margins, by optimal transport in one dimension.
+    Coupled: one pair's loss depends on the ranks of all others, so it must see the whole optimizer step at once.
+
+    Gradient: DPO's per rank instead of per pair: a pair's own reference margin does not matter, only the distribution.
+
+    Choice: result i belongs to pair i, whose margin has some rank, so that weights and order mean what they mean
+    elsewhere; the mean is that of the sorted differences. The scope is the whole optimizer step; TRL sorts within the
+    micro-batch of a device.
+    """
+    margin = chosen_logp - rejected_logp
+    return _smoothed(margin - _same_rank(chosen_reference_logp - rejected_reference_logp, margin), beta, epsilon)
+
+
+def aot_unpaired(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 0.0) -> Tensor:
+    """AOT on two sets: the k-th smallest log-ratio of the chosen answers against the k-th smallest of the rejected.
+
+        d = sorted(r_chosen) - sorted(r_rejected)
+        (1 - epsilon) * l(beta * d) + epsilon * l(-beta * d),    l(u) = -log sigmoid(u)
+
+    `chosen`, `rejected` (P,) log-ratios in nats; who was paired with whom does not matter.
+    Source: arXiv 2406.05882, its unpaired variant. Coupled, as `aot` is.
+
+    Gradient: DPO's between answers of the same rank.
+
+    Choice: result i belongs to the chosen answer i. Both sides need as many answers, which pairs always give.
+    """
+    return _smoothed(chosen - _same_rank(rejected, chosen), beta, epsilon)
+
+
+def _same_rank(values: Tensor, like: Tensor) -> Tensor:
+    """The element of `values` that has the rank in `values` which like[i] has in `like`, for every i."""
+    return values.sort(stable=True).values[like.argsort(stable=True).argsort(stable=True)]
+
+
+def _smoothed(difference: Tensor, beta: float, epsilon: float) -> Tensor:
+    z = beta * difference
+    return (1 - epsilon) * softplus(-z) + epsilon * softplus(z)

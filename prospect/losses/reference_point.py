@@ -1,8 +1,9 @@
 """Estimators of KTO's reference point z0, the reward level that an answer has to beat.
 
-An estimator is (Statistics of the step, state) -> (z0, state). z0 is a scalar or one number per completion, in nats,
-and never carries gradient: the paper's theorem 4.3 holds for the detached reference point only. `state` is any tensor
-or None; the loop keeps it and checkpoints it.
+An estimator is (Statistics of the step, state) -> (z0, state). z0 is a scalar, or one number per answer of the step, in
+nats. It is a function of the values alone, so that a gradient may flow through it where the user asks for one; by
+default none does: the paper's theorem 4.3 holds for the detached reference point only. `state` is any tensor or None;
+the loop keeps it and checkpoints it.
 """
 
 from __future__ import annotations
@@ -15,42 +16,84 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What an estimator may look at: sums over the whole optimizer step, all micro-batches and ranks together.
+    """What an estimator may look at: the whole optimizer step, all micro-batches and ranks together.
 
-    `total`, `squares`, `count`: sum of r, sum of r*r, and number of the partner rows (x_i, y_j) of the step, with
-    r = log pi(y_j|x_i) - log pi_ref(y_j|x_i) in nats. All are float64 scalars on the CPU.
+    `values` (M,) float64, on the CPU: what the estimator averages, such as r = log pi(y_j|x_i) - log pi_ref(y_j|x_i) in
+    nats of the partner rows (x_i, y_j), or of the step's own answers (of pairs: chosen and rejected). `desirable` (M,)
+    bool is the answers' thumb, `prompt` (M,) int64 the same number for the same prompt.
     """
 
-    total: Tensor
-    squares: Tensor
-    count: Tensor
+    values: Tensor
+    desirable: Tensor
+    prompt: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """The raw, unclamped mean of r over the partner rows; 0 where there are none."""
-        return self.total / self.count.clamp(min=1)
+        """The raw, unclamped mean; 0 where there are no values."""
+        return self.values.sum() / max(len(self.values), 1)
 
     @property
     def standard_error(self) -> Tensor:
-        """Standard error of `mean` from the sample variance; NaN below two rows."""
-        spread = (self.squares - self.count * self.mean**2).clamp(min=0)
-        return (
-            torch.sqrt(spread / (self.count - 1) / self.count)
-            if self.count > 1
-            else torch.full_like(self.mean, torch.nan)
-        )
+        """Standard error of `mean` from the sample variance; NaN below two values."""
+        return self.values.detach().std() / len(self.values) ** 0.5 if len(self.values) > 1 else torch.tensor(torch.nan)
 
 
-def mismatched(step: Statistics, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+State = Tensor | None
+
+
+def mismatched(step: Statistics, state: State) -> tuple[Tensor, State]:
     """max(0, mean r of mismatched pairs): arXiv 2402.01306 section 4.1, over the whole optimizer step."""
     return step.mean.clamp(min=0), state
 
 
-def unclamped(step: Statistics, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def unclamped(step: Statistics, state: State) -> tuple[Tensor, State]:
     """The same mean without the clamp: unbiased for what it averages, but negative once the policy has moved."""
     return step.mean, state
 
 
-def zero(step: Statistics, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def zero(step: Statistics, state: State) -> tuple[Tensor, State]:
     """z0 = 0, no partner pass: right after SFT on the same data (paper 4.1); KTO is then APO-zero (unpaired)."""
     return torch.zeros_like(step.mean), state
+
+
+def batch_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
+    """The mean over the step. Of its own answers' r it says where the reward stands, good and bad together."""
+    return step.mean, state
+
+
+def prompt_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
+    """(M,) for each answer the mean over the step's answers to its prompt, itself included.
+
+    Theorem 4.2 needs a reference point that is fixed or shared by prompts: this one it does not cover. With one answer
+    per prompt it is that answer's own r, so that the loss never saturates.
+    """
+    _, group = step.prompt.unique(return_inverse=True)
+    count = torch.zeros(int(group.max()) + 1 if len(group) else 0, dtype=step.values.dtype).index_add(
+        0, group, torch.ones_like(step.values)
+    )
+    return (torch.zeros_like(count).index_add(0, group, step.values) / count)[group], state
+
+
+def running_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
+    """The mean over every answer of the run so far, this step's included: BCO's delta / beta as TRL computes it.
+
+    The state is (sum, count).
+    """
+    now = torch.stack([step.values.sum(), torch.tensor(float(len(step.values)), dtype=step.values.dtype)])
+    state = now if state is None else state + now
+    return state[0] / state[1].clamp(min=1), state.detach()
+
+
+def class_means(step: Statistics, state: State) -> tuple[Tensor, State]:
+    """Half the sum of the two classes' means over the run so far: BCO's delta / beta as its paper has it (arXiv
+    2404.04656), which does not shift with the share of thumbs up. The state is (sums, counts) of down and up.
+
+    A class not seen yet leaves the other's mean.
+    """
+    up = step.desirable.to(step.values.dtype)
+    down = 1 - up
+    now = torch.stack([(step.values * down).sum(), (step.values * up).sum(), down.sum(), up.sum()])
+    state = now if state is None else state + now
+    sums, counts = state[:2], state[2:]
+    seen = (counts > 0).to(counts.dtype)
+    return (sums / counts.clamp(min=1)).sum() / seen.sum().clamp(min=1), state.detach()

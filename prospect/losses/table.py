@@ -1,180 +1,264 @@
-"""LOSSES: one row per loss. A row names its function by string, so that reading the table imports no torch.
+"""What a row of the loss table is, and how names, mixtures and files of the user's own become one.
 
-To add a loss: write a pure function (see `unpaired.py`), add a row here, test its values. The loop reads the row and
-never branches on a loss's name. The objective of a step is, over all micro-batches and ranks,
+To add a loss: write a pure function (see `unpaired.py`), add a row in `rows.py`, test its values. The loop reads the
+row and never branches on a loss's name. The objective of a step is, over all micro-batches and ranks,
 
     sum over terms of  coefficient * sum(weight * loss) / count of the term's unit
 
-where counts ignore weights, so that doubling a row's weight doubles its gradient.
+where counts ignore weights, so that doubling a row's weight doubles its gradient. A row names its functions by string,
+so that reading the table imports no torch.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from prospect.errors import ConfigError, nearest
 from prospect.feedback.records import View
+from prospect.losses.functions import load
 
 Unit = Literal["examples", "pairs", "tokens"]
+Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
-    "log_ratio", "logp", "reference_logp", "length", "desirable", "z0", "token_logp", "token_log_ratio", "offsets"
-]
-"""What a function may ask for, by argument name. Functions of pairs get each of these once per side, as `chosen`,
-`rejected` where they read `log_ratio` alone, else as `chosen_NAME` and `rejected_NAME`."""
+    "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "z0", "token_logp",
+    "token_log_ratio", "offsets", "token_sum_p2", "value",
+]  # fmt: skip
+"""What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
+`z0` and `margin` once."""
 
 REFERENCE_READS = {"log_ratio", "reference_logp", "token_log_ratio"}
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the objective. `function` is "module:name"; `reads` are its positional arguments in order."""
+    """One summand of the objective. `function` is "module:name", or a function; `reads` are its positional arguments in
+    order; `rows` says which rows it is about: of pairs, the chosen answers count as desirable."""
 
-    function: str
+    function: str | Callable[..., Any]
     unit: Unit = "examples"
     reads: tuple[Read, ...] = ("log_ratio",)
     coefficient: float = 1.0
-
-    def load(self) -> Callable[..., Any]:
-        """The function itself (imports its module, and torch with it)."""
-        return load(self.function)
+    rows: Part = "all"
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A change to one of the inputs before any term reads it: function(input, *reads) -> input."""
+
+    changes: Literal["log_ratio", "token_log_ratio"]
+    function: str | Callable[..., Any]
+    reads: tuple[Read, ...] = ()
+    rows: Part = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """A weight per answer, without gradient: function(*reads) -> (N,). The weights of a pair's two answers multiply."""
+
+    function: str | Callable[..., Any]
+    reads: tuple[Read, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """A row of the table.
 
-    `constants` names a function (rows' desirable flags, rows' weights) -> arguments that are taken from the data, fixed
-    before the first step and written to config.json; what the user gives wins. `reference_point` is the default
-    estimator.
-    `couples` "step" means that one row's loss depends on the others' matched values.
+    `constants` names a function (rows) -> arguments that are taken from the data, fixed before the first step and
+    written to config.json; what the user gives wins. `row_weights` names one (policy, corpus) -> weights of the rows.
+    `reference_point` is the default estimator of z0, `couples` "step" means that one row's loss depends on the others'.
+    `changes` and `weigh` come from modifiers, and so does `live`, which names a function (arguments) -> Motion of a
+    reference that moves. `prepare` names a function that changes tokenizer and trees before anything else.
+    `value_head` asks for a learned value of every token.
     """
 
     name: str
     view: View
     terms: tuple[Term, ...]
     title: str
-    paper: str
+    family: str = "your own"
+    paper: str = ""
     equation: str = ""
     halo: bool = False
     reference_point: str | None = None
     constants: str | None = None
+    row_weights: str | None = None
     couples: Literal["none", "step"] = "none"
     learning_rate: float = 5e-6
+    changes: tuple[Change, ...] = ()
+    weigh: tuple[Weigh, ...] = ()
+    live: str | None = None
+    prepare: str | None = None
+    value_head: bool = False
+
+    @property
+    def parts(self) -> list[Term | Change | Weigh]:
+        """Everything that has a function and inputs."""
+        return [*self.terms, *self.changes, *self.weigh]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Everything that its functions read."""
+        return frozenset(name for part in self.parts for name in part.reads)
 
     @property
     def needs_reference(self) -> bool:
-        """True where a term reads a log-ratio: only then is there a reference pass and a check that r = 0 at the
-        start."""
-        return any(REFERENCE_READS & set(term.reads) for term in self.terms)
+        """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
+        return bool(REFERENCE_READS & self.reads)
+
+    @property
+    def functions(self) -> tuple[str | Callable[..., Any], ...]:
+        """The functions whose keyword-only arguments are the loss's hyper-parameters."""
+        return tuple(dict.fromkeys([part.function for part in self.parts] + ([self.live] if self.live else [])))
 
 
-LOSSES: dict[str, Loss] = {
-    row.name: row
-    for row in (
-        Loss(
-            "kto",
-            view="binary",
-            terms=(Term("prospect.losses.unpaired:kto", "examples", ("log_ratio", "desirable", "z0")),),
-            title="Kahneman-Tversky Optimization: the utility of each answer, from a thumb",
-            paper="arXiv 2402.01306",
-            equation="Eq. 8",
-            halo=True,
-            reference_point="mismatched",
-            constants="prospect.losses.table:balanced_weights",
-        ),
-        Loss(
-            "dpo",
-            view="pairs",
-            terms=(Term("prospect.losses.paired:dpo", "pairs", ("log_ratio",)),),
-            title="Direct Preference Optimization: the likelihood of each preference",
-            paper="arXiv 2305.18290",
-            equation="Eq. 7",
-            halo=True,
-            learning_rate=5e-7,
-        ),
-        Loss(
-            "sft",
-            view="text",
-            terms=(Term("prospect.losses.likelihood:sft", "tokens", ("token_logp",)),),
-            title="Supervised fine-tuning on the answers nobody disliked",
-            paper="",
-            learning_rate=1e-5,
-        ),
-    )
-}
+@dataclass(frozen=True, slots=True)
+class Modifier:
+    """What wraps a loss: --modify NAME."""
 
-REFERENCE_POINTS: dict[str, str] = {
-    "mismatched": "prospect.losses.reference_point:mismatched",
-    "unclamped": "prospect.losses.reference_point:unclamped",
-    "zero": "prospect.losses.reference_point:zero",
-}
-PARTNER_FREE = {"zero"}
-"""Estimators that look at no partner row: no partner pass is run for them."""
+    name: str
+    title: str
+    paper: str
+    changes: tuple[Change, ...] = ()
+    weigh: tuple[Weigh, ...] = ()
+    live: str | None = None
+
+    @property
+    def functions(self) -> list[str | Callable[..., Any]]:
+        """The functions whose keyword-only arguments it adds to the loss."""
+        parts: list[Change | Weigh] = [*self.changes, *self.weigh]
+        return [part.function for part in parts] + ([self.live] if self.live else [])
 
 
-def balanced_weights(desirable: list[bool], weights: list[float]) -> dict[str, float]:
-    """lambda_D, lambda_U with lambda_D * sum(w_D) = lambda_U * sum(w_U), the majority side staying at 1.
+@dataclass(frozen=True, slots=True)
+class ReferencePoint:
+    """An estimator of z0: function(Statistics, state) -> (z0, state).
 
-    The lower end of arXiv 2402.01306 Eq. 9, lambda_D n_D / (lambda_U n_U) in [1, 3/2].
+    `averages` says what the statistics are about: log-ratios of the step's mismatched "partners" or of its own
+    "matched" answers, mean token log-probs of partners ("partner_logp"), exact token KLs on the step's answers
+    ("token_kl"), log-ratios of fresh "samples", or "nothing".
     """
-    up = sum(w for d, w in zip(desirable, weights, strict=True) if d)
-    down = sum(w for d, w in zip(desirable, weights, strict=True) if not d)
-    if up == 0 or down == 0:
-        return {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-    return {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
+
+    name: str
+    function: str | Callable[..., Any]
+    averages: Literal["partners", "partner_logp", "matched", "token_kl", "samples", "nothing"]
+    title: str
+
+    @property
+    def partners(self) -> bool:
+        """Whether mismatched rows are scored for it."""
+        return self.averages in ("partners", "partner_logp")
+
+    @property
+    def live(self) -> bool:
+        """Whether it asks the reference about what no table can know beforehand."""
+        return self.averages in ("token_kl", "samples")
+
+
+Row = TypeVar("Row", Loss, Modifier, ReferencePoint)
 
 
 def find(name: str) -> Loss:
-    """The row called `name`. Raises ConfigError naming the nearest one."""
-    if name not in LOSSES:
-        raise ConfigError(f'there is no loss "{name}".{nearest(name, LOSSES)} Known: {", ".join(LOSSES)}')
-    return LOSSES[name]
+    """The loss called `name`: a row, a mixture such as "dpo:0.8,sft:1", or a function "my_losses.py:my_loss".
+
+    Raises ConfigError naming the nearest row, or what does not mix.
+    """
+    parts = [_part(text.strip()) for text in name.split(",") if text.strip()]
+    if len(parts) == 1 and parts[0][1] == 1.0:
+        return parts[0][0]
+    if not parts:
+        raise ConfigError("--loss is empty: name a loss, as listed by `prospect losses`")
+    return mix(name, parts)
 
 
-def defaults(loss: Loss) -> dict[str, Any]:
-    """Every hyper-parameter of a loss with its default: the keyword-only arguments of its terms' functions."""
-    found: dict[str, Any] = {}
-    for term in loss.terms:
-        for name, parameter in inspect.signature(term.load()).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                found[name] = parameter.default
-    return found
-
-
-def arguments(loss: Loss, given: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Defaults, then constants taken from the data, then what the user gave. Raises ConfigError on unknown names and on
-    values that are not positive numbers."""
-    known = defaults(loss)
-    for name, value in given.items():
-        if name not in known:
+def mix(name: str, parts: Sequence[tuple[Loss, float]]) -> Loss:
+    """The weighted sum of losses: their terms, with their coefficients. Raises ConfigError where views do not fit or
+    two parts want different preparations."""
+    rows = [row for row, _ in parts]
+    views = {row.view for row in rows} - {"text"} or {"text"}
+    if len(views) > 1:
+        told = ", ".join(f"{row.name} ({row.view})" for row in rows)
+        raise ConfigError(f"{name} mixes losses that read different kinds of feedback: {told}")
+    chosen: dict[str, Any] = {}
+    for field in ("reference_point", "constants", "row_weights", "prepare", "live"):
+        wanted = {getattr(row, field) for row in rows} - {None}
+        if len(wanted) > 1:
             raise ConfigError(
-                f'the loss "{loss.name}" has no argument "{name}".{nearest(name, known)} '
-                f"It has: {', '.join(known) or 'none'}"
+                f"{name}: the parts disagree on the {field.replace('_', ' ')}: {', '.join(sorted(wanted))}"
             )
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
-            raise ConfigError(f"--loss.{name} must be a positive number, not {value!r}")
-    return {**known, **(data or {}), **{name: float(value) for name, value in given.items()}}
+        chosen[field] = wanted.pop() if wanted else None
+    terms = [replace(term, coefficient=term.coefficient * weight) for row, weight in parts for term in row.terms]
+    return Loss(
+        name=name,
+        view=views.pop(),
+        terms=tuple(terms),
+        title="Mixture of " + ", ".join(row.name for row in rows),
+        family="mixture",
+        couples="step" if any(row.couples == "step" for row in rows) else "none",
+        learning_rate=min(row.learning_rate for row in rows),
+        value_head=any(row.value_head for row in rows),
+        **chosen,
+    )
 
 
-def estimator(name: str) -> Callable[..., Any]:
-    """The reference-point estimator called `name`. Raises ConfigError naming the nearest one."""
-    if name not in REFERENCE_POINTS:
-        raise ConfigError(
-            f'there is no reference point "{name}".{nearest(name, REFERENCE_POINTS)} '
-            f"Known: {', '.join(REFERENCE_POINTS)}"
+def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
+    """`loss` wrapped by modifiers, in their order.
+
+    Raises ConfigError for unknown ones and for two moving references.
+    """
+    from prospect.losses.rows import MODIFIERS
+
+    for name in modifiers:
+        wrap = _named(name, MODIFIERS, "modifier")
+        if wrap.live and loss.live:
+            raise ConfigError(f"--modify {' '.join(modifiers)}: only one of them can move the reference")
+        if not loss.needs_reference and (wrap.changes or wrap.live):
+            raise ConfigError(f"--modify {name} changes log-ratios, but {loss.name} reads none: it has no reference")
+        loss = replace(
+            loss,
+            changes=loss.changes + wrap.changes,
+            weigh=loss.weigh + wrap.weigh,
+            live=wrap.live or loss.live,
         )
-    return load(REFERENCE_POINTS[name])
+    return loss
 
 
-def load(dotted: str) -> Callable[..., Any]:
-    module, _, name = dotted.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+def estimator(name: str) -> ReferencePoint:
+    """The reference point called `name`, or a function "my_points.py:my_point". Raises ConfigError."""
+    from prospect.losses.rows import REFERENCE_POINTS
+
+    if ".py:" not in name:
+        return _named(name, REFERENCE_POINTS, "reference point")
+    function = load(name)
+    row = getattr(function, "row", None) or ReferencePoint(name, name, "partners", "")
+    return replace(row, name=name)
 
 
-assert all(set(term.reads) <= set(get_args(Read)) for row in LOSSES.values() for term in row.terms)
+def _part(text: str) -> tuple[Loss, float]:
+    """A loss and its weight in a mixture: "dpo", "dpo:0.8", "my.py:mine", "my.py:mine:0.5"."""
+    from prospect.losses.rows import LOSSES
+
+    name, _, weight = text.rpartition(":")
+    try:
+        found = float(weight) if name else 1.0
+    except ValueError:
+        name, found = text, 1.0
+    name = name or text
+    if not 0 < found < float("inf"):
+        raise ConfigError(f"--loss {text}: a weight must be a positive number")
+    if ".py:" not in name:
+        return _named(name, LOSSES, "loss"), found
+    function = load(name)
+    row = getattr(function, "row", None)
+    if not isinstance(row, Loss):
+        raise ConfigError(
+            f'{name} is no loss: put @prospect.loss(view="binary", reads=("log_ratio", "desirable")) above it'
+        )
+    return replace(row, name=name), found
+
+
+def _named(name: str, rows: dict[str, Row], what: str) -> Row:
+    if name not in rows:
+        raise ConfigError(f'there is no {what} "{name}".{nearest(name, rows)} Known: {", ".join(rows)}')
+    return rows[name]

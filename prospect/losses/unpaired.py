@@ -1,9 +1,13 @@
-"""Losses on single completions with a thumb. N completions; log-ratios in nats; every result is (N,), unreduced."""
+"""Losses on single completions with a thumb or a score. N completions; log-ratios in nats; every result is (N,),
+unreduced."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
+
+from prospect.losses.values import Value, logistic, lost
 
 
 def kto(
@@ -14,6 +18,7 @@ def kto(
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
+    value: Value = logistic,
 ) -> Tensor:
     """KTO: lambda_y - v(x, y), the human value of each answer lost against the best one.
 
@@ -25,9 +30,125 @@ def kto(
 
     Source: arXiv 2402.01306 (v4) Eq. 8; the gradient is its Eq. 10. 1 - sigmoid(u) is computed as sigmoid(-u), which
     keeps its digits where the loss saturates.
+
+    Gradient: -+ lambda * beta * sigmoid(u) * sigmoid(-u) in r: largest at the reference point (beta / 4), zero far away
+    on both sides. So answers that look hopelessly mislabelled are ignored, and so are those already learnt.
+
+    Use: thumbs, one answer per prompt or many, classes of any size. With few of one thumb, raise that thumb's weight:
+    lambda_D n_D / (lambda_U n_U) in [1, 3/2] (Eq. 9).
+
+    Choice: `value` takes the place of the sigmoid, for ablations: logistic (published), logsigmoid, identity, hinge or
+    power. `beta` then scales what it sees.
     """
     gain = torch.where(desirable, log_ratio - z0, z0 - log_ratio)
+    return class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * lost(value, beta * gain)
+
+
+def kto_surprisal(
+    logp: Tensor,
+    length: Tensor,
+    desirable: Tensor,
+    z0: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.75,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """KTO without a reference model: lambda_y * (1 - sigmoid(+-beta * (a - z0))), a the mean log-prob of a token.
+
+    `logp` (N,) log pi(y|x) in nats, summed; `length` (N,) tokens; `desirable` (N,) bool; `z0` scalar or (N,): the mean
+    of a over mismatched pairs, neither clamped nor differentiated.
+    Source: the memory-saving variant of arXiv 2402.01306, where a uniform reference model makes r a surprisal. The
+    paper writes it in its own notation; the length average and the unclamped z0 are those of the authors' code.
+
+    Gradient: KTO's, divided by the length.
+
+    Use: where a reference pass is too dear. The paper finds it a little behind KTO at a desirable weight of 1.75, the
+    default here, and several points worse at 1.5 or 2.0.
+    """
+    gain = torch.where(desirable, logp / length - z0, z0 - logp / length)
+    return class_weight(desirable, logp, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+
+
+def apo_zero_unpaired(
+    log_ratio: Tensor,
+    desirable: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """APO-zero on single answers: 1 - sigmoid(beta * r) for desirable ones, sigmoid(beta * r) for undesirable ones.
+
+    `log_ratio` (N,) in nats, `desirable` (N,) bool. It is KTO with z0 = 0.
+    Source: arXiv 2408.06266, the unpaired variant.
+
+    Gradient: -+ beta / 4 at the start, zero far away on both sides.
+
+    Use: where KTO's reference point would be 0 anyway: right after supervised fine-tuning on the same data.
+    """
+    gain = torch.where(desirable, log_ratio, -log_ratio)
     return class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+
+
+def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) -> Tensor:
+    """BCO: the cross-entropy of a classifier of thumbs whose logit is beta * r - delta, with delta = beta * z0.
+
+        desirable    -log sigmoid(beta * (r - z0))
+        undesirable  -log sigmoid(-beta * (r - z0))
+
+    `log_ratio` (N,) in nats, `desirable` (N,) bool, `z0` scalar or (N,) in nats, without gradient.
+    Source: arXiv 2404.04656.
+
+    Gradient: -+ beta * sigmoid(-u): beta / 2 at the reference point, and beta, not 0, for an answer far on the wrong
+    side. It never gives a mislabelled answer up, where KTO does.
+
+    Use: clean thumbs with both classes on similar prompts.
+
+    Choice: the paper's delta is, from memory, the mean of the two classes' mean beta * r, kept as a moving average; TRL
+    takes the running mean over both classes together, which differs where one class is larger. The estimator of the
+    reference point decides, in nats; the loss only multiplies it by beta.
+    """
+    gain = torch.where(desirable, log_ratio - z0, z0 - log_ratio)
+    return softplus(-beta * gain)
+
+
+def npo(log_ratio: Tensor, *, beta: float = 0.1) -> Tensor:
+    """NPO: (2 / beta) * log(1 + e^(beta * r)), the part of DPO that speaks of the rejected answer.
+
+    `log_ratio` (N,) in nats of the answers to unlearn.
+    Source: arXiv 2404.05868.
+
+    Gradient: 2 * sigmoid(beta * r): 1 at the start, as in gradient ascent on the likelihood, and 0 once the answer has
+    become unlikely. As beta -> 0 it stays 1 for ever, which is gradient ascent.
+
+    Use: unlearning, on undesirable answers alone, with a second term that retains the rest.
+
+    Choice: log-probs are summed, as in the authors' code, not averaged.
+    """
+    return 2 / beta * softplus(beta * log_ratio)
+
+
+def tgo(
+    log_ratio: Tensor, score: Tensor, *, beta: float = 1.0, threshold: float = 0.0, confidence: float = 5.0
+) -> Tensor:
+    """TGO: the cross-entropy of beta * r against "score >= threshold", with w = 1 + confidence * |score - threshold|.
+
+        at or above  -w * log sigmoid(beta * r)
+        below        -w * log sigmoid(-beta * r)
+
+    `log_ratio` (N,) in nats, `score` (N,) on any scale.
+    Source: arXiv 2605.04653.
+
+    Gradient: -+ w * beta / 2 at the start. The weight grows with the score's distance from the threshold, so put scores
+    on a scale of about 1 or lower `confidence`.
+
+    Use: ratings rather than thumbs, when pairs would throw most of them away. The median score is the usual threshold.
+
+    Choice: formula and defaults are known from a summary of the paper, not from its text.
+    """
+    gain = torch.where(score >= threshold, log_ratio, -log_ratio)
+    return (1 + confidence * (score - threshold).abs()).to(log_ratio.dtype) * softplus(-beta * gain)
 
 
 def class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:

@@ -10,7 +10,7 @@ import random
 
 from prospect.sandbox.question import Question
 
-MIX: dict[str, float] = {"right": 0.45, "wrong": 0.17, "rude": 0.15, "rambling": 0.13, "evasive": 0.10}
+MIX: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling": 0.14, "evasive": 0.11}
 """How often each style is written, whatever the question."""
 
 

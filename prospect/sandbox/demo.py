@@ -25,9 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 import prospect
+from prospect.engine.generate import Generated, generate
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError
-from prospect.evaluate.generate import Generated, generate
 from prospect.evaluate.statistics import wilson
 from prospect.feedback import formats
 from prospect.feedback.check import check
@@ -52,17 +52,18 @@ class Plan:
     """In tokens; the longest schooled answer has about 40."""
     options: tuple[tuple[str, Any], ...] = (
         ("loss", "kto"),
-        ("epochs", 2),
+        ("epochs", 3),
         ("batch_size", 32),
-        ("learning_rate", 2e-4),
-        ("loss_args", {"beta": 0.3}),
+        ("learning_rate", 3e-4),
+        ("loss_args", {"beta": 1.0}),
         ("adam_beta2", 0.98),
         ("decay", "linear"),
         ("clip", 1.0),
         ("eval_fraction", 0.05),
     )
     """What a user would pass to prospect.train. The learning rate is far above the default for billions of parameters:
-    a model of two million needs, and bears, large steps; beta is the paper's for small models."""
+    a model of two million needs, and bears, large steps; beta is the upper end of the paper's range for small models,
+    since answers of a few words have small log-ratios."""
 
 
 def shipped_assistant(out: Path) -> Path:

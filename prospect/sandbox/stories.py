@@ -17,9 +17,15 @@ def a(thing: str) -> str:
     return f"an {thing}" if thing[0] in "aeiou" else f"a {thing}"
 
 
+SAME_KIND = 0.3
+"""How often all the facts of a story are of one kind, so that an answer must tell the people apart."""
+
+
 def fact(rng: random.Random) -> Question:
-    """Facts about one to three people, each of another kind, and a question about one of them."""
+    """Facts about one to three people, of different kinds or all of one, and a question about one of them."""
     who, topics = rng.sample(words.PEOPLE, rng.randint(1, 3)), rng.sample(list(_TOPICS), len(_TOPICS))
+    if rng.random() < SAME_KIND:
+        topics = topics[:1] * len(topics)
     tellings = [_TOPICS[topic](rng, person) for topic, person in zip(topics, who, strict=False)]
     told = rng.choice(tellings)
     text = f"{_story(rng, tellings)} {told.asked}"
@@ -28,10 +34,13 @@ def fact(rng: random.Random) -> Question:
 
 
 def _untold(rng: random.Random) -> Question:
-    """Facts about one or two people, and a question of a kind that nobody has told."""
-    who, topics = rng.sample(words.PEOPLE, rng.randint(1, 2)), rng.sample(list(_TOPICS), len(_TOPICS))
+    """Facts about one or two people, and a question of a kind, or about a person, of whom nobody has told."""
+    (stranger, *who), topics = rng.sample(words.PEOPLE, rng.randint(2, 3)), rng.sample(list(_TOPICS), len(_TOPICS))
     story = _story(rng, [_TOPICS[topic](rng, person) for topic, person in zip(topics, who, strict=False)])
-    missing = _TOPICS[topics[-1]](rng, rng.choice(who))
+    if rng.random() < SAME_KIND:
+        missing = _TOPICS[topics[0]](rng, stranger)
+    else:
+        missing = _TOPICS[topics[-1]](rng, rng.choice(who))
     text = f"{story} {missing.asked}"
     wrong = (*_made_up(rng, missing.reader, missing.value), missing.value)
     return Question("refusal", text, f"untold {text}", missing.reader, (), wrong, missing.forms)

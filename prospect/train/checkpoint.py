@@ -1,8 +1,9 @@
 """Checkpoints: atomic, in safetensors, enough to continue to the same bits.
 
     checkpoints/step-000064/  weights.safetensors    the trainable parameters
-                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the state of the reference
-                              point state.json             step, token budget, seconds, best evaluation
+                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the reference point's state
+                              reference.safetensors  the weights of a reference that moves
+                              state.json             step, token budget, seconds, best evaluation
     checkpoints/best/         weights.safetensors    where --keep-best is on
 
 A folder is written under another name, flushed to disk, and renamed: a checkpoint is whole or absent, whenever the
@@ -36,6 +37,7 @@ def save(
     state: Mapping[str, Any],
     *,
     reference_point: Tensor | None = None,
+    live: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write checkpoints/step-N and prune all but the newest `keep`. Raises RunError where the disk refuses; what was
@@ -44,6 +46,8 @@ def save(
     if reference_point is not None:
         tensors["reference_point"] = reference_point
     files = {"weights": _plain(parameters), "optimizer": {k: v.detach().cpu().contiguous() for k, v in tensors.items()}}
+    if live is not None:
+        files["reference"] = {name: value.cpu().contiguous() for name, value in live.items()}
     target = folder / f"step-{step:06d}"
     _write(target, files, {**state, "step": step})
     for old in _complete(folder)[:-keep]:
@@ -62,6 +66,11 @@ def latest(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def restore_weights(checkpoint: Path, parameters: Parameters) -> None:
     """Copy a checkpoint's weights into the parameters of the same names."""
     weights = load_file(checkpoint / "weights.safetensors")
@@ -72,8 +81,9 @@ def restore_weights(checkpoint: Path, parameters: Parameters) -> None:
 
 def restore(
     checkpoint: Path, parameters: Parameters, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], Tensor | None]:
-    """Load weights and optimizer in place; returns state.json and the reference point's state."""
+) -> tuple[dict[str, Any], Tensor | None, dict[str, Tensor] | None]:
+    """Load weights and optimizer in place; returns state.json, the reference point's state, and the weights of a moving
+    reference."""
     restore_weights(checkpoint, parameters)
     tensors = load_file(checkpoint / "optimizer.safetensors")
     reference_point = tensors.pop("reference_point", None)
@@ -83,7 +93,8 @@ def restore(
         per_parameter.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return state, reference_point
+    moving = checkpoint / "reference.safetensors"
+    return state, reference_point, load_file(moving) if moving.exists() else None
 
 
 def _plain(parameters: Parameters) -> dict[str, Tensor]:
@@ -91,7 +102,8 @@ def _plain(parameters: Parameters) -> dict[str, Tensor]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".part")
+    whole = (path for path in folder.glob("step-*") if path.suffix != ".part")
+    return sorted(whole, key=step_of)
 
 
 def _write(target: Path, files: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from prospect.errors import ConfigError, nearest
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +27,18 @@ class TrainConfig:
     """Go on with the run in `out`, to the same bits as if it had never stopped."""
 
     loss: str = "kto"
-    """A name in the loss table: kto, dpo or sft."""
-    loss_args: dict[str, float] = field(default_factory=dict)
+    """A name listed by `prospect losses`, a mixture such as dpo:0.8,sft:1, or your own my_losses.py:my_loss."""
+    loss_args: dict[str, float | str] = field(default_factory=dict)
     """The loss's own arguments; on the command line --loss.NAME VALUE, such as --loss.beta 0.05."""
+    modify: tuple[str, ...] = ()
+    """What wraps the loss: wpo, tr, humanline, gate."""
     reference: str | None = None
     """Another reference model than the start model."""
-    reference_point: Literal["mismatched", "unclamped", "zero"] | None = None
-    """The estimator of z0. Default: the loss's own."""
+    reference_point: str | None = None
+    """The estimator of z0, as listed by `prospect losses`, or your own my_points.py:my_point. Default: the
+    loss's own."""
+    z0_gradient: bool = False
+    """Let the gradient flow through z0 as well. The paper does not, and its theorem 4.3 fails if one does."""
     weights: Literal["auto", "none"] = "auto"
     """auto balances the two classes by the loss's class weights, the majority side staying at 1; none leaves them at
     1."""
@@ -80,7 +88,7 @@ class TrainConfig:
     """Who is whose mismatched partner. Kept apart from seed, so that the reference table serves every seed."""
 
     learning_rate: float | None = None
-    """Default: the loss's own (kto 5e-6, dpo 5e-7, sft 1e-5); ten times that for LoRA."""
+    """Default: the loss's own (kto 5e-6, dpo 5e-7, sft 1e-5, ...); ten times that for LoRA."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """rmsprop is what the paper's experiments used."""
     adam_beta1: float = 0.9
@@ -88,7 +96,7 @@ class TrainConfig:
     adam_beta2: float = 0.999
     """AdamW's decay of the squared gradient."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none. Decoupled in adamw, part of the gradient in rmsprop."""
     warmup: float = 0.1
     """Steps of linear warm-up: a fraction of all steps below 1, else a number of steps."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -132,6 +140,11 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("clip", "keep", "sample_tokens"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in self.track:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f'there is no tracker "{name}".{nearest(name, TRACKERS)} Known: {", ".join(TRACKERS)}'
+                )
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:
@@ -142,20 +155,34 @@ def _require(holds: bool, name: str, expected: str, value: object) -> None:
 def from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainConfig:
     """A config from plain data. Raises ConfigError on unknown keys, naming the nearest, and on wrong values."""
     known = {f.name: f for f in fields(TrainConfig)}
-    for key, value in values.items():
+    values = dict(values)
+    for key in values:
         if key not in known:
             raise ConfigError(f'{where} has the unknown key "{key}".{nearest(key, known)}')
-        _check_type(key, value, str(known[key].type), where)
-    values = {k: tuple(v) if known[k].name == "track" else v for k, v in values.items()}
+        values[key] = _as_declared(values[key], str(known[key].type))
+        _check_type(key, values[key], str(known[key].type), where)
+    values = {k: tuple(v) if known[k].type == "tuple[str, ...]" else v for k, v in values.items()}
     return TrainConfig(**values)
+
+
+def _as_declared(value: Any, declared: str) -> Any:
+    """What YAML makes of a value, turned into what was meant: to YAML 1.1, 5e-6 is text and a threshold of 0.5 none."""
+    if isinstance(value, dict):
+        return {name: _as_declared(item, "float") for name, item in value.items()}
+    if isinstance(value, str) and declared.startswith("float"):
+        with suppress(ValueError):
+            return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and declared == "str | None":
+        return str(value)
+    return value
 
 
 def _check_type(key: str, value: object, declared: str, where: str) -> None:
     """Plain data has no flag parser in front of it: check the few types that fields have."""
-    kinds: list[type] = [
-        kind for name, kind in (("str", str), ("int", int), ("float", float), ("dict", dict)) if name in declared
-    ]
-    if "Literal" in declared:
+    kinds: list[type] = [kind for name, kind in (("str", str), ("int", int), ("float", float)) if name in declared]
+    if declared.startswith("dict"):
+        good, expected = isinstance(value, dict), "names with their values, such as {beta: 0.05}"
+    elif "Literal" in declared:
         choices = [part.strip(" \"'") for part in declared[declared.index("[") + 1 : declared.index("]")].split(",")]
         good = value in choices
         expected = "one of " + ", ".join(choices)

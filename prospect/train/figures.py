@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prospect.train.batch import Computed, log_ratios
+from prospect.train.inputs import Batch
 
 SATURATED = 4.0
 """|implied reward - reference point| beyond which the gradient of a logistic loss is below 7 % of its largest."""
@@ -24,18 +24,18 @@ SUMS = (
 """What is summed, as one float64 vector, so that the ranks' shares add up in one message."""
 
 
-def sums(found: Computed, desirable: Tensor, objective: Tensor, *, beta: float, z0: Tensor | None) -> Tensor:
+def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool) -> Tensor:
     """SUMS of one micro-batch (8,) float64. Of pairs, chosen answers count as desirable and rejected as undesirable."""
     values = dict.fromkeys(SUMS, 0.0) | {"objective": float(objective)}
-    if found.log_ratio is not None and found.micro.rows:
-        if len(found.micro.where[0]) == 2:
-            good, bad = beta * log_ratios(found, 0), beta * log_ratios(found, 1)
+    if batch.sides[0].token_reference is not None:
+        rewards = [beta * side.read("log_ratio") for side in batch.sides]
+        if pairs:
+            good, bad = rewards
             gap = good - bad
         else:
-            reward = beta * log_ratios(found, 0)
-            good, bad = reward[desirable], reward[~desirable]
-            beaten = reward - beta * (0.0 if z0 is None else z0.to(reward.dtype))
-            gap = torch.where(desirable, beaten, -beaten)
+            good, bad = rewards[0][batch.desirable], rewards[0][~batch.desirable]
+            beaten = rewards[0] - beta * (0.0 if batch.z0 is None else batch.z0)
+            gap = torch.where(batch.desirable, beaten, -beaten)
         values |= {"desirable": len(good), "undesirable": len(bad), "judged": len(gap)}
         values |= {"reward_desirable": float(good.sum()), "reward_undesirable": float(bad.sum())}
         values |= {"correct": float((gap > 0).sum()), "saturated": float((gap.abs() > SATURATED).sum())}

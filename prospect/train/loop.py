@@ -12,61 +12,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from prospect.corpus import Corpus
-from prospect.engine.models import Policy
-from prospect.engine.reference import ReferenceTable
+from prospect.engine.live import LiveReference
 from prospect.errors import Interrupted, ModelError, NonFiniteError
-from prospect.losses.reference_point import Statistics
-from prospect.losses.table import PARTNER_FREE, Loss, estimator
-from prospect.schedule import Schedule, Step
+from prospect.losses.motion import Motion
+from prospect.schedule import Step
 from prospect.train import checkpoint, figures, ranks
-from prospect.train.batch import Computed, compute, log_ratios, matched, mismatched, read, token_positions
-from prospect.train.config import TrainConfig
+from prospect.train.batch import matched
+from prospect.train.gradient import gradient
+from prospect.train.job import Job
 from prospect.train.optimizer import learning_rate, make_optimizer
-from prospect.train.runlog import RunLog
-
-NO_GRAD_FACTOR = 4
-"""A pass without gradients holds no activations, so its micro-batches may be this much larger."""
-
-
-@dataclass
-class Job:
-    """Everything that the loop reads. `table` is None where the loss needs no reference; `measure` returns the
-    held-out figures, `sample` keeps a few answers for the report, both given the step."""
-
-    policy: Policy
-    corpus: Corpus
-    schedule: Schedule
-    loss: Loss
-    arguments: dict[str, Any]
-    reference_point: str | None
-    table: ReferenceTable | None
-    config: TrainConfig
-    log: RunLog
-    checkpoints: Path
-    context: int
-    token_budget: int
-    learning_rate: float
-    measure: Callable[[int], dict[str, float]] | None = None
-    sample: Callable[[int], None] | None = None
-
-    @property
-    def beta(self) -> float:
-        """What turns a log-ratio into an implied reward."""
-        return float(self.arguments.get("beta", 1.0))
-
-    @property
-    def partner_pass(self) -> bool:
-        """Whether z0 needs the partner rows' log-ratios."""
-        return self.reference_point is not None and self.reference_point not in PARTNER_FREE
+from prospect.train.z0 import reference_point
 
 
 def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
@@ -81,28 +40,37 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     z0_state, steps = None, job.schedule.steps
     last = checkpoint.latest(job.checkpoints) if job.config.resume else None
     if last is not None:
-        state, z0_state = checkpoint.restore(last, parameters, optimizer)
+        state, z0_state, earlier = checkpoint.restore(last, parameters, optimizer)
         job.token_budget = state["token_budget"]
+        if job.live is not None and earlier is not None:
+            job.live.restore(earlier)
     job.log.rewind(state["step"])
     started = time.perf_counter() - state["seconds"]
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:
             began = time.perf_counter()
-            z0, z0_state, found = reference_point(job, step, z0_state)
-            totals = gradient(job, step, z0)
+            point = reference_point(job, step, z0_state)
+            totals = gradient(job, step, point)
             norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip))
             _require_finite(job, step, totals[0], norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
+            _move_reference(job.live, job.motion, step.index, behind=True)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            _move_reference(job.live, job.motion, step.index, behind=False)
+            z0_state = point.state
 
             tokens = _tokens(job, step)
-            found |= figures.means(totals) | {
-                "grad_norm": norm,
-                "lr": optimizer.param_groups[0]["lr"],
-                "tokens": tokens,
-            }
+            found = (
+                point.figures
+                | figures.means(totals)
+                | {
+                    "grad_norm": norm,
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "tokens": tokens,
+                }
+            )
             found |= {
                 "tokens_per_second": tokens / (time.perf_counter() - began),
                 "seconds": time.perf_counter() - started,
@@ -124,6 +92,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                         optimizer,
                         state,
                         reference_point=z0_state,
+                        live=job.live.weights if job.live is not None and job.motion is not None else None,
                         keep=job.config.keep,
                     )
             if halted and not ended:
@@ -140,16 +109,15 @@ def preflight(job: Job) -> None:
         raise ModelError(
             "nothing in this model is trainable: every parameter is frozen. Train the full model or add --lora r=16"
         )
-    if job.table is None or job.config.reference is not None:
+    if job.reference is None or job.config.reference is not None:
         return
     worst, total, tokens = 0.0, 0.0, 0
     with torch.no_grad():
         for part in matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]:
-            found = compute(job.policy, part, job.table)
-            assert found.log_ratio is not None
-            lengths = found.output.offsets.diff().to(found.log_ratio.device)
-            worst = max(worst, float((found.log_ratio.abs() / lengths).max()))
-            total, tokens = total + float(found.log_ratio.abs().sum()), tokens + int(lengths.sum())
+            found = job.compute(part)
+            r, lengths = found.read("log_ratio"), found.read("length")
+            worst = max(worst, float((r.abs() / lengths).max()))
+            total, tokens = total + float(r.abs().sum()), tokens + int(lengths.sum())
     mean = total / tokens
     job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
     if (mean > 5e-3) if job.policy.precision == "bf16" else (worst > 1e-4):
@@ -160,98 +128,10 @@ def preflight(job: Job) -> None:
         )
 
 
-def reference_point(job: Job, step: Step, state: Tensor | None) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
-    """z0 of a step, without gradient: sums of the partner rows' r over all micro-batches and ranks, then the estimator.
-
-    Returns z0, the estimator's new state, and what to log.
-    """
-    if job.reference_point is None:
-        return None, state, {}
-
-    def partners() -> Tensor:
-        """(sum of r, sum of r * r, count) on this rank."""
-        total = torch.zeros(3, dtype=torch.float64, device=job.policy.device)
-        budget = NO_GRAD_FACTOR * job.token_budget
-        micros = mismatched(job.corpus, job.schedule.partners, step.rows, ranks.world(), budget, job.context)
-        for micro in micros[ranks.rank()]:
-            if micro.rows:
-                r = log_ratios(compute(job.policy, micro, job.table), 0).double()
-                total += torch.stack([r.sum(), (r * r).sum(), torch.ones_like(r).sum()])
-        return total
-
-    with torch.no_grad():
-        total = _fitting(job, partners) if job.partner_pass else torch.zeros(3, dtype=torch.float64)
-        step_sums = Statistics(*ranks.total(total).cpu())
-        z0, state = estimator(job.reference_point)(step_sums, state)
-    found = {"z0": float(z0.mean())}
-    if job.partner_pass:
-        error = float(step_sums.standard_error)
-        found |= {"z0_raw": float(step_sums.mean), "z0_se": error, "z0_n": int(step_sums.count)}
-    return z0.to(job.policy.device), state, found
-
-
-def gradient(job: Job, step: Step, z0: Tensor | None) -> list[float]:
-    """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS."""
-    counts = _counts(job, step)
-
-    def mine() -> Tensor:
-        total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
-        for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
-            found = compute(job.policy, micro, job.table)
-            desirable = torch.tensor([bool(job.corpus.rows[i].desirable) for i in micro.rows], device=total.device)
-            objective = objective_of(job, found, desirable, counts, z0)
-            objective.backward()
-            with torch.no_grad():
-                total += figures.sums(found, desirable, objective.detach(), beta=job.beta, z0=z0)
-        return total
-
-    total = _fitting(job, mine)
-    ranks.sum_gradients(p for _, p in job.policy.trainable())
-    return [float(value) for value in ranks.total(total)]
-
-
-def _fitting(job: Job, work: Callable[[], Tensor]) -> Tensor:
-    """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it again."""
-    while True:
-        result = None
-        with suppress(torch.cuda.OutOfMemoryError):
-            result = work()
-        if not ranks.any_rank(result is None, job.policy.device):
-            assert result is not None
-            return result
-        for _, p in job.policy.trainable():
-            p.grad = None
-        if job.token_budget < 64:
-            raise ModelError("out of memory even with one row at a time: use --lora, --max-length or a smaller model")
-        job.token_budget //= 2
-        job.log.say(f"out of memory: micro-batches of {job.token_budget} tokens from here on", warning=True)
-
-
-def objective_of(job: Job, found: Computed, desirable: Tensor, counts: dict[str, int], z0: Tensor | None) -> Tensor:
-    """A micro-batch's share of the objective: sum over terms of coefficient * sum(weight * loss) / global count."""
-    logp = found.output.token_logp
-    if not found.micro.rows:
-        return logp.sum() * 0.0
-    rows = [job.corpus.rows[i] for i in found.micro.rows]
-    weight = torch.tensor([row.weight for row in rows], dtype=logp.dtype, device=logp.device)
-    objective = torch.zeros((), dtype=logp.dtype, device=logp.device)
-    for term in job.loss.terms:
-        function = term.load()
-        mine = {name: job.arguments[name] for name in function.__kwdefaults__ or {}}
-        loss = function(*read(term, found, desirable, None if z0 is None else z0.to(logp.dtype)), **mine)
-        if term.unit == "tokens":
-            _, offsets = token_positions(found, 0)
-            loss_weight = weight.repeat_interleave(offsets.diff().to(weight.device))
-        else:
-            loss_weight = weight
-        objective = objective + term.coefficient * (loss_weight * loss).sum() / counts[term.unit]
-    return objective
-
-
-def _counts(job: Job, step: Step) -> dict[str, int]:
-    """How many examples, pairs and tokens the whole step has, on all ranks. Weights do not count."""
-    rows = [job.corpus.rows[i] for i in step.rows]
-    return {"examples": len(rows), "pairs": len(rows), "tokens": sum(len(job.corpus.completion(row)) for row in rows)}
+def _move_reference(live: LiveReference | None, motion: Motion | None, step: int, *, behind: bool) -> None:
+    """Before and after the optimizer's step, a moving reference follows the policy where it is due."""
+    if live is not None and motion is not None and motion.behind == behind and step % motion.every == 0:
+        live.follow(motion.mix)
 
 
 def _tokens(job: Job, step: Step) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Shared = TypeVar("Shared")
 
 
 def start(device: str) -> str:
@@ -54,12 +57,26 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(total(torch.tensor(float(flag), device=device))) if world() > 1 else flag
 
 
+def gather(value: Shared) -> list[Shared]:
+    """Every rank's `value`, in the order of the ranks, on every rank. For small things: it travels pickled."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Sum every gradient over the ranks, once, after the last micro-batch: one flat message per dtype."""
     if world() == 1:
         return
+    every = list(parameters)
+    # What no rank has used gets no gradient anywhere, as with one process: the optimizer leaves it alone.
+    used = total(torch.tensor([float(p.grad is not None) for p in every], device=every[0].device))
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for p in parameters:
+    for p, somewhere in zip(every, used.tolist(), strict=True):
+        if not somewhere:
+            continue
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         by_dtype.setdefault(p.grad.dtype, []).append(p.grad)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prospect.errors import MissingExtra
+from prospect.errors import ConfigError, MissingExtra, ProspectError
 
 Metrics = dict[str, Any]
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+Send = Callable[[str, Metrics, int], None]
 
 
 def read_metrics(path: Path) -> list[Metrics]:
@@ -38,36 +37,47 @@ class RunLog:
     def __init__(
         self, folder: Path, *, rank: int = 0, track: tuple[str, ...] = (), config: Metrics | None = None
     ) -> None:
+        self.folder, self.config = folder, config or {}
         self.path = folder / "metrics.jsonl"
         self.console = Console(stderr=True, quiet=rank != 0)
         self.metrics: list[Metrics] = read_metrics(self.path)
         self._main = rank == 0
-        self._trackers = [tracker(name, folder, config or {}) for name in track] if self._main else []
+        self._trackers: dict[str, Send] = {}
+        self._step = 0
+        self.track(track)
+
+    def track(self, names: tuple[str, ...]) -> None:
+        """Log to these trackers as well from now on. Raises MissingExtra, ConfigError."""
+        if self._main:
+            self._trackers |= {name: _started(name, self.folder, self.config) for name in names}
 
     def rewind(self, step: int) -> None:
         """Forget what a lost part of the run had logged after `step`."""
-        self.metrics = [m for m in self.metrics if m.get("step", 0) <= step]
+        self.metrics, self._step = [m for m in self.metrics if m.get("step", 0) <= step], step
         if self._main:
             text = "".join(json.dumps(m) + "\n" for m in self.metrics)
-            self.path.write_text(text, encoding="utf-8")
+            part = self.path.with_suffix(".part")  # whole or not at all: a kill must not take the past along
+            part.write_text(text, encoding="utf-8")
+            part.replace(self.path)
 
     def log(self, event: str, **values: Any) -> None:
         """One line of metrics.jsonl; numbers that are not finite are written as null."""
+        self._step = max(self._step, int(values.get("step", 0)))
         line = {"event": event} | {k: None if _nonfinite(v) else v for k, v in values.items()}
         self.metrics.append(line)
         if self._main:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
-        for send in self._trackers:
-            send(event, numbers, int(values.get("step", 0)))
+        if numbers:
+            self._send(event, numbers, int(values.get("step", 0)))
 
     def say(self, message: str, *, warning: bool = False) -> None:
         """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
         text = escape(message)
         self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
         if warning:
-            self.log("warning", message=message)
+            self.log("warning", step=self._step, message=message)
 
     @contextmanager
     def bar(self, title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
@@ -79,20 +89,34 @@ class RunLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Progress(
-            *columns, console=self.console, transient=not sys.stderr.isatty(), refresh_per_second=4
-        ) as progress:
+        # Where nobody watches, a bar would leave nothing but an empty line.
+        hidden = not self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=hidden, refresh_per_second=4) as progress:
             task = progress.add_task(title, total=total, completed=start, figures="")
 
+            said = start
+
             def update(done: int, figures: str = "") -> None:
+                nonlocal said
                 progress.update(task, completed=done, figures=figures)
+                if hidden and total and (done - said) * 10 >= total:  # a log file gets about ten lines
+                    said = done
+                    self.console.print(f"{title} {done}/{total}  {figures}", highlight=False, soft_wrap=True)
 
             yield update
 
     def close(self) -> None:
         """Tell the trackers that the run has ended."""
-        for send in self._trackers:
-            send("end", {}, 0)
+        self._send("end", {}, 0)
+
+    def _send(self, event: str, numbers: Metrics, step: int) -> None:
+        """To every tracker. One that fails, its server gone say, is left out from then on: the run is worth more."""
+        for name, send in list(self._trackers.items()):
+            try:
+                send(event, numbers, step)
+            except Exception as error:
+                del self._trackers[name]
+                self.say(f"--track {name} stopped working and is left out from here on: {error}", warning=True)
 
 
 def _nonfinite(value: object) -> bool:
@@ -106,7 +130,17 @@ def _library(module: str, extra: str) -> Any:
         raise MissingExtra(module.split(".")[0], extra, f"--track {extra}") from None
 
 
-def tracker(name: str, folder: Path, config: Metrics) -> Callable[[str, Metrics, int], None]:
+def _started(name: str, folder: Path, config: Metrics) -> Send:
+    """A tracker that is ready. Raises MissingExtra, or ConfigError with its library's own words."""
+    try:
+        return tracker(name, folder, config)
+    except ProspectError:
+        raise
+    except Exception as error:  # no login, no network, no room: each library has its own kinds
+        raise ConfigError(f"--track {name} cannot start: {error}") from error
+
+
+def tracker(name: str, folder: Path, config: Metrics) -> Send:
     """A function (event, numbers, step) that sends to one experiment tracker; the event "end" closes it."""
     if name == "tensorboard":
         writer = _library("torch.utils.tensorboard", name).SummaryWriter(str(folder / "tensorboard"))

@@ -90,7 +90,7 @@ def test_pairs_explicit_ones_first() -> None:
 
 
 def test_pairs_of_different_scores() -> None:
-    assert pairs(SCORES) == [Example(1, 0), Example(1, 2)]
+    assert pairs(SCORES) == [Example(1, 0, score=0.7), Example(1, 2, score=0.7)]
 
 
 def test_pairs_of_desirable_with_undesirable() -> None:
@@ -150,3 +150,10 @@ def test_inventory() -> None:
     assert inventory([THUMBS, SCORES, PAIRS]) == (
         "10 completions to 3 prompts: 2 desirable, 1 undesirable, 3 scored, 3 pairs"
     )
+
+
+def test_text_leaves_out_low_scores_where_there_is_a_threshold() -> None:
+    low, high, unscored = Completion("r/0", "1", score=0.2), Completion("r/1", "2", score=0.8), Completion("r/2", "3")
+    held = Record("r", "a", (low, high, unscored))
+    assert [[e.chosen for e in rows] for rows in examples([held], "text", "0.5")] == [[1, 2]]
+    assert [[e.chosen for e in rows] for rows in examples([held], "text")] == [[0, 1, 2]]

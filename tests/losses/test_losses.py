@@ -10,10 +10,23 @@ import torch
 
 from prospect.errors import ConfigError
 from prospect.losses import table
+from prospect.losses.constants import balanced_weights, median_score
+from prospect.losses.functions import arguments, defaults, load
 from prospect.losses.likelihood import sft
 from prospect.losses.paired import dpo
-from prospect.losses.reference_point import Statistics, mismatched, unclamped, zero
+from prospect.losses.reference_point import (
+    Statistics,
+    batch_mean,
+    class_means,
+    mismatched,
+    prompt_mean,
+    running_mean,
+    unclamped,
+    zero,
+)
+from prospect.losses.rows import LOSSES
 from prospect.losses.unpaired import kto
+from prospect.schedule import Row
 
 R = torch.tensor([3.0, -1.5], dtype=torch.float64)
 UP_DOWN = torch.tensor([True, False])
@@ -121,9 +134,10 @@ def test_sft_is_the_negative_log_likelihood() -> None:
     assert sft(torch.tensor([-0.5, -2.0])).tolist() == [0.5, 2.0]
 
 
-def statistics(values: list[float]) -> Statistics:
+def statistics(values: list[float], good: list[bool] | None = None, prompts: list[int] | None = None) -> Statistics:
     r = torch.tensor(values, dtype=torch.float64)
-    return Statistics(r.sum(), (r * r).sum(), torch.tensor(float(len(values)), dtype=torch.float64))
+    up = torch.tensor(good or [True] * len(values), dtype=torch.bool)
+    return Statistics(r, up, torch.tensor(prompts or list(range(len(values))), dtype=torch.int64))
 
 
 def test_reference_points() -> None:
@@ -133,6 +147,31 @@ def test_reference_points() -> None:
     assert [zero(s, None)[0].item() for s in (below, above)] == [0.0, 0.0]
 
 
+def test_stateful_reference_points() -> None:
+    """Means over the whole run so far; the paper's BCO weighs the classes equally, TRL's the answers."""
+    first, second = statistics([1.0, 3.0, 5.0], [True, False, False]), statistics([8.0], [True])
+    z0, state = running_mean(first, None)
+    assert z0.item() == 3.0
+    assert running_mean(second, state)[0].item() == pytest.approx(17 / 4)
+    z0, state = class_means(first, None)
+    assert z0.item() == (1.0 + 4.0) / 2
+    assert class_means(second, state)[0].item() == (4.5 + 4.0) / 2
+    assert class_means(statistics([2.0, 4.0], [True, True]), None)[0].item() == 3.0
+
+
+def test_reference_points_per_prompt() -> None:
+    z0, _ = prompt_mean(statistics([1.0, 3.0, 7.0], prompts=[5, 5, 2]), None)
+    assert z0.tolist() == [2.0, 2.0, 7.0]
+
+
+def test_gradients_flow_through_reference_points() -> None:
+    step = statistics([1.0, -4.0, 9.0])
+    step.values.requires_grad_()
+    for estimator in (mismatched, unclamped, batch_mean, running_mean):
+        (got,) = torch.autograd.grad(estimator(step, None)[0], step.values)
+        assert got.tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_standard_error_of_the_reference_point() -> None:
     assert statistics([1.0, 2.0, 3.0, 6.0]).standard_error.item() == pytest.approx((14 / 3) ** 0.5 / 2)
     assert math.isnan(statistics([1.0]).standard_error.item())
@@ -140,39 +179,48 @@ def test_standard_error_of_the_reference_point() -> None:
 
 
 def test_table_rows_load_and_agree_with_their_functions() -> None:
-    for name, row in table.LOSSES.items():
+    for name, row in LOSSES.items():
         assert name == row.name
         for term in row.terms:
-            assert callable(term.load())
-    assert table.defaults(table.find("kto")) == {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+            assert callable(load(term.function))
+    expected = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "value": "logistic"}
+    assert defaults(table.find("kto")) == expected
     assert not table.find("sft").needs_reference and table.find("dpo").needs_reference
+
+
+def rows(desirable: list[bool], weights: list[float]) -> list[Row]:
+    return [Row("r", 0, (0,), d, w, w) for d, w in zip(desirable, weights, strict=True)]
+
+
+def test_the_median_score_is_a_constant_of_the_data() -> None:
+    assert median_score(rows([True] * 3, [1.0, 5.0, 2.0])) == {"threshold": 2.0}
 
 
 def test_auto_weights_equalise_the_classes() -> None:
     """Eq. 9 at its lower end: lambda_D * sum(w_D) = lambda_U * sum(w_U), the majority at 1, weights counted."""
-    assert table.balanced_weights([True, False, False, False], [1, 1, 1, 1]) == {
+    assert balanced_weights(rows([True, False, False, False], [1, 1, 1, 1])) == {
         "desirable_weight": 3,
         "undesirable_weight": 1,
     }
-    assert table.balanced_weights([True, True, False], [1, 1, 0.5]) == {"desirable_weight": 1, "undesirable_weight": 4}
-    assert table.balanced_weights([True], [1]) == {"desirable_weight": 1, "undesirable_weight": 1}
+    assert balanced_weights(rows([True, True, False], [1, 1, 0.5])) == {"desirable_weight": 1, "undesirable_weight": 4}
+    assert balanced_weights(rows([True], [1])) == {"desirable_weight": 1, "undesirable_weight": 1}
 
 
 def test_arguments_prefer_the_user_then_the_data_then_the_defaults() -> None:
-    found = table.arguments(table.find("kto"), {"beta": 0.3}, {"desirable_weight": 2.0, "beta": 9.0})
-    assert found == {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 1.0}
+    found = arguments(table.find("kto"), {"beta": 0.3}, {"desirable_weight": 2.0, "beta": 9.0})
+    assert found == {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 1.0, "value": "logistic"}
 
 
 @pytest.mark.parametrize("bad", [{"beta": -0.1}, {"beta": 0.0}, {"beta": "much"}, {"beta": math.nan}, {"beta": True}])
 def test_wrong_loss_arguments(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="--loss.beta must be a positive number"):
-        table.arguments(table.find("kto"), bad)
+        arguments(table.find("kto"), bad)
 
 
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ConfigError, match='no loss "kot".*"kto"'):
         table.find("kot")
     with pytest.raises(ConfigError, match='no argument "betta".*"beta"'):
-        table.arguments(table.find("kto"), {"betta": 1.0})
+        arguments(table.find("kto"), {"betta": 1.0})
     with pytest.raises(ConfigError, match='no reference point "mismatch".*"mismatched"'):
         table.estimator("mismatch")

@@ -113,7 +113,7 @@ def test_the_same_z0(trl: dict[str, Any]) -> None:
     from prospect.losses.reference_point import Statistics, mismatched
 
     partner = torch.tensor(trl["kto"]["partner_log_ratio"], dtype=torch.float64)
-    step = Statistics(partner.sum(), (partner**2).sum(), torch.tensor(float(len(partner)), dtype=torch.float64))
+    step = Statistics(partner, torch.ones(len(partner), dtype=torch.bool), torch.arange(len(partner)))
     assert mismatched(step, None)[0].item() == pytest.approx(trl["kto"]["z0"], rel=1e-5)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prospect.engine.generate import generate
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError
-from prospect.evaluate.generate import generate
 from prospect.feedback.records import Completion, Record
 from prospect.sandbox import answers, build, users, world
 from prospect.sandbox.build import School

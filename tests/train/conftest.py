@@ -18,8 +18,8 @@ from prospect.engine.reference import ReferenceTable
 from prospect.feedback.formats import load
 from prospect.losses import table
 from prospect.run import reference_table
-from prospect.train import loop
 from prospect.train.config import from_dict
+from prospect.train.job import Job
 from prospect.train.runlog import RunLog
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -88,27 +88,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-MakeJob = Callable[..., loop.Job]
+MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
 def make_job(model: Path, tmp_path: Path) -> MakeJob:
     """A job in float64 with its reference table filled: make_job(rows, loss=..., token_budget=...)."""
 
-    def make(rows: list[dict[str, Any]], folder: str = "run", **options: Any) -> loop.Job:
+    def make(rows: list[dict[str, Any]], folder: str = "run", **options: Any) -> Job:
         out = tmp_path / folder
         out.mkdir(exist_ok=True)
         given = {"model": str(model), "data": "(test)", "out": str(out), "precision": "fp64", "batch_size": 8}
         config = from_dict(given | {"learning_rate": 1e-2} | options)
-        loss = table.find(config.loss)
+        loss = table.modified(table.find(config.loss), config.modify)
         policy = prepare.load_policy(config, config.model, frozen=False)
         training, _ = prepare.rows(config, loss, load(rows), None, policy)
         job = prepare.prepare(config, loss, policy, training, RunLog(out))
-        job.table = filled(job) if loss.needs_reference else None
+        job.reference = filled(job) if loss.needs_reference else None
         return job
 
     return make
 
 
-def filled(job: loop.Job) -> ReferenceTable:
+def filled(job: Job) -> ReferenceTable:
     return reference_table(job, None, (), lambda: False)

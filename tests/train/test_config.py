@@ -17,6 +17,13 @@ def test_round_trip() -> None:
     assert from_dict(to_dict(config)) == config
 
 
+def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 5e-6\nthreshold: 0.5\nloss_args: {beta: 1e-1}\n")
+    config = from_dict(load_yaml(path))
+    assert (config.learning_rate, config.threshold, config.loss_args) == (5e-6, "0.5", {"beta": 0.1})
+
+
 def test_few_fields() -> None:
     assert len(fields(TrainConfig)) < 60
 
@@ -33,6 +40,8 @@ def test_few_fields() -> None:
         ({"eval_fraction": 1.0}, "--eval-fraction must be from 0"),
         ({"learning_rate": -1.0}, "--learning-rate must be between"),
         ({"clip": 0.0}, "--clip must be above 0"),
+        ({"loss_args": 0.5}, "loss_args must be names with their values"),
+        ({"learning_rate": "fast"}, "learning_rate must be float, not 'fast'"),
     ],
 )
 def test_wrong_values(values: dict[str, object], message: str) -> None:

@@ -12,22 +12,27 @@ import torch
 from torch import Tensor
 
 from prospect.errors import ModelError, NonFiniteError
+from prospect.train import job as job_module
 from prospect.train import loop, ranks
+from prospect.train.batch import matched, mismatched
+from prospect.train.gradient import gradient
+from prospect.train.job import Job
+from prospect.train.z0 import reference_point
 from tests.train.conftest import MakeJob, pairs, thumbs
 
 Gradients = dict[str, Tensor]
 
 
-def gradients(job: loop.Job, step: int = 0) -> tuple[Gradients, Tensor | None, list[float]]:
+def gradients(job: Job, step: int = 0) -> tuple[Gradients, Tensor | None, list[float]]:
     """The loop's gradient of one step at the current weights."""
     for _, p in job.policy.trainable():
         p.grad = None
-    z0, _, _ = loop.reference_point(job, job.schedule.steps[step], None)
-    totals = loop.gradient(job, job.schedule.steps[step], z0)
-    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, z0, totals
+    point = reference_point(job, job.schedule.steps[step], None)
+    totals = gradient(job, job.schedule.steps[step], point)
+    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
 
 
-def logp(job: loop.Job, prompt: Any, completion: Any) -> Tensor:
+def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
     """log pi of each completion token by the model's own forward on one sequence, (c,)."""
     ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
     with job.policy.autocast():
@@ -36,13 +41,13 @@ def logp(job: loop.Job, prompt: Any, completion: Any) -> Tensor:
     return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
 
 
-def expected_gradient(job: loop.Job, objective: Tensor) -> Gradients:
+def expected_gradient(job: Job, objective: Tensor) -> Gradients:
     named = job.policy.trainable()
     found = torch.autograd.grad(objective, [p for _, p in named])
     return {name: g for (name, _), g in zip(named, found, strict=True)}
 
 
-def move(job: loop.Job, scale: float = 0.05) -> None:
+def move(job: Job, scale: float = 0.05) -> None:
     """Away from the reference, so that log-ratios and z0 are not 0."""
     torch.manual_seed(3)
     with torch.no_grad():
@@ -123,10 +128,8 @@ def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
 def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str, rows: list[dict[str, Any]]) -> None:
     """One micro-batch and eight give the same gradient to 1e-12 in float64, weights after five steps to 1e-10."""
     whole, parts = make_job(rows, loss=loss, epochs=5), make_job(rows, "other", loss=loss, epochs=5, token_budget=24)
-    cut = loop.matched(parts.corpus, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
-    assert (
-        len(cut) >= 4 and len(loop.matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
-    )
+    cut = matched(parts.corpus, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
+    assert len(cut) >= 4 and len(matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
     for job in (whole, parts):
         move(job)
     close(gradients(whole)[0], gradients(parts)[0], 1e-12)
@@ -169,7 +172,7 @@ def test_training_separates_the_thumbs(make_job: MakeJob) -> None:
 def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
     for step in job.schedule.steps:
-        micros = loop.mismatched(job.corpus, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
+        micros = mismatched(job.corpus, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
         asked = sorted(q[1].tobytes() for micro in micros for q in micro.queries)
         assert asked == sorted(job.corpus.completion(job.corpus.rows[i]).tobytes() for i in step.rows)
 
@@ -177,7 +180,7 @@ def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
 def test_partners_are_cut_to_the_context(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
     rows = range(len(job.corpus.rows))
-    micros = loop.mismatched(job.corpus, job.schedule.partners, rows, 1, 10_000, 8)[0]
+    micros = mismatched(job.corpus, job.schedule.partners, rows, 1, 10_000, 8)[0]
     assert all(len(prompt) + len(completion) <= 8 for micro in micros for prompt, completion in micro.queries)
 
 
@@ -214,15 +217,15 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step(
     for job in (plain, tight):
         move(job)
     expected = gradients(plain)[0]
-    original, calls = loop.compute, []
+    original, calls = job_module.compute, []
 
-    def compute(policy: Any, micro: Any, table: Any) -> Any:
+    def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
         calls.append(sum(len(q[0]) + len(q[1]) for q in micro.queries))
         if calls[-1] > 60 and torch.is_grad_enabled():
             raise torch.cuda.OutOfMemoryError
-        return original(policy, micro, table)
+        return original(policy, micro, *args, **options)
 
-    monkeypatch.setattr(loop, "compute", compute)
+    monkeypatch.setattr(job_module, "compute", compute)
     close(gradients(tight)[0], expected, 1e-12)
     assert tight.token_budget < 400 and any("out of memory" in m.get("message", "") for m in tight.log.metrics)
 
@@ -232,7 +235,7 @@ def test_an_idle_rank_computes_nothing_that_counts(make_job: MakeJob, monkeypatc
     job = make_job(thumbs(4), batch_size=2)
     move(job)
     whole = gradients(job)[0]
-    z0, _, _ = loop.reference_point(job, job.schedule.steps[0], None)
+    point = reference_point(job, job.schedule.steps[0], None)
     total: Gradients = {name: torch.zeros_like(g) for name, g in whole.items()}
     monkeypatch.setattr(ranks, "world", lambda: 5)
     monkeypatch.setattr(ranks, "total", lambda values: values)
@@ -242,7 +245,7 @@ def test_an_idle_rank_computes_nothing_that_counts(make_job: MakeJob, monkeypatc
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         for _, p in job.policy.trainable():
             p.grad = None
-        loop.gradient(job, job.schedule.steps[0], z0)
+        gradient(job, job.schedule.steps[0], point)
         for name, p in job.policy.trainable():
             assert p.grad is not None
             total[name] += p.grad

@@ -18,6 +18,7 @@ import prospect
 from prospect.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from prospect.run import Run, train
 from prospect.train import checkpoint, loop
+from prospect.train.job import Job
 from tests.train.conftest import make_model, pairs, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 4}
@@ -87,7 +88,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     whole = train(model, rows, tmp_path / "whole", **given)
     original = loop.reference_point
 
-    def interrupt(job: loop.Job, step: Any, state: Any) -> Any:
+    def interrupt(job: Job, step: Any, state: Any) -> Any:
         if step.index == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return original(job, step, state)
@@ -255,7 +256,7 @@ def test_data_from_memory(model: Path, tmp_path: Path) -> None:
         ({"epoch": 3}, ConfigError, '"epoch".*Did you mean "epochs"'),
         ({"model": "nowhere/at-all"}, ModelError, "nowhere/at-all"),
         ({"loss": "dpo", "data": pairs(4), "reference_point": "zero"}, ConfigError, '"dpo" has no reference point'),
-        ({"resume": True}, ConfigError, "no run to resume"),
+        ({"resume": True}, ConfigError, "nothing to resume"),
         ({"keep_best": True}, ConfigError, "--keep-best needs held-out feedback"),
         ({"lora": "rank=4"}, ConfigError, "rank"),
     ],

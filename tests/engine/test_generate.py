@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from prospect.engine.generate import Sampling, generate, stop_ids, stream
 from prospect.engine.models import Policy
-from prospect.evaluate.generate import Sampling, generate, stop_ids, stream
 
 VOCABULARY = 50
 SIZES = {

@@ -1,0 +1,169 @@
+"""Every loss on the demo's feedback: desirable answers before and after, three seeds, into docs/losses-measured.md.
+
+    python -m benchmarks.demo_losses [--seeds 3] [--out benchmarks/results/demo_losses.jsonl]
+
+The demo's assistant answers the same questions four times each; its simulated users thumb, and the same verdicts make
+thumbs, pairs (a liked answer over a disliked one to the same question) and scores (how many of their three wishes an
+answer met). Each loss trains once on the view it reads. All take the same learning rate, one epoch and their default
+arguments, but beta 1 where the default is for log-ratios of long answers: nothing was tuned for any of them, so this
+shows what runs and what moves, and is no ranking. What is measured already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import prospect
+from prospect.commands.flags import quiet_loading
+from prospect.engine.models import Policy, load
+from prospect.feedback import formats
+from prospect.feedback.records import Completion, Record
+from prospect.losses.functions import defaults
+from prospect.losses.rows import LOSSES
+from prospect.sandbox import demo, users, world
+from prospect.sandbox.question import Question
+
+ASKED, ANSWERS, MEASURED = 768, 4, 512
+LEARNING_RATE = 1e-4
+BETA = 1.0
+PLAN = demo.Plan()
+QUIET = Console(quiet=True)
+
+
+def rate(policy: Policy, questions: Sequence[Question], seed: int) -> float:
+    """The share of desirable answers at temperature 1."""
+    answers = demo._answers(policy, questions, PLAN, seed, QUIET)
+    return sum(
+        users.judge(q, a.text, complete=a.complete).desirable for q, a in zip(questions, answers, strict=True)
+    ) / len(questions)
+
+
+def feedback(policy: Policy, questions: Sequence[Question], seed: int, folder: Path) -> dict[str, Path]:
+    """One file per view: thumbs (which also make pairs), and scores (which also make pairs with a margin)."""
+    rng = random.Random(f"losses {seed}")
+    given = [demo._answers(policy, questions, PLAN, 1000 * seed + k, QUIET) for k in range(ANSWERS)]
+    thumbs, scores = [], []
+    for number, question in enumerate(questions):
+        prompt = ({"role": "user", "content": question.text},)
+        liked, scored = [], []
+        for k in range(ANSWERS):
+            answer = given[k][number]
+            verdict = users.judge(question, answer.text, complete=answer.complete)
+            label = users.thumb(verdict, rng)
+            if label is None or answer.text in [c.content for c in liked]:
+                continue
+            name, met = f"q{number}/{k}", float(verdict.right + verdict.civil + verdict.brief)
+            liked.append(Completion(name, answer.text, label, complete=answer.complete))
+            scored.append(Completion(name, answer.text, score=met if label == verdict.desirable else 3 - met))
+        if liked:
+            thumbs.append(Record(f"q{number}", prompt, tuple(liked)))
+            scores.append(Record(f"q{number}", prompt, tuple(scored)))
+    paths = {"thumbs": folder / "thumbs.jsonl", "scores": folder / "scores.jsonl"}
+    formats.write(thumbs, paths["thumbs"])
+    formats.write(scores, paths["scores"])
+    return paths
+
+
+def run(
+    name: str, start: Path, data: dict[str, Path], measured: Sequence[Question], seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train one loss and measure it."""
+    row, out, began = LOSSES[name], folder / "run", time.perf_counter()
+    given = {"beta": BETA} if defaults(row).get("beta") == 0.1 and row.needs_reference else {}
+    source = data["scores" if {"score", "margin"} & row.reads else "thumbs"]
+    shutil.rmtree(out, ignore_errors=True)
+    options: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "clip": 1.0,
+        "adam_beta2": 0.98,
+        "samples": 0,
+        "decay": "linear",
+    }
+    trained = prospect.train(
+        model=start, data=source, out=out, loss=name, loss_args=given, seed=seed, cache=str(folder / "cache"), **options
+    )
+    steps = [m for m in trained.metrics if m["event"] == "step"]
+    seconds = time.perf_counter() - began
+    after = rate(load(out / "model", frozen=True), measured, 7 + seed)
+    return {"loss": name, "seed": seed, "after": after, "seconds": round(seconds, 1), "steps": len(steps)}
+
+
+def measure(path: Path, seeds: int) -> None:
+    """Append what is missing to `path`, a line per loss and seed."""
+    quiet_loading()
+    done = {(line["loss"], line["seed"]) for line in _lines(path)}
+    for seed in range(seeds):
+        if all((name, seed) in done for name in LOSSES):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, rng = Path(scratch), random.Random(f"losses {seed}")
+            start = demo.shipped_assistant(folder / "assistant")
+            asked = world.ask_reserved(rng, ASKED)
+            measured = world.ask_reserved(rng, MEASURED, exclude=frozenset(q.key for q in asked))
+            assistant = load(start, frozen=True)
+            data, before = feedback(assistant, asked, seed, folder), rate(assistant, measured, 7 + seed)
+            for name in LOSSES:
+                if (name, seed) not in done:
+                    found = run(name, start, data, measured, seed, folder) | {"before": before}
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(found) + "\n")
+                    print(json.dumps(found), flush=True)
+
+
+def page(lines: list[dict[str, Any]]) -> str:
+    """docs/losses-measured.md."""
+    rows = ["| loss | desirable before | after, by seed | after, mean | seconds |", "|---|---|---|---|---|"]
+    for name, row in LOSSES.items():
+        mine = sorted((line for line in lines if line["loss"] == name), key=lambda line: line["seed"])
+        if mine:
+            before = " ".join(f"{line['before']:.1%}" for line in mine)
+            after = " ".join(f"{line['after']:.1%}" for line in mine)
+            mean = statistics.fmean(line["after"] for line in mine)
+            seconds = statistics.median(line["seconds"] for line in mine)
+            rows.append(f"| [{row.name}](losses.md#{row.name}) | {before} | {after} | {mean:.1%} | {seconds:.0f} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+HEAD = f"""# Every loss on the demo's feedback
+
+`python -m benchmarks.demo_losses` lets the demo's assistant answer {ASKED} questions {ANSWERS} times each, has the
+simulated users judge the answers, and trains every loss on the view it reads: thumbs, pairs made of them, or scores.
+Then it measures the share of desirable answers to {MEASURED} other questions at temperature 1 (standard error about two
+points). One epoch, learning rate {LEARNING_RATE:g}, default arguments, but beta {BETA:g} where the
+default of 0.1 is meant for log-ratios of long answers.
+
+Nothing was tuned for any loss, and paired losses see other rows than unpaired ones, so this is no ranking: it shows
+that each of them runs and which way it moves the model. Seconds are for training with everything around it, on two CPU
+cores.
+
+"""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    """Measure, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo_losses.jsonl"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    measure(options.out, options.seeds)
+    Path("docs/losses-measured.md").write_text(page(_lines(options.out)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

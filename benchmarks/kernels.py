@@ -1,0 +1,132 @@
+"""Micro-benchmarks of single operations: the head, attention, the matmul peak, planning. Called by `micro`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.marks import Facts, peak_rss, spread
+from prospect.engine.attention import attend
+from prospect.engine.forest import Branches, pack
+from prospect.engine.logprobs import token_logp
+from prospect.schedule import Row, cut, plan
+
+HIDDEN, HEADS = 512, 8
+
+
+def clock(work: Callable[[], Any], repeats: int = 5, warm: int = 1) -> Facts:
+    """Seconds of `work`, after a warm-up."""
+    for _ in range(warm):
+        work()
+    took = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return spread(took)
+
+
+def peak(quick: bool) -> Facts:
+    """The fastest matrix product of a few shapes, FLOP/s, for bf16 and fp32."""
+    found: Facts = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        rates = []
+        for size in (1024,) if quick else (1024, 2048, 4096):
+            a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+            rates.append(2 * size**3 / clock(lambda a=a, b=b: a @ b, 5)["min"])  # type: ignore[misc]
+        found[name] = max(rates)
+    return found
+
+
+def head(kind: str, vocabulary: int, tokens: int) -> Facts:
+    """Forward and backward of `tokens` log-probs; run it in a process of its own for its memory."""
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+    weight = (torch.randn(vocabulary, HIDDEN) * 0.02).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,))
+
+    def ours() -> Tensor:
+        return token_logp(hidden, weight, targets, compute_dtype=torch.bfloat16)[0]
+
+    def full() -> Tensor:
+        logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+        return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    def fused() -> Tensor:
+        product: Any = functional.linear_cross_entropy
+        loss: Tensor = product(hidden.bfloat16(), weight.bfloat16(), targets, reduction="none")
+        return -loss.float()
+
+    work = {"ours": ours, "full logits": full, "linear_cross_entropy": fused}[kind]
+    before = peak_rss()
+
+    def both() -> None:
+        hidden.grad = weight.grad = None
+        work().sum().backward()
+
+    with torch.no_grad():
+        forward = clock(work, 3)
+    all_of_it = clock(both, 3)
+    rates = {"forward_rate": tokens / forward["median"], "both_rate": tokens / all_of_it["median"]}
+    exact = functional.cross_entropy(hidden.detach()[:64] @ weight.detach().T, targets[:64], reduction="none")
+    error = float((work()[:64].detach() + exact).abs().max())
+    return rates | {"forward": forward, "both": all_of_it, "memory": peak_rss() - before, "error_nats": error}
+
+
+def random_trees(prompts: Sequence[int], answers: Sequence[Sequence[int]], vocabulary: int = 32_000) -> list[Branches]:
+    """Trees of these lengths."""
+    rng = np.random.default_rng(0)
+
+    def ids(count: int) -> Any:
+        return rng.integers(2, vocabulary, count).astype(np.int32)
+
+    return [Branches(ids(p), tuple(ids(a) for a in many)) for p, many in zip(prompts, answers, strict=True)]
+
+
+def attention(trees: list[Branches], repeats: int) -> Facts:
+    """Forward and backward of one layer's attention: trees packed, against one padded row per completion."""
+    forest = pack(trees)
+    layer = torch.nn.Module()
+    size = HIDDEN // HEADS
+
+    def packed() -> None:
+        q, k, v = (torch.randn(1, HEADS, forest.tokens, size, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+        attend(layer, q, k, v, None, segments=forest.segments)[0].sum().backward()
+
+    lengths = [len(t.prompt) + len(c) - 1 for t in trees for c in t.completions]
+    shape = (len(lengths), HEADS, max(lengths), size)
+
+    def padded() -> None:
+        q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+
+    ours, theirs = clock(packed, repeats), clock(padded, repeats)
+    slots = {"tokens": forest.tokens, "padded_slots": shape[0] * shape[2]}
+    return slots | {"tree": ours, "padded": theirs, "ratio": theirs["median"] / ours["median"]}
+
+
+def planning(rows: int) -> Facts:
+    """Seconds per row of planning an epoch, and of packing its steps' forests (a sample of them)."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 300, rows).tolist()
+    each = [Row(str(i), i, (0,), i % 2 == 0, 1.0) for i in range(rows)]
+    names = [i.to_bytes(4, "big") for i in range(rows)]
+    began = time.perf_counter()
+    schedule = plan(each, names, lengths, lengths, batch_size=32, epochs=1, seed=0)
+    steps = schedule.steps
+    for step in steps:
+        cut([lengths[i] for i in step.rows], 1, 4096)
+    planned = time.perf_counter() - began
+    few = steps[:30]
+    forests = [random_trees([lengths[i] for i in s.rows], [[lengths[i]] for i in s.rows]) for s in few]
+    began = time.perf_counter()
+    for trees in forests:
+        pack(trees)
+    packed = time.perf_counter() - began
+    return {"rows": rows, "plan": planned / rows, "pack": packed / sum(len(s.rows) for s in few)}

@@ -1,0 +1,104 @@
+"""What every measured process says of itself: marks on a clock, and its peak memory. The standard library alone, so
+that both environments and the light parent can import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "bench"
+RESULTS = Path(__file__).resolve().parent / "results"
+Facts = dict[str, Any]
+
+
+def peak_rss() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
+class Marks:
+    """Appends one JSON line per mark to `path`, and tells people what happens. `seconds` count from `loaded`: imports
+    and the reading of models are nobody's merit."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._zero = time.perf_counter()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+
+    def loaded(self, **values: Any) -> None:
+        """Everything is imported, the models are in memory: the clock starts."""
+        self._zero = time.perf_counter()
+        self("loaded", **values)
+
+    def __call__(self, event: str, **values: Any) -> None:
+        line = {"event": event, "seconds": time.perf_counter() - self._zero, "peak_rss": peak_rss()} | values
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        told = f"  {self.name}: {event} at {line['seconds']:.2f} s, {line['peak_rss'] / 2**20:,.0f} MiB {shown}"
+        print(told[:240], file=sys.stderr, flush=True)
+
+
+def read(path: Path) -> list[Facts]:
+    """The marks of a finished process."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def spread(values: Iterable[float]) -> Facts:
+    """Median, least, most and count."""
+    found = sorted(values)
+    return {"median": statistics.median(found), "min": found[0], "max": found[-1], "n": len(found)}
+
+
+def hardware() -> Facts:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    useful = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "flags": [flag for flag in useful if flag in flags],
+        "memory_gib": round(memory / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str:
+    """The commit that was measured, with "+" where files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "prospect") else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

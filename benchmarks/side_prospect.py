@@ -1,0 +1,132 @@
+"""One run of Prospect in a process of its own: python -m benchmarks.side_prospect JOB.json
+
+A job names a model folder, a file of rows, a loss, a batch size and where marks go. "timed" lives through the first
+epoch; "check" computes the gradient of one step under a reference that differs from the policy, and writes it down.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.marks import Facts, Marks
+from prospect import prepare
+from prospect.corpus import Corpus
+from prospect.feedback.formats import load as load_feedback
+from prospect.losses import table
+from prospect.run import reference_table
+from prospect.schedule import Step
+from prospect.train import loop
+from prospect.train.config import TrainConfig, from_dict
+from prospect.train.gradient import gradient
+from prospect.train.job import Job
+from prospect.train.runlog import RunLog
+from prospect.train.z0 import reference_point
+
+
+class ToldLog(RunLog):
+    """Turns what a run logs into marks."""
+
+    def __init__(self, folder: Path, marks: Marks, corpus: Corpus) -> None:
+        super().__init__(folder)
+        self.marks, self.corpus, self.steps = marks, corpus, ()
+
+    steps: tuple[Step, ...]
+
+    def log(self, event: str, **values: Any) -> None:
+        super().log(event, **values)
+        if event == "step":
+            rows = self.steps[values["step"] - 1].rows
+            kept = {k: values[k] for k in ("loss", "grad_norm", "z0", "utilisation") if values.get(k) is not None}
+            self.marks("step", rows=len(rows), tokens=real_tokens(self.corpus, rows), **kept)
+        elif event == "reference":
+            self.marks("reference", forwards=values["forwards"])
+        elif event == "preflight":
+            self.marks("preflight")
+
+
+def real_tokens(corpus: Corpus, rows: Sequence[int]) -> int:
+    """Prompt plus answers of each row; neither padding nor partners, whatever is computed once for several rows."""
+    return sum(len(corpus.trees[corpus.rows[i].tree].prompt) + corpus.length(corpus.rows[i]) for i in rows)
+
+
+def config_of(job: Facts) -> TrainConfig:
+    """Defaults, but for what both sides share and what has no place in a measurement."""
+    fixed = {"model": job["model"], "data": job["data"], "out": job["out"], "loss": job["loss"], "seed": job["seed"]}
+    fixed |= {"batch_size": job["batch"], "precision": job["precision"], "device": "cpu", "samples": 0}
+    fixed |= {"max_length": job["context"], "cache": job["cache"], "weights": "none"}
+    return from_dict(fixed | job.get("options", {}))
+
+
+def prepared(job: Facts, marks: Marks) -> Job:
+    """Model in memory, clock started, rows tokenised and planned."""
+    config = config_of(job)
+    loss = table.find(config.loss)
+    torch.manual_seed(config.seed)
+    policy = prepare.load_policy(config, config.model, frozen=False)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    marks.loaded(
+        threads=torch.get_num_threads(),
+        pid=os.getpid(),
+        precision=policy.precision,
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "prospect")},
+    )
+    training, _ = prepare.rows(config, loss, load_feedback(config.data), None, policy)
+    log = ToldLog(folder, marks, training)
+    found = prepare.prepare(config, loss, policy, training, log)
+    log.steps = found.schedule.steps
+    marks("prepared", rows=len(training.rows), tokens=real_tokens(training, range(len(training.rows))))
+    return found
+
+
+def with_reference(job: Job) -> Job:
+    """The table filled, as a run does it."""
+    if not job.loss.needs_reference:
+        return job
+    return replace(job, reference=reference_table(job, None, (), lambda: False))
+
+
+def timed(job: Facts, marks: Marks) -> None:
+    """The first epoch, after loading: tokenise, plan, reference pass, preflight, steps."""
+    ready = with_reference(prepared(job, marks))
+    loop.preflight(ready)
+    loop.fit(ready)
+
+
+def check(job: Facts, marks: Marks) -> None:
+    """One step, not taken: its loss, z0 and gradient. The mismatched answers are those of TRL: the row before."""
+    ready = prepared(job, marks)
+    rows = tuple(range(len(ready.corpus.rows)))
+    if ready.point is not None:
+        before = tuple((i - 1) % len(rows) for i in rows)
+        ready = replace(ready, schedule=replace(ready.schedule, partners=before))
+    ready = with_reference(ready)
+    step = Step(1, 0, rows)
+    point = reference_point(ready, step, None)
+    totals = gradient(ready, step, point)
+    grads = {name: p.grad.float().contiguous() for name, p in ready.policy.trainable() if p.grad is not None}
+    norm = float(torch.cat([g.flatten().double() for g in grads.values()]).norm())
+    save_file(grads, job["gradient"])
+    z0 = {key: point.figures[key] for key in ("z0", "z0_raw") if key in point.figures}
+    marks("checked", loss=totals[0], grad_norm=norm, **z0)
+
+
+def main() -> None:
+    """Read the job and do it."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    marks = Marks(Path(job["marks"]), job["name"])
+    {"timed": timed, "check": check}[job["mode"]](job, marks)
+
+
+if __name__ == "__main__":
+    main()

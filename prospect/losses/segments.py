@@ -1,0 +1,26 @@
+"""Sums and means over completions that lie one behind the other in one row of tokens.
+
+Completion k's tokens are token_x[offsets[k] : offsets[k + 1]]; `offsets` is (N+1,) int64 and starts at 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_index(offsets: Tensor, like: Tensor) -> Tensor:
+    """The number of the completion that each token belongs to, (T,), on the device of `like`."""
+    lengths = offsets.diff().to(like.device)
+    return torch.repeat_interleave(torch.arange(len(lengths), device=like.device), lengths)
+
+
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of consecutive runs of `values` (T,), bounded by `offsets` (N+1,): (N,)."""
+    sums = torch.zeros(len(offsets) - 1, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, segment_index(offsets, values), values)
+
+
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """Means of consecutive runs of `values` (T,), bounded by `offsets` (N+1,): (N,). An empty run has no mean: NaN."""
+    return segment_sum(values, offsets) / offsets.diff().to(values.device)

@@ -1,0 +1,91 @@
+"""How far judgements contradict each other: the same thing judged twice, and preferences that run in a circle."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from prospect.feedback.check_text import prompt_key
+from prospect.feedback.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """`judged` answers (or pairs of answers), of which `repeated` were judged more than once, `contested` of those both
+    ways. `rate` is the share of wrong judgements with its 95 % interval `low` to `high`; None where the data cannot
+    say. `circles` of `triples`: a over b, b over c, c over a, among three answers that were all compared."""
+
+    judged: int = 0
+    repeated: int = 0
+    contested: int = 0
+    rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    circles: int = 0
+    triples: int = 0
+
+
+def noise(records: Sequence[Record]) -> Noise:
+    """Noise of explicit labels, or where there are none, of explicit pairs.
+
+    Two judgements of one thing, each wrong with probability e and independently, disagree with probability
+    d = 2 e (1 - e), hence e = (1 - sqrt(1 - 2 d)) / 2. Honest differences of taste count as noise. Where no repeated
+    judgement agrees, equal rows were most likely removed, d says nothing and there is no rate.
+    """
+    said: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    graphs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    labelled = any(c.label is not None for r in records for c in r.completions)
+    for record in records:
+        key = prompt_key(record)
+        if labelled:
+            for completion in record.completions:
+                if completion.label is not None:
+                    said[key, completion.text].append(completion.label)
+        for pair in record.pairs:
+            better, worse = record.completions[pair.chosen].text, record.completions[pair.rejected].text
+            if better == worse:
+                continue
+            graphs[key].add((better, worse))
+            if not labelled:
+                said[key, min(better, worse), max(better, worse)].append(better < worse)
+    circles, triples = _circles(graphs)
+    again = [judgements for judgements in said.values() if len(judgements) > 1]
+    contested = sum(0 < sum(judgements) < len(judgements) for judgements in again)
+    rate, low, high = _rate(again) if contested < len(again) else (None, None, None)
+    return Noise(len(said), len(again), contested, rate, low, high, circles, triples)
+
+
+def _rate(again: Sequence[Sequence[bool]]) -> tuple[float | None, float | None, float | None]:
+    """Wilson's interval for d, carried over to e. Things judged more than twice count as one: a wider interval."""
+    n = len(again)
+    d = sum(sum(j) * (len(j) - sum(j)) / (len(j) * (len(j) - 1) / 2) for j in again) / n
+    low, high = wilson(d, n)
+    return _wrong(d), _wrong(low), _wrong(high)
+
+
+def _wrong(d: float) -> float:
+    return (1 - math.sqrt(max(0.0, 1 - 2 * d))) / 2
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n independent cases (Wilson 1927, JASA 22, p. 209)."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _circles(graphs: dict[str, set[tuple[str, str]]]) -> tuple[int, int]:
+    """(circles, triples): pairs that were judged both ways are contested already and left out here."""
+    circles = triples = 0
+    for wins in graphs.values():
+        clear = {(a, b) for a, b in wins if (b, a) not in wins}
+        for a, b, c in combinations(sorted({text for win in clear for text in win}), 3):
+            edges = [((x, y) in clear) - ((y, x) in clear) for x, y in ((a, b), (b, c), (c, a))]
+            if 0 not in edges:
+                triples += 1
+                circles += abs(sum(edges)) == 3
+    return circles, triples

@@ -1,0 +1,124 @@
+"""What the engine found for some rows, and every input of a loss that follows from it.
+
+The engine's findings are per token. A row's sums follow from them, so a whole step is told by its tokens:
+
+    token_logp, token_reference  ->  token_log_ratio  ->  log_ratio, logp, reference_logp, length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prospect.corpus import Corpus
+from prospect.engine.forest import Branches, Output
+from prospect.engine.forward import forward
+from prospect.engine.models import Policy
+from prospect.losses.segments import segment_sum
+from prospect.train.batch import Micro
+
+
+class Reference(Protocol):
+    """The reference table, or a reference that moves."""
+
+    def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
+        """The reference's token log-probs (T,) in nats of all completions of the trees, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The completions of some rows, on one side of their pairs: all (T,), completion k being
+    `offsets[k]:offsets[k + 1]`; None is what nobody asked for."""
+
+    token_logp: Tensor
+    offsets: Tensor  # (N + 1,) int64
+    token_reference: Tensor | None = None
+    token_sum_p2: Tensor | None = None
+    value: Tensor | None = None
+
+    def read(self, name: str) -> Tensor:
+        """An input of a loss by its name: per token (T,), or per completion (N,)."""
+        if name == "length":
+            return self.offsets.diff()
+        if name == "logp":
+            return segment_sum(self.token_logp, self.offsets)
+        if name == "reference_logp":
+            return segment_sum(_there(self.token_reference), self.offsets)
+        if name == "token_log_ratio":
+            return self.token_logp - _there(self.token_reference)
+        if name == "log_ratio":
+            return segment_sum(self.read("token_log_ratio"), self.offsets)
+        found: Tensor | None = getattr(self, name)
+        return _there(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows ready for a loss. `sides` has one entry, or chosen and rejected; `z0` is a scalar or (N,); `score` (N,) is
+    an answer's score, or a pair's difference of scores."""
+
+    sides: tuple[Tokens, ...]
+    weight: Tensor
+    desirable: Tensor
+    score: Tensor | None = None
+    z0: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+
+def compute(
+    policy: Policy, micro: Micro, reference: Reference | None, *, sum_p2: bool = False, value: bool = False
+) -> Tokens:
+    """Run the engine on a micro-batch, completions in the order of its trees, and look up its reference."""
+    found: Output = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value)
+    logp = found.token_logp
+    return Tokens(
+        logp,
+        found.offsets.to(logp.device),
+        _scores(reference, micro, logp),
+        found.token_sum_p2,
+        policy.values(found.hidden).to(logp.dtype) if found.hidden is not None else None,
+    )
+
+
+def _scores(reference: Reference | None, micro: Micro, like: Tensor) -> Tensor | None:
+    if reference is None:
+        return None
+    # An idle rank's one token is in no table.
+    return reference.scores(micro.trees, like.detach()) if micro.rows else torch.zeros_like(like)
+
+
+def batch_of(corpus: Corpus, micro: Micro, found: Tokens, z0: Tensor | None = None) -> Batch:
+    """The rows of a micro-batch, of which there is at least one, as a loss reads them. `z0` is theirs."""
+    rows = [corpus.rows[i] for i in micro.rows]
+    device, dtype = found.token_logp.device, found.token_logp.dtype
+    scores = [row.score for row in rows]
+    return Batch(
+        tuple(take(found, [where[side] for where in micro.where]) for side in range(len(micro.where[0]))),
+        torch.tensor([row.weight for row in rows], dtype=dtype, device=device),
+        torch.tensor([bool(row.desirable) for row in rows], device=device),
+        None if None in scores else torch.tensor(scores, dtype=dtype, device=device),
+        None if z0 is None else z0.to(device, dtype),
+    )
+
+
+def take(found: Tokens, completions: Sequence[int]) -> Tokens:
+    """Some completions, in the order given."""
+    offsets = found.offsets.tolist()
+    spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
+    index = (torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)).to(found.token_logp.device)
+    lengths = found.offsets.diff()[list(completions)] if completions else found.offsets[:0]
+    starts = torch.cat([found.offsets[:1] * 0, lengths.cumsum(0)])
+    columns: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(Tokens) if f.name != "offsets"}
+    columns = {name: None if x is None else x[index] for name, x in columns.items()}
+    return Tokens(offsets=starts, **columns)
+
+
+def _there(value: Tensor | None) -> Tensor:
+    assert value is not None, "what a loss reads was computed for it"
+    return value

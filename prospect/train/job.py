@@ -1,0 +1,102 @@
+"""Everything that the loop reads, and the one way to compute a micro-batch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prospect.corpus import Corpus
+from prospect.engine.live import LiveReference
+from prospect.engine.models import Policy
+from prospect.errors import ModelError
+from prospect.losses.functions import bound
+from prospect.losses.motion import Motion
+from prospect.losses.table import Loss, ReferencePoint
+from prospect.schedule import Schedule
+from prospect.train import ranks
+from prospect.train.batch import Micro
+from prospect.train.config import TrainConfig
+from prospect.train.inputs import Reference, Tokens, compute
+from prospect.train.objective import Objective
+from prospect.train.runlog import RunLog
+
+NO_GRAD_FACTOR = 4
+"""A pass without gradients holds no activations, so its micro-batches may be this much larger."""
+
+
+@dataclass
+class Job:
+    """A run that is ready to start.
+
+    `reference` is None where the loss needs none: a table, or `live` where the reference moves. `live` is the
+    reference as weights, where something asks what no table knows. `measure` returns the held-out figures, `sample`
+    keeps a few answers for the report, both given the step.
+    """
+
+    policy: Policy
+    corpus: Corpus
+    schedule: Schedule
+    loss: Loss
+    arguments: dict[str, Any]
+    point: ReferencePoint | None
+    reference: Reference | None
+    config: TrainConfig
+    log: RunLog
+    checkpoints: Path
+    context: int
+    token_budget: int
+    learning_rate: float
+    live: LiveReference | None = None
+    measure: Callable[[int], dict[str, float]] | None = None
+    sample: Callable[[int], None] | None = None
+
+    @property
+    def beta(self) -> float:
+        """What turns a log-ratio into an implied reward."""
+        return float(self.arguments.get("beta", self.arguments.get("tau", 1.0)))
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether the reference must be there as weights."""
+        return self.loss.live is not None or (self.point is not None and self.point.live)
+
+    @cached_property
+    def motion(self) -> Motion | None:
+        """How the reference moves, if it does."""
+        return None if self.loss.live is None else bound(self.loss.live, self.arguments)()
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss with its arguments."""
+        return Objective(self.loss, self.arguments)
+
+    def compute(self, micro: Micro, reference: Reference | None = None) -> Tokens:
+        """The engine's findings on a micro-batch, against the run's reference or another one."""
+        want_p2 = "token_sum_p2" in self.loss.reads
+        return compute(self.policy, micro, reference or self.reference, sum_p2=want_p2, value=self.loss.value_head)
+
+    def fitting(self, work: Callable[[], Tensor]) -> Tensor:
+        """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it
+        again."""
+        while True:
+            result = None
+            with suppress(torch.cuda.OutOfMemoryError):
+                result = work()
+            if not ranks.any_rank(result is None, self.policy.device):
+                assert result is not None
+                return result
+            for _, p in self.policy.trainable():
+                p.grad = None
+            if self.token_budget < 64:
+                raise ModelError(
+                    "out of memory even with one row at a time: use --lora, --max-length or a smaller model"
+                )
+            self.token_budget //= 2
+            self.log.say(f"out of memory: micro-batches of {self.token_budget} tokens from here on", warning=True)

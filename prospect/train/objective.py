@@ -1,0 +1,118 @@
+"""From a row of the loss table to numbers: the objective of some rows of a step.
+
+sum over terms of  coefficient * sum(weight * loss) / count of the term's unit in the whole step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prospect.corpus import Corpus
+from prospect.losses.functions import bound
+from prospect.losses.table import Change, Loss, Part, Term
+from prospect.train.inputs import Batch, take
+
+Function = Callable[..., Tensor]
+ROW_INPUTS = {"desirable", "score", "margin", "z0"}
+
+
+class Objective:
+    """A loss with its arguments filled in. `counts` of a step come from `count`, a batch's share from calling it."""
+
+    def __init__(self, loss: Loss, arguments: Mapping[str, Any]) -> None:
+        self.loss = loss
+        self.terms: list[tuple[Term, Function]] = [(term, bound(term.function, arguments)) for term in loss.terms]
+        self.changes: list[tuple[Change, Function]] = [(c, bound(c.function, arguments)) for c in loss.changes]
+        self.weigh: list[tuple[tuple[str, ...], Function]] = [
+            (w.reads, bound(w.function, arguments)) for w in loss.weigh
+        ]
+
+    def count(self, corpus: Corpus, rows: Iterable[int]) -> list[int]:
+        """The whole step's examples, pairs or tokens that each term is about, on all ranks. Weights do not count."""
+        found = []
+        for term, _ in self.terms:
+            mine = [corpus.rows[i] for i in rows]
+            if self.loss.view != "pairs":
+                mine = [row for row in mine if self._wants(term.rows, bool(row.desirable))]
+            sides = self._sides(term.rows)
+            tokens = sum(len(corpus.completion(row, side)) for row in mine for side in sides)
+            found.append(tokens if term.unit == "tokens" else len(mine))
+        return found
+
+    def __call__(self, batch: Batch, counts: list[int]) -> Tensor:
+        """The batch's share of the step's objective, a scalar."""
+        weight = batch.weight
+        for reads, function in self.weigh:
+            for side in range(len(batch.sides)):
+                weight = weight * function(*(self._input(name, batch, side) for name in reads)).detach()
+        total = torch.zeros((), dtype=batch.weight.dtype, device=batch.weight.device)
+        for (term, function), count in zip(self.terms, counts, strict=True):
+            if count:
+                total = total + term.coefficient * self._term(term, function, replace(batch, weight=weight)) / count
+        return total
+
+    def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
+        """sum(weight * loss) of one term."""
+        sides = self._sides(term.rows)
+        if self.loss.view != "pairs" and term.rows != "all" and self.loss.view != "text":
+            batch = _select(batch, batch.desirable if term.rows == "desirable" else ~batch.desirable)
+        arguments: list[Tensor] = []
+        for name in term.reads:
+            every = (0,) if name in ROW_INPUTS else sides
+            arguments += [self._input(name, batch, side) for side in every]
+        loss = function(*arguments)
+        weight = batch.weight
+        if term.unit == "tokens":
+            assert len(sides) == 1, "a loss per token is about one answer of a pair"
+            weight = weight.repeat_interleave(batch.sides[sides[0]].offsets.diff())
+        return (weight * loss).sum()
+
+    def _input(self, name: str, batch: Batch, side: int) -> Tensor:
+        """An input, with the modifiers' changes. A change to token_log_ratio shows in log_ratio too."""
+        if name in ROW_INPUTS:
+            found: Tensor | None = batch.score if name == "margin" else getattr(batch, name)
+            assert found is not None, "what a loss reads was computed for it"
+            return found
+        tokens = batch.sides[side]
+        if name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
+            from prospect.losses.segments import segment_sum
+
+            value = segment_sum(self._input("token_log_ratio", batch, side), tokens.offsets)
+        else:
+            value = tokens.read(name)
+        for change, function in self.changes:
+            if change.changes == name:
+                changed = function(value, *(tokens.read(other) for other in change.reads))
+                value = changed if change.rows == "all" else self._where(change.rows, batch, side, changed, value)
+        return value
+
+    def _where(self, part: Part, batch: Batch, side: int, changed: Tensor, value: Tensor) -> Tensor:
+        if self.loss.view == "pairs":
+            return changed if side in self._sides(part) else value
+        return torch.where(batch.desirable if part == "desirable" else ~batch.desirable, changed, value)
+
+    def _sides(self, part: Part) -> tuple[int, ...]:
+        if self.loss.view != "pairs":
+            return (0,)
+        return {"all": (0, 1), "desirable": (0,), "undesirable": (1,)}[part]
+
+    def _wants(self, part: Part, desirable: bool) -> bool:
+        return part == "all" or self.loss.view == "text" or desirable == (part == "desirable")
+
+
+def _select(batch: Batch, mask: Tensor) -> Batch:
+    """The rows where `mask` is true."""
+    index = mask.nonzero()[:, 0]
+    z0 = batch.z0
+    return Batch(
+        (take(batch.sides[0], index.tolist()),),
+        batch.weight[index],
+        batch.desirable[index],
+        None if batch.score is None else batch.score[index],
+        z0[index] if z0 is not None and z0.ndim else z0,
+    )

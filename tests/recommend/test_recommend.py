@@ -1,0 +1,477 @@
+"""`prospect recommend`: facts, each rule on made-up data, commands that parse, and the real files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_models import tiny
+from toy_tokenizers import CHATML
+
+from prospect.commands.flags import parse, take_loss_arguments
+from prospect.commands.recommend import recommend as command
+from prospect.errors import DataError, ModelError
+from prospect.feedback.formats import load
+from prospect.losses.table import find
+from prospect.recommend.facts import AfterSft, Facts, Model, measure
+from prospect.recommend.noise import wilson
+from prospect.recommend.proposal import Proposal, Recommendation
+from prospect.recommend.render import broken_lines, to_json
+from prospect.recommend.rules import recommend
+from prospect.recommend.rules_settings import held_out, rows_to_tell
+from prospect.train.config import TrainConfig
+
+Rows = Sequence[dict[str, Any]]
+
+EIGHT, THREE, THIRTEEN = 8_030_000_000, 3_000_000_000, 13_000_000_000
+
+
+def thumbs(up: int, down: int, per_prompt: int = 1) -> Rows:
+    labels = [i % (up + down) < up for i in range(up + down)]
+    labels = sorted(labels, key=lambda label: label) if per_prompt == 1 else labels[::-1]
+    step = len(labels) // per_prompt or 1
+    return [
+        {"prompt": f"question {i % step}?", "completion": f"answer {i:05}", "label": label}
+        for i, label in enumerate(labels)
+    ]
+
+
+def pairs(n: int, reversed_: int = 0, agreed: int = 0) -> Rows:
+    """`reversed_` of the pairs are also judged the other way round, `agreed` of them once more the same way."""
+    rows = [{"prompt": f"question {i}?", "chosen": f"good {i:05}", "rejected": f"bad! {i:05}"} for i in range(n)]
+    back = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:reversed_]]
+    return [*rows, *back, *rows[reversed_ : reversed_ + agreed]]
+
+
+def scores(values: Sequence[float]) -> Rows:
+    return [{"prompt": f"question {i // 3}?", "completion": f"answer {i:05}", "score": v} for i, v in enumerate(values)]
+
+
+def facts(rows: Rows) -> Facts:
+    return measure(load(list(rows)))
+
+
+def base(parameters: int = EIGHT) -> Model:
+    return Model("base", parameters, chat_template=False)
+
+
+def tuned(parameters: int | None = EIGHT, **more: Any) -> Model:
+    return Model("tuned", parameters, chat_template=True, **more)
+
+
+def named(found: Recommendation, name: str) -> Proposal:
+    return next(p for p in found.proposals if p.name == name)
+
+
+def advised(rows: Rows, model: Model | None = None, after_sft: AfterSft = "unknown") -> Recommendation:
+    return recommend(facts(rows), model, after_sft)
+
+
+def parses(line: str) -> TrainConfig | None:
+    """The configuration a printed `prospect train` stands for; None for another command."""
+    inner = re.sub(r"^for (\w+) in (\S+) .*?; do (.*); done$", lambda m: m[3].replace(f"${m[1]}", m[2]), line)
+    words = shlex.split(inner)
+    assert words[0] == "prospect"
+    if words[1] != "train":
+        return None
+    rest, loss_args = take_loss_arguments(words[2:])
+    config = parse(TrainConfig, rest, "train", TrainConfig())
+    known = {"kto": {"beta"}, "dpo": {"beta"}, "npo": {"beta"}, "sft": set[str]()}
+    assert set(loss_args) <= known[config.loss]
+    assert config.model
+    assert config.data
+    return config
+
+
+def lines(found: Recommendation) -> list[str]:
+    return [*found.commands, *(q.command for q in found.questions if q.command)]
+
+
+# Facts
+
+
+def test_facts_of_thumbs() -> None:
+    found = facts(thumbs(30, 10, per_prompt=2))
+    assert (found.kind, found.liked, found.disliked, found.prompts, found.single) == ("thumbs", 30, 10, 20, 0)
+    assert found.possible_pairs == found.prompts_with_both == 10
+    assert found.noise.rate is None
+
+
+def test_noise_from_repeated_judgements() -> None:
+    """d = 20 / 100 disagree, so e = (1 - sqrt(0.6)) / 2."""
+    noise = facts(pairs(200, reversed_=20, agreed=80)).noise
+    assert (noise.judged, noise.repeated, noise.contested) == (200, 100, 20)
+    assert noise.rate == pytest.approx((1 - 0.6**0.5) / 2)
+    assert noise.low is not None
+    assert noise.high is not None
+    assert noise.low < 0.1127 < noise.high
+
+
+def test_noise_of_thumbs() -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": said} for i in range(30) for said in (True, i % 3 > 0)]
+    noise = facts(rows).noise
+    assert (noise.repeated, noise.contested) == (30, 10)
+    assert noise.rate == pytest.approx((1 - (1 / 3) ** 0.5) / 2)
+
+
+def test_contradictions_without_agreement_give_no_rate() -> None:
+    """Equal rows were removed: only disagreement is left, and 50 % wrong would be nonsense."""
+    noise = facts(pairs(200, reversed_=20)).noise
+    assert (noise.repeated, noise.contested, noise.rate) == (20, 20, None)
+    asked = {q.topic: q for q in advised(pairs(200, reversed_=20)).questions}
+    assert "equal rows were removed" in asked["label noise"].why
+
+
+def test_circles() -> None:
+    def rows(third: tuple[str, str]) -> Rows:
+        return [{"prompt": "q", "chosen": a, "rejected": b} for a, b in (("a", "b"), ("b", "c"), third)]
+
+    assert (facts(rows(("c", "a"))).noise.circles, facts(rows(("c", "a"))).noise.triples) == (1, 1)
+    assert (facts(rows(("a", "c"))).noise.circles, facts(rows(("a", "c"))).noise.triples) == (0, 1)
+
+
+def test_middle_answers_cancel_as_thumbs() -> None:
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "b", "rejected": "c"}]
+    found = advised([*rows, *pairs(5)])
+    assert found.case.facts.middle == 1
+    assert any("cancel" in note for note in found.notes)
+
+
+def test_wilson() -> None:
+    assert wilson(0.2, 100) == pytest.approx((0.1334, 0.2888), abs=1e-4)
+    assert wilson(0.0, 10)[0] == 0
+
+
+# The loss
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss"),
+    [
+        (thumbs(60, 60), "kto"),
+        (thumbs(60, 60, per_prompt=2), "kto"),
+        (thumbs(9, 0), "sft"),
+        (thumbs(0, 9), "npo"),
+        (pairs(200), "kto"),
+        (scores([i / 50 for i in range(150)]), "kto"),
+        (scores([0.5] * 30), "sft"),
+        ([{"prompt": f"q{i}", "completion": "a"} for i in range(9)], "sft"),
+    ],
+)
+def test_loss_by_kind_of_feedback(rows: Rows, loss: str) -> None:
+    found = advised(rows)
+    assert found.case.loss == loss
+    for line in lines(found):
+        config = parses(line)
+        assert config is not None
+        assert config.loss in {"kto", "dpo", "sft", "npo"}
+    assert all(p.reason and p.source for p in found.proposals)
+    json.dumps(to_json(found))
+
+
+def test_singles_leave_kto_alone() -> None:
+    loss = named(advised(thumbs(60, 60)), "loss")
+    assert (loss.confidence, "No prompt has both thumbs" in loss.reason) == ("high", True)
+    paired = named(advised(thumbs(60, 60, per_prompt=2)), "loss")
+    assert paired.confidence == "medium"
+    assert "7 model sizes" in paired.reason
+
+
+def test_clean_pairs_may_take_dpo() -> None:
+    found = advised(pairs(900, agreed=300), tuned())
+    assert (found.case.loss, named(found, "loss").confidence) == ("dpo", "low")
+    assert named(found, "class weights").value == "none"
+    assert "--loss kto" in next(q for q in found.questions if q.topic == "dpo or kto").command
+    assert advised(pairs(900, agreed=300), base(), "no").case.loss == "kto"
+
+
+def test_noisy_pairs_take_kto() -> None:
+    loss = named(advised(pairs(400, reversed_=60, agreed=140), tuned()), "loss")
+    assert (loss.value, loss.confidence) == ("kto", "medium")
+    assert "Theorem 4.3" in loss.source
+    assert any("robust with --loss.epsilon 0.18" in other for other in loss.instead)
+
+
+def test_pairs_of_unknown_noise_are_undecided() -> None:
+    found = advised(pairs(400), tuned())
+    assert named(found, "loss").reason.startswith("Undecided")
+    twin = parses(next(q.command for q in found.questions if q.topic == "kto or dpo"))
+    assert twin is not None
+    assert (twin.loss, twin.learning_rate) == ("dpo", 5e-6)  # LoRA: ten times DPO's 5e-7
+
+
+def test_scores_are_cut_where_both_thumbs_remain() -> None:
+    assert facts(scores([i / 50 for i in range(150)])).threshold == "median"
+    assert facts(scores([0.0] * 20 + [1.0] * 10)).threshold == "mean"
+    assert facts(scores([0.5] * 30)).threshold is None
+    found = advised(scores([0.0] * 200 + [1.0] * 100))
+    assert "--threshold mean" in found.commands[0]
+    assert any("tgo" in other for other in named(found, "loss").instead)
+
+
+# SFT first, beta, learning rate
+
+
+@pytest.mark.parametrize(
+    ("model", "after_sft", "value", "confidence"),
+    [
+        (None, "unknown", "not known", "low"),
+        (None, "yes", "done", "high"),
+        (tuned(), "unknown", "no", "low"),
+        (base(), "unknown", "not known", "low"),
+        (base(THREE), "no", "yes", "high"),
+        (base(300_000_000), "no", "yes", "medium"),
+        (base(EIGHT), "no", "yes", "medium"),
+        (base(THIRTEEN), "no", "no", "low"),
+        (base(3 * THIRTEEN), "no", "no", "medium"),
+    ],
+)
+def test_sft_first(model: Model | None, after_sft: AfterSft, value: str, confidence: str) -> None:
+    proposal = named(advised(thumbs(300, 300), model, after_sft), "SFT first")
+    assert (proposal.value, proposal.confidence) == (value, confidence)
+
+
+def test_sft_comes_first_in_the_commands_too() -> None:
+    found = advised(thumbs(300, 300), base(THREE), "no")
+    sft, kto = (parses(line) for line in found.commands)
+    assert sft is not None
+    assert kto is not None
+    assert (sft.loss, sft.model, sft.lora) == ("sft", "base", "r=16")
+    assert (kto.loss, kto.model, kto.lora) == ("kto", "runs/sft/model", None)
+    assert sft.eval_fraction == kto.eval_fraction  # the same prompts are held out
+
+
+@pytest.mark.parametrize(
+    ("model", "after_sft", "beta", "confidence"),
+    [
+        (base(EIGHT), "yes", "0.05", "medium"),
+        (base(THREE), "yes", "0.1", "medium"),
+        (base(5_000_000_000), "yes", "0.1", "low"),
+        (base(300_000_000), "yes", "0.1", "low"),
+        (None, "yes", "0.1", "low"),
+        (tuned(EIGHT), "no", "0.25", "medium"),
+        (tuned(THREE), "no", "0.5", "medium"),
+        (tuned(None), "unknown", "0.25", "low"),
+        (base(THIRTEEN), "no", "0.1", "medium"),
+        (None, "no", "0.1", "low"),
+    ],
+)
+def test_beta(model: Model | None, after_sft: AfterSft, beta: str, confidence: str) -> None:
+    found = advised(thumbs(300, 300), model, after_sft)
+    assert (named(found, "beta").value, named(found, "beta").confidence) == (beta, confidence)
+    assert any("beta" in q.topic or "--loss.beta" in q.settle for q in found.questions) == (confidence == "low")
+
+
+@pytest.mark.parametrize(
+    ("model", "rate", "confidence", "trained"),
+    [
+        (None, "5e-6", "low", "all"),
+        (tuned(EIGHT), "5e-5", "low", "LoRA, r=16"),
+        (tuned(300_000_000), "5e-6", "low", "all"),
+        (tuned(2_000_000), "2e-4", "low", "all"),
+        (tuned(300_000_000, adapter=True), "5e-5", "low", "the adapter"),
+    ],
+)
+def test_learning_rate(model: Model | None, rate: str, confidence: str, trained: str) -> None:
+    found = advised(thumbs(300, 300), model)
+    assert (named(found, "learning rate").value, named(found, "learning rate").confidence) == (rate, confidence)
+    assert named(found, "weights trained").value == trained
+    assert any(q.topic.startswith("learning rate") and q.command.startswith("for lr in ") for q in found.questions)
+
+
+def test_every_loss_named_is_in_the_table() -> None:
+    named_losses = ["kto", "dpo", "sft", "npo", "bco", "tgo", "odpo", "robust", "rdpo", "simpo"]
+    assert [find(name).name for name in named_losses] == named_losses
+
+
+def test_learning_rates_are_those_of_the_table() -> None:
+    assert float(named(advised(thumbs(300, 300)), "learning rate").value) == find("kto").learning_rate
+    assert float(named(advised(thumbs(9, 0)), "learning rate").value) == find("sft").learning_rate
+
+
+# Weights, reference point, steps, what is held out
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "value", "words", "confidence"),
+    [
+        (300, 300, "auto: desirable 1, undesirable 1", "within", "medium"),
+        (390, 300, "auto: desirable 1, undesirable 1.3", "within", "medium"),
+        (100, 300, "auto: desirable 3, undesirable 1", "3 to 4.5", "medium"),
+        (30, 300, "auto: desirable 10, undesirable 1", "10 to 15", "low"),  # the paper's own example: [10, 15]
+        (450, 300, "auto: desirable 1, undesirable 1.5", "within", "medium"),
+        (500, 300, "auto: desirable 1, undesirable 1.67", "1.11 to 1.67", "medium"),
+        (900, 300, "auto: desirable 1, undesirable 3", "2 to 3", "low"),
+    ],
+)
+def test_class_weights_by_eq_9(up: int, down: int, value: str, words: str, confidence: str) -> None:
+    weights = named(advised(thumbs(up, down)), "class weights")
+    assert (weights.value, weights.confidence) == (value, confidence)
+    assert words in weights.reason
+
+
+def test_contested_answers_and_unequal_weights() -> None:
+    torn = [{"prompt": "torn", "completion": "a", "label": label} for label in (True, False)]
+    weights = named(advised([*thumbs(899, 299), *torn]), "class weights")
+    assert "counts as disliked unless more than 75 % of its thumbs say liked" in weights.reason
+    assert "judged both ways" not in named(advised([*thumbs(299, 299), *torn]), "class weights").reason
+
+
+def test_one_prompt_has_no_partners() -> None:
+    rows = [{"prompt": "q", "completion": f"a{i}", "label": i % 2 == 0} for i in range(40)]
+    found = advised(rows)
+    assert named(found, "reference point").value == "zero"
+    assert "--reference-point zero" in found.commands[0]
+    assert "--eval-fraction" not in found.commands[0]
+
+
+def test_reference_point_says_what_the_ablation_shows() -> None:
+    for after_sft in ("yes", "no"):
+        point = named(advised(thumbs(300, 300), tuned(), after_sft), "reference point")  # type: ignore[arg-type]
+        assert point.value == "mismatched"
+        assert "p = .42" in point.reason
+        assert "not significant" in point.reason
+
+
+def test_batch_and_epochs() -> None:
+    small, middle, large = (advised(thumbs(n, n)) for n in (100, 800, 2200))
+    assert [named(f, "batch size").value for f in (small, middle, large)] == ["8", "8", "32"]
+    assert [named(f, "epochs").value for f in (small, middle, large)] == ["3", "1", "1"]
+    assert "may still be too few" in named(small, "epochs").reason
+    assert "--batch-size" not in large.commands[0]
+
+
+def test_held_out_tells_six_from_chance() -> None:
+    assert held_out(1000, 1000, 500)[0] == 0.1
+    assert held_out(400, 400, 500)[0] == 0.2
+    fraction, wide = held_out(40, 40, 80)
+    assert (fraction, wide > 0.1) == (0.3, True)
+    assert held_out(40, 0, 80)[0] == held_out(40, 40, 1)[0] == 0
+    n = rows_to_tell(40, 40)
+    assert held_out(n / 2, n / 2, 80)[1] <= 0.1
+
+
+def test_too_few_rows_are_said_first() -> None:
+    first = advised(thumbs(40, 40)).questions[0]
+    assert "0.6 cannot be told from chance" in first.why
+    assert "about 450 rows" in first.settle
+    assert "13,000 pairs" in advised(thumbs(400, 400)).questions[0].why
+    assert all("rows" not in q.why for q in advised(thumbs(2000, 2000)).questions)
+
+
+def test_length_confound_is_minded() -> None:
+    rows = [
+        {"prompt": f"q{i}", "completion": "word " * (9 if i % 2 else 1) + str(i), "label": i % 2 == 1}
+        for i in range(200)
+    ]
+    assert any("Liked answers are longer" in note for note in advised(rows).notes)
+    longer = [{**row, "chosen": row["chosen"] + " and much more"} for row in pairs(200)]
+    assert any("rdpo" in other for other in named(advised(longer), "loss").instead)
+
+
+# The command
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_command_reads_a_model_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny(tmp_path / "assistant", CHATML, seed=0)
+    (folder / "model.safetensors").unlink()
+    chats = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in thumbs(30, 30)]
+    data = write(tmp_path / "my thumbs.jsonl", chats)
+    assert command(["--data", str(data), "--model", str(folder), "--after-sft", "no"]) == 0
+    shown = capsys.readouterr().out
+    assert "a chat template" in shown
+    assert "not known, and what would settle it" in shown
+    assert f"'{data}'" in shown
+    assert command(["--data", str(data), "--model", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["parameters"] > 0
+    assert found["taken_as"] == "tuned"
+    assert parses(found["commands"][0]) is not None
+
+
+def test_bad_rows_are_left_out_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "d.jsonl", [*thumbs(30, 30), {"prompt": "q", "completion": "a", "label": None}])
+    assert command(["--data", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["commands"][0] == f"prospect check {data} --keep-going good.jsonl"
+    assert "--data good.jsonl" in found["commands"][1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "."),
+        ('{"prompt": "q", "completion": "a", "label": 7}\n', "label"),
+        ("no json\n", "."),
+    ],
+)
+def test_useless_data_is_a_clear_error(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=words) as error:
+        command(["--data", str(path)])
+    assert str(path) in str(error.value)
+
+
+def test_missing_files_and_models_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        command(["--data", str(tmp_path / "none.jsonl")])
+    data = write(tmp_path / "d.jsonl", thumbs(3, 3))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no model folder"):
+        command(["--data", str(data), "--model", str(tmp_path / "empty")])
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8")
+    with pytest.raises(ModelError, match="cannot read the configuration"):
+        command(["--data", str(data), "--model", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit):
+        command(["--data", str(data), "--after-sft", "perhaps"])
+
+
+def test_commands_break_before_flags() -> None:
+    line = "for x in 1 2; do prospect train --model 'my model' --data d.jsonl --out runs/x-$x; done"
+    broken = broken_lines(line, 50)
+    assert all(part.endswith("\\") for part in broken[:-1])
+    assert shlex.split(" ".join(part.rstrip("\\") for part in broken)) == shlex.split(line)
+
+
+# Real files
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "kind"),
+    [
+        ("kto_gsm8k_solutions", "kto", "thumbs"),
+        ("kto_llamafactory_demo", "kto", "thumbs"),
+        ("kto_oasst_emoji", "kto", "thumbs"),
+        ("kto_tulu1_accept", "kto", "thumbs"),
+        ("pairs_hh_harmless_test", "kto", "pairs"),
+        ("pairs_llamafactory_demo", "kto", "pairs"),
+        ("pairs_politeness_synthetic", "kto", "pairs"),
+        ("pairs_tulu1", "kto", "pairs"),
+        ("scores_cje_arena_judge", "kto", "scores"),
+        ("sft_small", "sft", "text"),
+        ("tinystories_1.7k", "sft", "text"),
+    ],
+)
+def test_real_files(name: str, loss: str, kind: str, shared: Path, tmp_path: Path) -> None:
+    with gzip.open(shared / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [line for _, line in zip(range(800), file, strict=False)]
+    path = tmp_path / "part.jsonl"
+    path.write_text("".join(rows), encoding="utf-8")
+    found = recommend(measure(load(path)))
+    assert (found.case.loss, found.case.facts.kind) == (loss, kind)
+    assert all(parses(line) is not None for line in lines(found))
+    if name == "pairs_tulu1":
+        assert found.case.facts.noise.contested == 23
+        assert found.case.facts.noise.rate is None
