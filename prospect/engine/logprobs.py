@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 25
-"""Logits held at once: 128 MiB in float32, several times over in backward."""
+"""Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
+IN_CACHE = 1 << 22
+"""Logits at once in softmax and its derivative, which go over them several times in float32: 16 MiB."""
+KEPT = 1 << 26
+"""Logits that backward finds again instead of computing them again: 128 MiB in bfloat16."""
 
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
@@ -101,8 +105,9 @@ def token_logp(
     `weight` is the stored parameter: it is cast to `compute_dtype` inside, its gradient is summed in float32, and a
     frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
+    keep = torch.is_grad_enabled() and len(hidden) * len(weight) <= KEPT
     logp, sum_p2 = _TokenLogp.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, scale, softcap, compute_dtype, want_sum_p2
+        hidden, weight, bias, targets, scale, softcap, compute_dtype, want_sum_p2, keep
     )
     return logp, sum_p2
 
@@ -119,57 +124,68 @@ class _TokenLogp(torch.autograd.Function):
         softcap: float | None,
         dtype: torch.dtype,
         want_sum_p2: bool,
+        keep: bool,
     ) -> Scores:
         logp = hidden.new_empty(len(hidden), dtype=_wide(dtype))
         log_total, sum_p2 = torch.empty_like(logp), torch.empty_like(logp) if want_sum_p2 else None
         with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(dtype)
+            head, kept = weight.to(dtype), []
             for rows in _chunks(len(hidden), len(weight)):
-                z, _ = finish(hidden[rows].to(dtype) @ head.T, bias, scale, softcap)
-                log_total[rows] = z.logsumexp(-1)
-                logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - log_total[rows]
-                if sum_p2 is not None:
-                    sum_p2[rows] = (z - log_total[rows, None]).exp_().square_().sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_total, sum_p2)
+                raw = hidden[rows].to(dtype) @ head.T
+                for part in _chunks(len(raw), len(weight), IN_CACHE):
+                    here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
+                    z, _ = finish(raw[part], bias, scale, softcap)
+                    log_total[here] = z.logsumexp(-1)
+                    logp[here] = z.gather(-1, targets[here, None]).squeeze(-1) - log_total[here]
+                    if sum_p2 is not None:
+                        sum_p2[here] = (z - log_total[here, None]).exp_().square_().sum(-1)
+                if keep:
+                    kept.append(raw)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_total, sum_p2, *kept)
         ctx.scale, ctx.softcap, ctx.dtype = scale, softcap, dtype
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logp: Tensor, grad_sum_p2: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_total, sum_p2 = ctx.saved_tensors
+        hidden, weight, bias, targets, log_total, sum_p2, *kept = ctx.saved_tensors
         wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(x, dtype=_wide(ctx.dtype)) if wants else None for x, wants in wanted]
         grad_hidden, grad_weight, grad_bias = grads
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(ctx.dtype)
-            for rows in _chunks(len(hidden), len(weight)):
+            for number, rows in enumerate(_chunks(len(hidden), len(weight))):
                 h = hidden[rows].to(ctx.dtype)
-                z, slope = finish(h @ head.T, bias, ctx.scale, ctx.softcap)
-                p = (z - log_total[rows, None]).exp_()
-                grad = p * -grad_logp[rows, None]
-                grad.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
-                if sum_p2 is not None and grad_sum_p2 is not None:
-                    grad += 2 * grad_sum_p2[rows, None] * p * (p - sum_p2[rows, None])
-                if slope is not None:
-                    grad *= slope
-                grad *= ctx.scale
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                narrow = grad.to(ctx.dtype)
+                # What was kept may be needed by a second backward, so it is not written over.
+                raw = kept[number] if kept else h @ head.T
+                narrow = torch.empty_like(raw)
+                for part in _chunks(len(raw), len(weight), IN_CACHE):
+                    here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
+                    z, slope = finish(raw[part], bias, ctx.scale, ctx.softcap)
+                    p = (z - log_total[here, None]).exp_()
+                    grad = p * -grad_logp[here, None]
+                    grad.scatter_add_(-1, targets[here, None], grad_logp[here, None])
+                    if sum_p2 is not None and grad_sum_p2 is not None:
+                        grad += 2 * grad_sum_p2[here, None] * p * (p - sum_p2[here, None])
+                    if slope is not None:
+                        grad *= slope
+                    grad *= ctx.scale
+                    if grad_bias is not None:
+                        grad_bias += grad.sum(0)
+                    narrow[part] = grad
                 if grad_hidden is not None:
                     grad_hidden[rows] = (narrow @ head).to(grad_hidden.dtype)
                 if grad_weight is not None:
                     grad_weight += narrow.T @ h
         stored = (None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
-        return *stored, None, None, None, None, None
+        return *stored, None, None, None, None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    step = max(1, CHUNK // vocabulary)
+def _chunks(rows: int, vocabulary: int, size: int | None = None) -> Iterator[slice]:
+    step = max(1, (size or CHUNK) // vocabulary)
     return (slice(begin, begin + step) for begin in range(0, rows, step))

@@ -7,7 +7,7 @@ each token drives a second pass, micro-batch by micro-batch.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,38 +15,35 @@ from torch import Tensor
 
 from prospect.schedule import Step
 from prospect.train import figures, ranks
-from prospect.train.batch import Micro, matched
+from prospect.train.batch import matched
 from prospect.train.inputs import Batch, Tokens, batch_of
 from prospect.train.job import Job
 from prospect.train.z0 import Point
 
-Sums = list[float]
 
-
-def gradient(job: Job, step: Step, point: Point) -> Sums:
+def gradient(job: Job, step: Step, point: Point) -> list[float]:
     """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS."""
     counts = job.objective.count(job.corpus, step.rows)
     place = {row: k for k, row in enumerate(step.rows)}
+    pull = _pull(job, step, point, counts)
 
     def mine() -> Tensor:
         total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
-        micros = matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]
-        pulls = _coupled(job, step, point, micros, counts) if _needs_whole_step(job, micros) else None
         computed, point.computed = point.computed, None  # a graph serves once
-        for k, micro in enumerate(micros):
+        for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
             found = job.compute(micro) if computed is None else computed
             if not micro.rows:
                 _nothing(found).backward()
                 continue
-            batch = batch_of(job.corpus, micro, found, point.of([place[i] for i in micro.rows]))
-            if pulls is None:
-                share = job.objective(batch, counts)
-                share.backward()
-            else:
-                share, pull = pulls[k]
-                _dot(batch, pull).backward()
+            places = [place[i] for i in micro.rows]
+            batch = batch_of(job.corpus, micro, found, point.of(places))
+            share = job.objective(batch, counts) if pull is None else pull.on(batch, places)
+            share.backward()
             with torch.no_grad():
-                total += figures.sums(batch, share.detach(), beta=job.beta, pairs=job.loss.view == "pairs")
+                told = share.detach() if pull is None else torch.zeros_like(share)
+                total += figures.sums(batch, told, beta=job.beta, pairs=job.loss.view == "pairs")
+        if pull is not None and ranks.rank() == 0:
+            total[figures.SUMS.index("objective")] = float(pull.objective)
         return total
 
     total = job.fitting(mine)
@@ -55,59 +52,49 @@ def gradient(job: Job, step: Step, point: Point) -> Sums:
     return [float(value) for value in ranks.total(total)]
 
 
-def _needs_whole_step(job: Job, micros: list[Micro]) -> bool:
-    """One micro-batch on one rank is the whole step already."""
-    return job.loss.couples == "step" and (ranks.world() > 1 or len(micros) > 1)
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """The objective of a whole step, and its derivative by each token's log-prob and value, per side."""
+
+    objective: Tensor
+    sides: tuple[tuple[Tokens, Tensor, Tensor | None], ...]
+
+    def on(self, batch: Batch, places: list[int]) -> Tensor:
+        """What has the same gradient as the whole step's objective has on these rows of it."""
+        total = batch.weight.new_zeros(())
+        for mine, (whole, by_logp, by_value) in zip(batch.sides, self.sides, strict=True):
+            total = total + (mine.token_logp * _rows(by_logp, whole.offsets, places).to(mine.token_logp)).sum()
+            if by_value is not None and mine.value is not None:
+                total = total + (mine.value * _rows(by_value, whole.offsets, places).to(mine.value)).sum()
+        return total
 
 
-Pull = list[tuple[Tensor, Tensor | None]]
-"""Per side, the objective's derivative by the log-prob, and by the value, of each token."""
-
-
-def _coupled(job: Job, step: Step, point: Point, micros: list[Micro], counts: list[int]) -> list[tuple[Tensor, Pull]]:
-    """For each micro-batch of this rank its share of the objective to log, and the pull on its tokens."""
+def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
+    """None where rows add up one by one, or where one micro-batch on one rank is the whole step already."""
+    alone = ranks.world() == 1 and len(matched(job.corpus, step.rows, 1, job.token_budget)[0]) == 1
+    if job.loss.couples == "none" or alone:
+        return None
     place = {row: k for k, row in enumerate(step.rows)}
     mine: list[tuple[list[int], Batch]] = []
-    with torch.no_grad():
-        for micro in micros:
-            if micro.rows:
-                mine.append(([place[i] for i in micro.rows], batch_of(job.corpus, micro, job.compute(micro))))
-    shares = ranks.gather([(places, _to_cpu(batch)) for places, batch in mine])
-    order, whole = _join([item for share in shares for item in share])
+
+    def gather() -> Tensor:
+        mine.clear()
+        with torch.no_grad():
+            for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
+                found = job.compute(micro)
+                if micro.rows:
+                    mine.append(([place[i] for i in micro.rows], _to_cpu(batch_of(job.corpus, micro, found))))
+        return torch.zeros(0)
+
+    job.fitting(gather)
+    whole = _join([part for share in ranks.gather(mine) for part in share], point)
+    assert len(whole) == len(step.rows), "every row of the step is on one rank, once"
     leaves = [x.requires_grad_() for side in whole.sides for x in (side.token_logp, side.value) if x is not None]
-    assert order == list(range(len(step.rows))), "every row of the step is on one rank, once"
-    whole = _with_z0(whole, point)
     objective = job.objective(whole, counts)
-    pulls = dict(
-        zip(
-            map(id, leaves),
-            torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True),
-            strict=True,
-        )
-    )
-    found: list[tuple[Tensor, Pull]] = []
-    for number, micro in enumerate(micros):
-        rows = [place[i] for i in micro.rows]
-        per_side = [
-            (
-                _rows(pulls[id(side.token_logp)], side.offsets, rows),
-                None if side.value is None else _rows(pulls[id(side.value)], side.offsets, rows),
-            )
-            for side in whole.sides
-        ]
-        told = objective.detach() if number == 0 and ranks.rank() == 0 else objective.detach() * 0
-        found.append((told, per_side))
-    return found
-
-
-def _dot(batch: Batch, pull: Pull) -> Tensor:
-    """What has the same gradient as the whole step's objective has on these rows."""
-    total = batch.weight.new_zeros(())
-    for side, (by_logp, by_value) in zip(batch.sides, pull, strict=True):
-        total = total + (side.token_logp * by_logp.to(side.token_logp)).sum()
-        if by_value is not None and side.value is not None:
-            total = total + (side.value * by_value.to(side.value)).sum()
-    return total
+    objective.backward()
+    pulls = iter([torch.zeros_like(x) if x.grad is None else x.grad for x in leaves])
+    sides = tuple((side, next(pulls), None if side.value is None else next(pulls)) for side in whole.sides)
+    return Pull(objective.detach(), sides)
 
 
 def _rows(values: Tensor, offsets: Tensor, rows: list[int]) -> Tensor:
@@ -116,7 +103,7 @@ def _rows(values: Tensor, offsets: Tensor, rows: list[int]) -> Tensor:
     return torch.cat(spans) if spans else values[:0]
 
 
-def _join(parts: list[tuple[list[int], Batch]]) -> tuple[list[int], Batch]:
+def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
     """Batches of several micro-batches and ranks as one, its rows in the order of their places in the step."""
     places = [place for mine, _ in parts for place in mine]
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -135,12 +122,8 @@ def _join(parts: list[tuple[list[int], Batch]]) -> tuple[list[int], Batch]:
     score = None if any(s is None for s in scores) else torch.cat([s for s in scores if s is not None])[order]
     weight = torch.cat([batch.weight for _, batch in parts])[order]
     desirable = torch.cat([batch.desirable for _, batch in parts])[order]
-    return sorted(places), Batch(tuple(sides), weight, desirable, score)
-
-
-def _with_z0(batch: Batch, point: Point) -> Batch:
-    z0 = point.of(list(range(len(batch))))
-    return batch if z0 is None else Batch(batch.sides, batch.weight, batch.desirable, batch.score, z0.to(batch.weight))
+    z0 = point.of(sorted(places))
+    return Batch(tuple(sides), weight, desirable, score, None if z0 is None else z0.to(weight))
 
 
 def _to_cpu(batch: Batch) -> Batch:

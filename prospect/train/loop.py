@@ -51,7 +51,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             began = time.perf_counter()
             point = reference_point(job, step, z0_state)
             totals = gradient(job, step, point)
-            norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip))
+            norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip, foreach=True))
             _require_finite(job, step, totals[0], norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prospect.corpus import Corpus
 from prospect.losses.functions import bound
+from prospect.losses.segments import segment_sum
 from prospect.losses.table import Change, Loss, Part, Term
 from prospect.train.inputs import Batch, take
 
@@ -59,7 +60,7 @@ class Objective:
     def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
         """sum(weight * loss) of one term."""
         sides = self._sides(term.rows)
-        if self.loss.view != "pairs" and term.rows != "all" and self.loss.view != "text":
+        if term.rows != "all" and self.loss.view in ("binary", "scores"):
             batch = _select(batch, batch.desirable if term.rows == "desirable" else ~batch.desirable)
         arguments: list[Tensor] = []
         for name in term.reads:
@@ -80,8 +81,6 @@ class Objective:
             return found
         tokens = batch.sides[side]
         if name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
-            from prospect.losses.segments import segment_sum
-
             value = segment_sum(self._input("token_log_ratio", batch, side), tokens.offsets)
         else:
             value = tokens.read(name)

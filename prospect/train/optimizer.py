@@ -17,7 +17,7 @@ def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: Tra
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups)
-    return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2))
+    return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
