@@ -14,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prospect.losses.functions import arguments
-from prospect.losses.numerics import log1mexp
 from prospect.losses.table import find, modified
 from prospect.train.inputs import Batch, Tokens
 from prospect.train.objective import Objective
@@ -59,56 +59,50 @@ class Case:
     dtype: torch.dtype = torch.float64
 
 
-def trl_dpo(kind: str, loss: str, ours: dict[str, Any] | None = None, **more: Any) -> Case:
-    """A loss type of TRL's DPOTrainer at beta 0.3; ours is given the same beta unless `ours` says everything."""
+def dpo_type(kind: str, loss: str, ours: dict[str, Any] | None = None, peer: str = "trl dpo", **more: Any) -> Case:
+    """A loss type of TRL's DPOTrainer, or of Liger's DPO, at beta 0.3; so is ours, unless `ours` says everything."""
     kept = {key: more.pop(key) for key in ("modify", "tolerance", "dtype") if key in more}
-    return Case(
-        "trl dpo", {"loss_types": [kind], "beta": 0.3, **more}, loss, {"beta": 0.3} if ours is None else ours, **kept
-    )
+    key = "loss_types" if peer == "trl dpo" else "loss_type"
+    theirs = {key: [kind] if peer == "trl dpo" else kind, "beta": 0.3, **more}
+    return Case(peer, theirs, loss, {"beta": 0.3} if ours is None else ours, **kept)
 
 
-def trl_cpo(kind: str, loss: str, ours: dict[str, Any], **more: Any) -> Case:
+def cpo_type(kind: str, loss: str, ours: dict[str, Any], **more: Any) -> Case:
     """A loss type of TRL's CPOTrainer; without its likelihood term, which it adds by default, unless asked for."""
     return Case("trl cpo", {"loss_type": kind, "cpo_alpha": 0.0, **more}, loss, ours, reference=False)
 
 
-def liger(kind: str, loss: str, ours: dict[str, Any] | None = None, **more: Any) -> Case:
-    """A loss type of Liger's DPO at beta 0.3."""
-    kept = {key: more.pop(key) for key in ("tolerance",) if key in more}
-    return Case("liger dpo", {"loss_type": kind, "beta": 0.3, **more}, loss, {"beta": 0.3, **(ours or {})}, **kept)
-
-
 def f_divergence(kind: str, ours: dict[str, Any], **more: Any) -> Case:
     """TRL's scores differ from ours by a constant of the divergence, which cancels between the two answers."""
-    return trl_dpo("sigmoid", "fdpo", {"beta": 0.3, **ours}, f_divergence_type=kind, **more)
+    return dpo_type("sigmoid", "fdpo", {"beta": 0.3, **ours}, f_divergence_type=kind, **more)
 
 
+liger = partial(dpo_type, peer="liger dpo")
 NOISE = {"beta": 0.3, "epsilon": 0.1}
 CERTAIN = {"beta": 0.3, "epsilon": 1e-3}
+WEIGHTED = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 1.5}
+PLAIN = {"sigmoid": "dpo", "hinge": "hinge", "nca_pair": "nca", "bco_pair": "bco_pair", "sppo_hard": "sppo_hard"}
+PLAIN |= {"apo_zero": "apo_zero", "apo_down": "apo_down"}
+"""The peers' names and ours where beta says all; their bco_pair has no delta, which is our reference point "zero"."""
 
 CASES: dict[str, Case] = {
     # ---- TRL, DPOTrainer --------------------------------------------------------------------------------------------
-    "trl sigmoid": trl_dpo("sigmoid", "dpo"),
-    "trl hinge": trl_dpo("hinge", "hinge"),
-    "trl ipo": trl_dpo("ipo", "ipo", {"tau": 0.3}),  # token means, as ours; ipo_sum is in no TRL trainer but CPO's form
-    "trl exo_pair": trl_dpo("exo_pair", "exo", CERTAIN, label_smoothing=1e-3, tolerance=FLOAT32),  # log(eps) in float32
-    "trl nca_pair": trl_dpo("nca_pair", "nca"),
-    "trl robust": trl_dpo("robust", "robust", NOISE, label_smoothing=0.1),
-    "trl bco_pair": trl_dpo("bco_pair", "bco_pair"),  # no delta: our reference point "zero"
-    "trl sppo_hard": trl_dpo("sppo_hard", "sppo_hard"),
-    "trl aot": trl_dpo("aot", "aot", {"beta": 0.3, "epsilon": 0.0}),
-    "trl aot, smoothed": trl_dpo("aot", "aot", NOISE, label_smoothing=0.1),
-    "trl aot_unpaired": trl_dpo("aot_unpaired", "aot_unpaired", {"beta": 0.3, "epsilon": 0.0}),
-    "trl aot_unpaired, smoothed": trl_dpo("aot_unpaired", "aot_unpaired", NOISE, label_smoothing=0.1),
-    "trl apo_zero": trl_dpo("apo_zero", "apo_zero"),
-    "trl apo_down": trl_dpo("apo_down", "apo_down"),
-    "trl discopop": trl_dpo("discopop", "discopop", {"beta": 0.3, "temperature": 0.2}, discopop_tau=0.2),
-    "trl sigmoid_norm": trl_dpo("sigmoid_norm", "dpo_norm", {"beta": 5.0}, beta=5.0),
-    "trl sft": trl_dpo("sft", "sft", {}),
-    "trl sigmoid + sft": trl_dpo(
+    **{f"trl {kind}": dpo_type(kind, loss) for kind, loss in PLAIN.items()},
+    "trl hinge, some pairs apart": dpo_type("hinge", "hinge", {"beta": 2.0}, beta=2.0),
+    "trl ipo": dpo_type("ipo", "ipo", {"tau": 0.3}),  # both of token means; no trainer has ipo_sum
+    "trl exo_pair": dpo_type("exo_pair", "exo", CERTAIN, label_smoothing=1e-3, tolerance=FLOAT32),  # float32 log(eps)
+    "trl robust": dpo_type("robust", "robust", NOISE, label_smoothing=0.1),
+    "trl aot": dpo_type("aot", "aot", {"beta": 0.3, "epsilon": 0.0}),
+    "trl aot, smoothed": dpo_type("aot", "aot", NOISE, label_smoothing=0.1),
+    "trl aot_unpaired": dpo_type("aot_unpaired", "aot_unpaired", {"beta": 0.3, "epsilon": 0.0}),
+    "trl aot_unpaired, smoothed": dpo_type("aot_unpaired", "aot_unpaired", NOISE, label_smoothing=0.1),
+    "trl discopop": dpo_type("discopop", "discopop", {"beta": 0.3, "temperature": 0.2}, discopop_tau=0.2),
+    "trl sigmoid_norm": dpo_type("sigmoid_norm", "dpo_norm", {"beta": 5.0}, beta=5.0),
+    "trl sft": dpo_type("sft", "sft", {}),
+    "trl sigmoid + sft": dpo_type(
         "", "rpo", {"beta": 0.3, "nll_weight": 0.5}, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 0.5]
     ),
-    "trl mpo": trl_dpo(
+    "trl mpo": dpo_type(
         "", "dpo:0.8,bco_pair:0.2,sft:1", loss_types=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0]
     ),
     "trl reverse_kl": f_divergence("reverse_kl", {"divergence": "reverse_kl"}),
@@ -121,29 +115,24 @@ CASES: dict[str, Case] = {
         )
         for alpha in (0.0, 0.3, 0.5, 1.0)
     },
-    "trl use_weighting": trl_dpo("sigmoid", "dpo", use_weighting=True, modify=("wpo",)),
-    "trl use_weighting, ipo": trl_dpo("ipo", "ipo", {"tau": 0.3}, use_weighting=True, modify=("wpo",)),
-    "trl ld_alpha 0.4": trl_dpo("sigmoid", "ld_dpo", {"beta": 0.3, "alpha": 0.4}, ld_alpha=0.4),
-    "trl ld_alpha 0": trl_dpo("sigmoid", "ld_dpo", {"beta": 0.3, "alpha": 0.0}, ld_alpha=0.0),
+    "trl use_weighting": dpo_type("sigmoid", "dpo", use_weighting=True, modify=("wpo",)),
+    "trl use_weighting, ipo": dpo_type("ipo", "ipo", {"tau": 0.3}, use_weighting=True, modify=("wpo",)),
+    "trl ld_alpha 0.4": dpo_type("sigmoid", "ld_dpo", {"beta": 0.3, "alpha": 0.4}, ld_alpha=0.4),
+    "trl ld_alpha 0": dpo_type("sigmoid", "ld_dpo", {"beta": 0.3, "alpha": 0.0}, ld_alpha=0.0),
     # ---- TRL, the other trainers ------------------------------------------------------------------------------------
-    "trl apo_zero_unpaired": Case(
-        "trl kto",
-        {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 1.5},
-        "apo_zero_unpaired",
-        {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 1.5},
-    ),
-    "trl cpo": trl_cpo("sigmoid", "cpo", {"beta": 0.3}, beta=0.3, cpo_alpha=1.0),
-    "trl cpo, no likelihood": trl_cpo("sigmoid", "cpo", {"beta": 0.3, "nll_weight": 0.0}, beta=0.3),
-    "trl cpo, smoothed": trl_cpo("sigmoid", "cdpo", NOISE, beta=0.3, label_smoothing=0.1),
-    "trl cpo hinge": trl_cpo("hinge", "hinge", {"beta": 0.3}, beta=0.3),
-    "trl cpo ipo": trl_cpo("ipo", "ipo", {"tau": 0.3}, beta=0.3),
-    "trl simpo": trl_cpo("simpo", "simpo", {"beta": 2.0, "gamma": 0.5}, beta=2.0, simpo_gamma=0.5),
+    "trl apo_zero_unpaired": Case("trl kto", WEIGHTED, "apo_zero_unpaired", WEIGHTED),
+    "trl cpo": cpo_type("sigmoid", "cpo", {"beta": 0.3}, beta=0.3, cpo_alpha=1.0),
+    "trl cpo, no likelihood": cpo_type("sigmoid", "cpo", {"beta": 0.3, "nll_weight": 0.0}, beta=0.3),
+    "trl cpo, smoothed": cpo_type("sigmoid", "cdpo", NOISE, beta=0.3, label_smoothing=0.1),
+    "trl cpo hinge": cpo_type("hinge", "hinge", {"beta": 0.3}, beta=0.3),
+    "trl cpo ipo": cpo_type("ipo", "ipo", {"tau": 0.3}, beta=0.3),
+    "trl simpo": cpo_type("simpo", "simpo", {"beta": 2.0, "gamma": 0.5}, beta=2.0, simpo_gamma=0.5),
     # As TRL has it by default, which is not SimPO as published: a small beta, a wide margin, a likelihood term.
-    "trl simpo by default": trl_cpo(
+    "trl simpo by default": cpo_type(
         "simpo", "simpo:1,sft:1", {"beta": 0.1, "gamma": 0.5}, beta=0.1, simpo_gamma=0.5, cpo_alpha=1.0
     ),
     **{
-        f"trl alphapo {alpha}": trl_cpo(
+        f"trl alphapo {alpha}": cpo_type(
             "simpo", "alphapo", {"beta": 2.0, "gamma": 0.5, "alpha": alpha}, beta=2.0, simpo_gamma=0.5, alpha=alpha
         )
         for alpha in (0.25, -0.25, 0.0)
@@ -151,16 +140,10 @@ CASES: dict[str, Case] = {
     # TRL's likelihood term reads the prompt too: the prompt of one token here leaves it the completion alone.
     "trl orpo": Case("trl orpo", {"beta": 0.3}, "orpo", {"beta": 0.3}, reference=False, tolerance=FLOAT32),
     # ---- Liger ------------------------------------------------------------------------------------------------------
-    "liger sigmoid": liger("sigmoid", "dpo"),
-    "liger hinge": liger("hinge", "hinge"),
-    "liger exo_pair": liger("exo_pair", "exo", CERTAIN, label_smoothing=1e-3, tolerance=FLOAT32),  # log(eps) in float32
-    "liger nca_pair": liger("nca_pair", "nca"),
+    **{f"liger {kind}": liger(kind, loss) for kind, loss in PLAIN.items()},
+    "liger exo_pair": liger("exo_pair", "exo", CERTAIN, label_smoothing=1e-3, tolerance=FLOAT32),  # float32 log(eps)
     "liger robust": liger("robust", "robust", NOISE, label_smoothing=0.1),
-    "liger bco_pair": liger("bco_pair", "bco_pair"),
-    "liger sppo_hard": liger("sppo_hard", "sppo_hard"),
-    "liger apo_zero": liger("apo_zero", "apo_zero"),
-    "liger apo_down": liger("apo_down", "apo_down"),
-    "liger discopop": liger("discopop", "discopop", {"temperature": 0.2}, discopop_tau=0.2),
+    "liger discopop": liger("discopop", "discopop", {"beta": 0.3, "temperature": 0.2}, discopop_tau=0.2),
     "liger kto": Case("liger kto", {"beta": 0.3, "kl": 0.7}, "kto", {"beta": 0.3}, z0=0.7),
     "liger kto without kl": Case("liger kto", {"beta": 0.3, "kl": None}, "apo_zero_unpaired", {"beta": 0.3}),
     # Their preference terms alone: the likelihood is added elsewhere in Liger.
@@ -219,20 +202,15 @@ def measured(loss: Callable[[Case, Answers], Tensor], case: Case) -> dict[str, A
 def ours(case: Case, given: Answers) -> Tensor:
     """The objective of a step that consists of these answers."""
     loss = modified(find(case.loss), case.modify)
-    halves = (
-        [slice(None)] if loss.view == "binary" else [slice(0, len(given.mask) // 2), slice(len(given.mask) // 2, None)]
-    )
+    columns = (given.logp, given.reference, given.square_sums, given.mask)
+    halves = list(zip(*(x.chunk(1 if loss.view == "binary" else 2) for x in columns), strict=True))
     sides = []
-    for half in halves[: 1 if loss.view == "text" else 2]:
-        mask = given.mask[half]
+    for logp, reference, square_sums, mask in halves[:1] if loss.view == "text" else halves:
         offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
-        columns = (given.logp, given.reference, given.square_sums)
-        logp, reference, square_sums = (x[half][mask] for x in columns)
-        sides.append(Tokens(logp, offsets, reference, square_sums))
+        sides.append(Tokens(logp[mask], offsets, reference[mask], square_sums[mask]))
     rows = len(sides[0].offsets) - 1
-    batch = Batch(
-        tuple(sides), torch.ones(rows, dtype=case.dtype), given.liked[:rows], z0=torch.tensor(case.z0, dtype=case.dtype)
-    )
+    z0 = torch.tensor(case.z0, dtype=case.dtype)
+    batch = Batch(tuple(sides), torch.ones(rows, dtype=case.dtype), given.liked[:rows], z0=z0)
     # A term on tokens is about the chosen answers in every case here.
     counts = [int(sides[0].offsets[-1]) if term.unit == "tokens" else rows for term in loss.terms]
     return Objective(loss, arguments(loss, case.ours))(batch, counts)
@@ -284,8 +262,9 @@ def trl_trainer(trainer: type, **settings: Any) -> Any:
     """A trainer that was never set up: it has what its loss reads, and no model, data or optimizer."""
     made, bare = trainer.__new__(trainer), torch.nn.Module()
     bare.is_gradient_checkpointing = False
+    same = torch.as_tensor  # what a gathering of one process returns
     everyone: dict[str, Any] = {
-        "accelerator": SimpleNamespace(device=torch.device("cpu"), gather=_same, gather_for_metrics=_same),
+        "accelerator": SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same),
         "args": SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=settings.pop("discopop_tau", None)),
         "model": bare,
         "aux_loss_enabled": False,
@@ -299,15 +278,6 @@ def trl_trainer(trainer: type, **settings: Any) -> Any:
     return made
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
-def _with_prompt(mask: Tensor) -> Tensor:
-    """A completion mask with a prompt of one token before each row; it serves as token ids as well."""
-    return F.pad(mask.long(), (1, 0))
-
-
 def _model(logp: Tensor, given: Answers) -> Callable[..., Any]:
     """What TRL's models with a fused head hand over, of which its losses read the first two."""
     zeros = torch.zeros_like(logp)
@@ -316,29 +286,17 @@ def _model(logp: Tensor, given: Answers) -> Callable[..., Any]:
     return lambda **_: SimpleNamespace(**seen)
 
 
-def _inputs(given: Answers) -> dict[str, Tensor]:
-    ids = _with_prompt(given.mask)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": ids}
-
-
-def run_trl_dpo(case: Case, given: Answers) -> Tensor:
-    from trl import DPOTrainer
+def run_trl_with_reference(case: Case, given: Answers) -> Tensor:
+    from trl import DPOTrainer, KTOTrainer
 
     settings = {"f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "ld_alpha": None}
-    settings |= {"precompute_ref_logps": False, "use_weighting": False, "loss_weights": [1.0]} | case.theirs
-    trainer = trl_trainer(DPOTrainer, ref_model=_model(given.reference, given), **settings)
-    loss: Tensor = trainer._compute_loss(_model(given.logp, given), _inputs(given), return_outputs=False)
-    return loss
-
-
-def run_trl_kto(case: Case, given: Answers) -> Tensor:
-    from trl import KTOTrainer
-
-    settings = {"loss_type": "apo_zero_unpaired", "calculate_KL": False, "precompute_ref_logps": False} | case.theirs
-    trainer = trl_trainer(KTOTrainer, ref_model=_model(given.reference, given), **settings)
-    inputs = _inputs(given) | {"label": given.liked}
-    loss: Tensor = trainer._compute_loss(_model(given.logp, given), inputs, return_outputs=False)
-    return loss
+    settings |= {"precompute_ref_logps": False, "use_weighting": False, "loss_weights": [1.0]}
+    settings |= {"loss_type": "apo_zero_unpaired", "calculate_KL": False} | case.theirs
+    trainer = {"trl dpo": DPOTrainer, "trl kto": KTOTrainer}[case.peer]
+    made = trl_trainer(trainer, ref_model=_model(given.reference, given), **settings)
+    ids = F.pad(given.mask.long(), (1, 0))  # a prompt of one token, number 0, and completions of tokens number 1
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": ids, "label": given.liked}
+    return made._compute_loss(_model(given.logp, given), inputs, return_outputs=False)
 
 
 def run_trl_without_reference(case: Case, given: Answers) -> Tensor:
@@ -346,16 +304,16 @@ def run_trl_without_reference(case: Case, given: Answers) -> Tensor:
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
-    ids = _with_prompt(given.mask)
+    ids = F.pad(given.mask.long(), (1, 0))
     told = {"input_ids": ids, "attention_mask": F.pad(given.mask.long(), (1, 0), value=1)}
     told["labels"] = torch.where(ids == 1, ids, -100)
     halves = {side: {key: x.chunk(2)[k] for key, x in told.items()} for k, side in enumerate(("chosen", "rejected"))}
     batch = {f"{side}_{key}": x for side, columns in halves.items() for key, x in columns.items()}
-    logits = F.pad(torch.stack([log1mexp(given.logp), given.logp], dim=-1), (0, 0, 0, 1))
+    logits = F.pad(torch.stack([torch.log1p(-given.logp.exp()), given.logp], dim=-1), (0, 0, 0, 1))
     settings = {"alpha": 0.0, "pad_token_id": 0, "padding_value": 0} | case.theirs
     trainer = trl_trainer({"trl cpo": CPOTrainer, "trl orpo": ORPOTrainer}[case.peer], **settings)
     loss, _ = trainer.get_batch_loss_metrics(lambda *_, **__: SimpleNamespace(logits=logits), batch)
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def run_liger(case: Case, given: Answers) -> Tensor:
@@ -366,16 +324,16 @@ def run_liger(case: Case, given: Answers) -> Tensor:
     logp, reference = ((x * given.mask).sum(1) for x in (given.logp, given.reference))
     target = torch.zeros(len(logp))
     if name == "KTO":
-        return function(logp, given.liked, target, reference, **case.theirs)[0]  # type: ignore[no-any-return]
+        return function(logp, given.liked, target, reference, **case.theirs)[0]
     if name in ("SimPO", "ORPO"):
         logp = logp / given.mask.sum(1)
     references = reference.chunk(2) if name == "DPO" else ()
-    return function(*logp.chunk(2), target, *references, **case.theirs)[0]  # type: ignore[no-any-return]
+    return function(*logp.chunk(2), target, *references, **case.theirs)[0]
 
 
 PEERS: dict[str, Callable[[Case, Answers], Tensor]] = {
-    "trl dpo": run_trl_dpo,
-    "trl kto": run_trl_kto,
+    "trl dpo": run_trl_with_reference,
+    "trl kto": run_trl_with_reference,
     "trl cpo": run_trl_without_reference,
     "trl orpo": run_trl_without_reference,
     **{f"liger {name}": run_liger for name in ("dpo", "kto", "cpo", "simpo", "orpo")},

@@ -178,29 +178,40 @@ def test_continuing_from_an_adapter_starts_at_r_0(model: Path, tmp_path: Path) -
     assert (second.folder / "model" / "adapter_config.json").exists()
 
 
+IN_TWO: list[dict[str, Any]] = [
+    {},
+    {"loss": "ppo"},  # couples the rows of a step
+    {"loss": "aot"},
+    {"loss": "bco"},  # a running mean over the step's own answers
+    {"loss": "kto", "modify": ["tr", "wpo"], "loss_args": {"every": 2.0}},
+    {"loss": "kto", "reference_point": "token_kl", "z0_gradient": True},
+    {"loss": "kto", "reference_point": "on_policy"},
+]
+
+
 def test_two_ranks_equal_one_process(model: Path, tmp_path: Path) -> None:
     """Plain data parallel on gloo under torchrun, float64: the weights after six steps agree to 1e-10."""
     data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48, per_prompt=2, weights=True))
     given = FAST | {"precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
-    code = f"import prospect; prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / 'two')!r}, **{given!r})"
+    code = f"""
+import prospect
+for k, options in enumerate({IN_TWO!r}):
+    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "two")!r} + str(k), **({given!r} | options))
+"""
     (tmp_path / "go.py").write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=29517",
-        str(tmp_path / "go.py"),
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PROSPECT_CACHE": str(tmp_path / "other-cache")}
+    command = [*torchrun, str(tmp_path / "go.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    train(model, data, tmp_path / "one", **given)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, a in one.items():
-        assert (a - two[name]).norm() <= 1e-10 * a.norm(), name
-    for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9) and a["z0_raw"] == pytest.approx(b["z0_raw"], abs=1e-9)
+    for k, options in enumerate(IN_TWO):
+        train(model, data, tmp_path / f"one{k}", **(given | options))
+        one, two = weights(tmp_path / f"one{k}"), weights(tmp_path / f"two{k}")
+        for name, a in one.items():
+            assert (a - two[name]).norm() <= 1e-10 * a.norm(), (options, name)
+        for a, b in zip(steps(tmp_path / f"one{k}"), steps(tmp_path / f"two{k}"), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-9), options
+            assert a.get("z0_raw", 0) == pytest.approx(b.get("z0_raw", 0), abs=1e-9), options
 
 
 def test_lora_trains_the_adapter_alone_and_merges(model: Path, tmp_path: Path) -> None:
