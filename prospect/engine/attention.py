@@ -176,6 +176,7 @@ def _attention(
     if plain:
         found: Tensor = Plain.apply(query, key, value, mask, scaling)  # type: ignore[no-untyped-call]
         return found
+    assert softcap is not None, "without one the fused kernel or the plain one has answered"
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~mask, float("-inf")).softmax(-1)
     return weights.to(value.dtype) @ value
