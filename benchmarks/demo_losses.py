@@ -144,8 +144,9 @@ points). One epoch, learning rate {LEARNING_RATE:g}, default arguments, but beta
 default of 0.1 is meant for log-ratios of long answers.
 
 Nothing was tuned for any loss, and paired losses see other rows than unpaired ones, so this is no ranking: it shows
-that each of them runs and which way it moves the model. Seconds are for training with everything around it, on two CPU
-cores.
+that each of them runs and which way it moves the model. DiscoPOP's slope has the wrong sign at the start, as published;
+unlikelihood takes good words down with bad ones; csft has one epoch to learn what its two new tokens mean. Seconds are
+the median for training with everything around it, on one CPU core that was not idle otherwise.
 
 """
 
