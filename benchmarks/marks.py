@@ -81,7 +81,7 @@ def hardware() -> Facts:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "flags": [flag for flag in useful if flag in flags],
         "memory_gib": round(memory / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from peft import PeftModel
 
@@ -14,8 +15,9 @@ from prospect.corpus import Corpus
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError, DataError, ModelError
 from prospect.feedback.formats import Feedback
-from prospect.feedback.records import Record, View, threshold_of
+from prospect.feedback.records import Record, View, examples, threshold_of
 from prospect.losses import functions, table
+from prospect.losses.rows import LOSSES
 from prospect.losses.table import Loss
 from prospect.train.config import TrainConfig
 from prospect.train.job import Job
@@ -73,9 +75,11 @@ def rows(
             threshold=threshold,
         )
 
+    _require_view(loss, records, threshold)
     training = view(records, loss.view)
     _require_scores(loss, training)
-    if loss.view == "binary" and len({row.desirable for row in training.rows}) < 2:
+    both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
+    if loss.view == "binary" and both and len({row.desirable for row in training.rows}) < 2:
         thumb = "up" if training.rows[0].desirable else "down"
         raise DataError(
             f"every thumb is {thumb}, but {loss.name} learns from both. Add answers of the other kind, or imitate "
@@ -100,6 +104,26 @@ def require_same_tokens(reference: Policy, policy: Policy) -> None:
             f"the reference {reference.name} has another tokenizer than {policy.name}: their log-probs of a token "
             "cannot be compared. Choose a reference of the same family"
         )
+
+
+def _require_view(loss: Loss, records: Sequence[Record], threshold: str | None) -> None:
+    """Raises DataError, naming losses that fit, where the data have nothing that the loss reads."""
+    try:
+        examples(records, loss.view, threshold)
+    except DataError as error:
+        fit = [row.name for row in LOSSES.values() if row.view in _views(records, threshold)]
+        more = f" and {len(fit) - 8} more" if len(fit) > 8 else ""
+        told = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
+        raise DataError(f"{error}. {told}; `prospect losses` lists what each reads") from None
+
+
+def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
+    """The views in which the data have rows."""
+    found: set[View] = set()
+    for view in get_args(View):
+        with suppress(DataError):
+            found |= {view} if any(examples(records, view, threshold)) else set()
+    return found
 
 
 def _require_scores(loss: Loss, training: Corpus) -> None:

@@ -301,7 +301,7 @@ def test_the_value_head_learns(make_job: MakeJob) -> None:
 
 
 def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
-    with pytest.raises(DataError, match="this loss reads a score per completion"):
+    with pytest.raises(DataError, match=r"this loss reads a score per completion.*Losses that fit: kto, .* more"):
         make_job(thumbs(8), loss="tgo")
     with pytest.raises(DataError, match="odpo reads a score for both answers"):
         make_job(pairs(4), loss="odpo")
