@@ -2,96 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
-from toy_models import tiny
-from toy_tokenizers import CHATML
 
-from prospect.commands.flags import parse, take_loss_arguments
-from prospect.commands.recommend import recommend as command
-from prospect.errors import DataError, ModelError
-from prospect.feedback.formats import load
 from prospect.losses.table import find
-from prospect.recommend.facts import AfterSft, Facts, Model, measure
+from prospect.recommend.facts import AfterSft, Model
 from prospect.recommend.noise import wilson
-from prospect.recommend.proposal import Proposal, Recommendation
-from prospect.recommend.render import broken_lines, to_json
-from prospect.recommend.rules import recommend
+from prospect.recommend.render import to_json
 from prospect.recommend.rules_settings import held_out, rows_to_tell
-from prospect.train.config import TrainConfig
-
-Rows = Sequence[dict[str, Any]]
-
-EIGHT, THREE, THIRTEEN = 8_030_000_000, 3_000_000_000, 13_000_000_000
-
-
-def thumbs(up: int, down: int, per_prompt: int = 1) -> Rows:
-    labels = [i % (up + down) < up for i in range(up + down)]
-    labels = sorted(labels, key=lambda label: label) if per_prompt == 1 else labels[::-1]
-    step = len(labels) // per_prompt or 1
-    return [
-        {"prompt": f"question {i % step}?", "completion": f"answer {i:05}", "label": label}
-        for i, label in enumerate(labels)
-    ]
-
-
-def pairs(n: int, reversed_: int = 0, agreed: int = 0) -> Rows:
-    """`reversed_` of the pairs are also judged the other way round, `agreed` of them once more the same way."""
-    rows = [{"prompt": f"question {i}?", "chosen": f"good {i:05}", "rejected": f"bad! {i:05}"} for i in range(n)]
-    back = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:reversed_]]
-    return [*rows, *back, *rows[reversed_ : reversed_ + agreed]]
-
-
-def scores(values: Sequence[float]) -> Rows:
-    return [{"prompt": f"question {i // 3}?", "completion": f"answer {i:05}", "score": v} for i, v in enumerate(values)]
-
-
-def facts(rows: Rows) -> Facts:
-    return measure(load(list(rows)))
-
-
-def base(parameters: int = EIGHT) -> Model:
-    return Model("base", parameters, chat_template=False)
-
-
-def tuned(parameters: int | None = EIGHT, **more: Any) -> Model:
-    return Model("tuned", parameters, chat_template=True, **more)
-
-
-def named(found: Recommendation, name: str) -> Proposal:
-    return next(p for p in found.proposals if p.name == name)
-
-
-def advised(rows: Rows, model: Model | None = None, after_sft: AfterSft = "unknown") -> Recommendation:
-    return recommend(facts(rows), model, after_sft)
-
-
-def parses(line: str) -> TrainConfig | None:
-    """The configuration a printed `prospect train` stands for; None for another command."""
-    inner = re.sub(r"^for (\w+) in (\S+) .*?; do (.*); done$", lambda m: m[3].replace(f"${m[1]}", m[2]), line)
-    words = shlex.split(inner)
-    assert words[0] == "prospect"
-    if words[1] != "train":
-        return None
-    rest, loss_args = take_loss_arguments(words[2:])
-    config = parse(TrainConfig, rest, "train", TrainConfig())
-    known = {"kto": {"beta"}, "dpo": {"beta"}, "npo": {"beta"}, "sft": set[str]()}
-    assert set(loss_args) <= known[config.loss]
-    assert config.model
-    assert config.data
-    return config
-
-
-def lines(found: Recommendation) -> list[str]:
-    return [*found.commands, *(q.command for q in found.questions if q.command)]
-
+from tests.recommend.made_feedback import (
+    EIGHT,
+    THIRTEEN,
+    THREE,
+    Rows,
+    advised,
+    base,
+    facts,
+    lines,
+    named,
+    pairs,
+    parses,
+    scores,
+    thumbs,
+    tuned,
+)
 
 # Facts
 
@@ -373,105 +308,3 @@ def test_length_confound_is_minded() -> None:
     assert any("Liked answers are longer" in note for note in advised(rows).notes)
     longer = [{**row, "chosen": row["chosen"] + " and much more"} for row in pairs(200)]
     assert any("rdpo" in other for other in named(advised(longer), "loss").instead)
-
-
-# The command
-
-
-def write(path: Path, rows: Rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def test_the_command_reads_a_model_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tiny(tmp_path / "assistant", CHATML, seed=0)
-    (folder / "model.safetensors").unlink()
-    chats = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in thumbs(30, 30)]
-    data = write(tmp_path / "my thumbs.jsonl", chats)
-    assert command(["--data", str(data), "--model", str(folder), "--after-sft", "no"]) == 0
-    shown = capsys.readouterr().out
-    assert "a chat template" in shown
-    assert "not known, and what would settle it" in shown
-    assert f"'{data}'" in shown
-    assert command(["--data", str(data), "--model", str(folder), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"]["parameters"] > 0
-    assert found["taken_as"] == "tuned"
-    assert parses(found["commands"][0]) is not None
-
-
-def test_bad_rows_are_left_out_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write(tmp_path / "d.jsonl", [*thumbs(30, 30), {"prompt": "q", "completion": "a", "label": None}])
-    assert command(["--data", str(data), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["commands"][0] == f"prospect check {data} --keep-going good.jsonl"
-    assert "--data good.jsonl" in found["commands"][1]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", "."),
-        ('{"prompt": "q", "completion": "a", "label": 7}\n', "label"),
-        ("no json\n", "."),
-    ],
-)
-def test_useless_data_is_a_clear_error(content: str, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=words) as error:
-        command(["--data", str(path)])
-    assert str(path) in str(error.value)
-
-
-def test_missing_files_and_models_are_clear_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        command(["--data", str(tmp_path / "none.jsonl")])
-    data = write(tmp_path / "d.jsonl", thumbs(3, 3))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="no model folder"):
-        command(["--data", str(data), "--model", str(tmp_path / "empty")])
-    (tmp_path / "empty" / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot read the configuration"):
-        command(["--data", str(data), "--model", str(tmp_path / "empty")])
-    with pytest.raises(SystemExit):
-        command(["--data", str(data), "--after-sft", "perhaps"])
-
-
-def test_commands_break_before_flags() -> None:
-    line = "for x in 1 2; do prospect train --model 'my model' --data d.jsonl --out runs/x-$x; done"
-    broken = broken_lines(line, 50)
-    assert all(part.endswith("\\") for part in broken[:-1])
-    assert shlex.split(" ".join(part.rstrip("\\") for part in broken)) == shlex.split(line)
-
-
-# Real files
-
-
-@pytest.mark.parametrize(
-    ("name", "loss", "kind"),
-    [
-        ("kto_gsm8k_solutions", "kto", "thumbs"),
-        ("kto_llamafactory_demo", "kto", "thumbs"),
-        ("kto_oasst_emoji", "kto", "thumbs"),
-        ("kto_tulu1_accept", "kto", "thumbs"),
-        ("pairs_hh_harmless_test", "kto", "pairs"),
-        ("pairs_llamafactory_demo", "kto", "pairs"),
-        ("pairs_politeness_synthetic", "kto", "pairs"),
-        ("pairs_tulu1", "kto", "pairs"),
-        ("scores_cje_arena_judge", "kto", "scores"),
-        ("sft_small", "sft", "text"),
-        ("tinystories_1.7k", "sft", "text"),
-    ],
-)
-def test_real_files(name: str, loss: str, kind: str, shared: Path, tmp_path: Path) -> None:
-    with gzip.open(shared / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [line for _, line in zip(range(800), file, strict=False)]
-    path = tmp_path / "part.jsonl"
-    path.write_text("".join(rows), encoding="utf-8")
-    found = recommend(measure(load(path)))
-    assert (found.case.loss, found.case.facts.kind) == (loss, kind)
-    assert all(parses(line) is not None for line in lines(found))
-    if name == "pairs_tulu1":
-        assert found.case.facts.noise.contested == 23
-        assert found.case.facts.noise.rate is None
