@@ -54,12 +54,12 @@ def losses(arguments: list[str]) -> int:
 
 def _list(console: Console) -> None:
     for family in dict.fromkeys(row.family for row in LOSSES.values()):
-        rows = Table("loss", "reads", "HALO", "arguments", "what it is", "paper", title=family, title_justify="left")
+        columns = ("loss", "view", "reads", "HALO", "arguments", "what it is", "paper")
+        rows = Table(*columns, title=family, title_justify="left")
         for row in LOSSES.values():
             if row.family == family:
-                rows.add_row(
-                    row.name, _inputs(row), "yes" if row.halo else "no", _given(defaults(row)), row.title, row.paper
-                )
+                halo = "yes" if row.halo else "no"
+                rows.add_row(row.name, row.view, _inputs(row), halo, _given(defaults(row)), row.title, row.paper)
         console.print(rows)
     more = Table("--modify", "arguments", "what it does", "paper", title="modifiers", title_justify="left")
     for modifier in MODIFIERS.values():
