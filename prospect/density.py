@@ -52,18 +52,12 @@ def embeddings(policy: Policy, corpus: Corpus) -> npt.NDArray[np.float64]:
             with torch.no_grad():
                 output = forward(policy, [Branches(p[:1], (p[1:],)) for p in prompts], want_hidden=True)
                 assert output.hidden is not None
-                means = segment_means(output.hidden.float(), output.offsets)
+                means = segment_mean(output.hidden.double(), output.offsets).cpu().numpy()
             found |= dict(zip(batch, means, strict=True))
             batch = []
     x = np.stack([found[k] for k in range(len(corpus.trees))])
     spread = x.std(0)
     return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
-
-
-def segment_means(hidden: torch.Tensor, offsets: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Means of hidden states (T, H) over each prompt: (N, H)."""
-    columns = [segment_mean(column, offsets) for column in hidden.double().T]
-    return np.asarray(torch.stack(columns, 1).cpu().numpy())
 
 
 def regress(x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

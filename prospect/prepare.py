@@ -75,8 +75,10 @@ def rows(
             threshold=threshold,
         )
 
-    _require_view(loss, records, threshold)
-    training = view(records, loss.view)
+    try:
+        training = view(records, loss.view)
+    except DataError as error:
+        raise _unfit(error, loss, records, threshold) from None
     _require_scores(loss, training)
     both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
     if loss.view == "binary" and both and len({row.desirable for row in training.rows}) < 2:
@@ -106,15 +108,15 @@ def require_same_tokens(reference: Policy, policy: Policy) -> None:
         )
 
 
-def _require_view(loss: Loss, records: Sequence[Record], threshold: str | None) -> None:
-    """Raises DataError, naming losses that fit, where the data have nothing that the loss reads."""
-    try:
-        examples(records, loss.view, threshold)
-    except DataError as error:
-        fit = [row.name for row in LOSSES.values() if row.view in _views(records, threshold)]
-        more = f" and {len(fit) - 8} more" if len(fit) > 8 else ""
-        told = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
-        raise DataError(f"{error}. {told}; `prospect losses` lists what each reads") from None
+def _unfit(error: DataError, loss: Loss, records: Sequence[Record], threshold: str | None) -> DataError:
+    """The error, with losses that fit where the data have nothing that this one reads."""
+    views = _views(records, threshold)
+    if loss.view in views:
+        return error
+    fit = [row.name for row in LOSSES.values() if row.view in views]
+    more = f" and {len(fit) - 8} more" if len(fit) > 8 else ""
+    told = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
+    return DataError(f"{error}. {told}; `prospect losses` lists what each reads")
 
 
 def _views(records: Sequence[Record], threshold: str | None) -> set[View]:

@@ -186,8 +186,9 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     """The table with all that the run will ask, computed by the start model before anything changes it, or by another
     model (--reference). The ranks share the work."""
     config = job.config
-    policy = job.policy if config.reference is None else prepare.load_policy(config, config.reference, frozen=True)
-    if policy.tokenizer is not None and job.policy.tokenizer is not None:
+    policy = job.policy
+    if config.reference is not None:
+        policy = prepare.load_policy(config, config.reference, frozen=True)
         prepare.require_same_tokens(policy, job.policy)
     everything = sorted({i for step in job.schedule.steps for i in step.rows})
     budget = NO_GRAD_FACTOR * job.token_budget

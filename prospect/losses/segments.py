@@ -16,11 +16,12 @@ def segment_index(offsets: Tensor, like: Tensor) -> Tensor:
 
 
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sums of consecutive runs of `values` (T,), bounded by `offsets` (N+1,): (N,)."""
-    sums = torch.zeros(len(offsets) - 1, dtype=values.dtype, device=values.device)
+    """Sums of consecutive runs of `values` (T, ...), bounded by `offsets` (N+1,): (N, ...)."""
+    sums = values.new_zeros(len(offsets) - 1, *values.shape[1:])
     return sums.index_add(0, segment_index(offsets, values), values)
 
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
-    """Means of consecutive runs of `values` (T,), bounded by `offsets` (N+1,): (N,). An empty run has no mean: NaN."""
-    return segment_sum(values, offsets) / offsets.diff().to(values.device)
+    """Means of such runs: (N, ...). An empty run has no mean: NaN."""
+    lengths = offsets.diff().to(values.device)
+    return segment_sum(values, offsets) / lengths.view(-1, *[1] * (values.ndim - 1))

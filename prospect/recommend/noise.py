@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from prospect.evaluate.statistics import wilson
 from prospect.feedback.check_text import prompt_key
 from prospect.feedback.records import Record
 
@@ -62,20 +63,12 @@ def _rate(again: Sequence[Sequence[bool]]) -> tuple[float | None, float | None, 
     """Wilson's interval for d, carried over to e. Things judged more than twice count as one: a wider interval."""
     n = len(again)
     d = sum(sum(j) * (len(j) - sum(j)) / (len(j) * (len(j) - 1) / 2) for j in again) / n
-    low, high = wilson(d, n)
-    return _wrong(d), _wrong(low), _wrong(high)
+    found = wilson(d * n, n)
+    return _wrong(d), _wrong(found.low), _wrong(found.high)
 
 
 def _wrong(d: float) -> float:
     return (1 - math.sqrt(max(0.0, 1 - 2 * d))) / 2
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n independent cases (Wilson 1927, JASA 22, p. 209)."""
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _circles(graphs: dict[str, set[tuple[str, str]]]) -> tuple[int, int]:

@@ -110,13 +110,16 @@ def _sides_picture(p: Tensor, odds: Tensor, reference: Tensor) -> Picture:
 def _kto_majority() -> Finding:
     reference = table([_pair(0.2, 0.8), _pair(0.01, 0.9), _pair(0.2, 0.8), _pair(0.2, 0.8)])
     p = torch.tensor([0.52, 0.6, 0.6, 0.9], dtype=torch.float64)
-    zero, detached = (
-        descend(
-            reference,
-            lambda r, kl, on=on: contradictory(r[:, 0], r[:, 1], on * kl.detach(), p, beta=0.1).sum(),  # type: ignore[misc]
-        )[:, 0]
-        for on in (0.0, 1.0)
-    )
+
+    def ended(on: float) -> Tensor:
+        """π(a) after training with z0 = on * KL, detached."""
+
+        def loss(r: Tensor, kl: Tensor) -> Tensor:
+            return contradictory(r[:, 0], r[:, 1], on * kl.detach(), p, beta=0.1).sum()
+
+        return descend(reference, loss)[:, 0]
+
+    zero, detached = ended(0.0), ended(1.0)
     least = min(float(zero.min()), float(detached.min()))
     return Finding(
         "KTO with λ_D = λ_U goes to the majority, whatever the reference says",

@@ -7,8 +7,7 @@ each token drives a second pass, micro-batch by micro-batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from prospect.schedule import Step
 from prospect.train import figures, ranks
 from prospect.train.batch import matched
-from prospect.train.inputs import Batch, Tokens, batch_of
+from prospect.train.inputs import Batch, Tokens, batch_of, join, take
 from prospect.train.job import Job
 from prospect.train.z0 import Point
 
@@ -54,25 +53,27 @@ def gradient(job: Job, step: Step, point: Point) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """The objective of a whole step, and its derivative by each token's log-prob and value, per side."""
+    """The objective of a whole step, and per side its derivatives by each token's log-prob and value."""
 
     objective: Tensor
-    sides: tuple[tuple[Tokens, Tensor, Tensor | None], ...]
+    sides: tuple[Tokens, ...]
 
     def on(self, batch: Batch, places: list[int]) -> Tensor:
         """What has the same gradient as the whole step's objective has on these rows of it."""
         total = batch.weight.new_zeros(())
-        for mine, (whole, by_logp, by_value) in zip(batch.sides, self.sides, strict=True):
-            total = total + (mine.token_logp * _rows(by_logp, whole.offsets, places).to(mine.token_logp)).sum()
-            if by_value is not None and mine.value is not None:
-                total = total + (mine.value * _rows(by_value, whole.offsets, places).to(mine.value)).sum()
+        for mine, whole in zip(batch.sides, self.sides, strict=True):
+            by = take(whole, places)
+            total = total + (mine.token_logp * by.token_logp.to(mine.token_logp)).sum()
+            if by.value is not None and mine.value is not None:
+                total = total + (mine.value * by.value.to(mine.value)).sum()
         return total
 
 
 def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
     """None where rows add up one by one, or where one micro-batch on one rank is the whole step already."""
-    alone = ranks.world() == 1 and len(matched(job.corpus, step.rows, 1, job.token_budget)[0]) == 1
-    if job.loss.couples == "none" or alone:
+    if job.loss.couples == "none":
+        return None
+    if ranks.world() == 1 and len(matched(job.corpus, step.rows, 1, job.token_budget)[0]) == 1:
         return None
     place = {row: k for k, row in enumerate(step.rows)}
     mine: list[tuple[list[int], Batch]] = []
@@ -91,47 +92,34 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
     assert len(whole) == len(step.rows), "every row of the step is on one rank, once"
     leaves = [x.requires_grad_() for side in whole.sides for x in (side.token_logp, side.value) if x is not None]
     objective = job.objective(whole, counts)
-    objective.backward()
-    pulls = iter([torch.zeros_like(x) if x.grad is None else x.grad for x in leaves])
-    sides = tuple((side, next(pulls), None if side.value is None else next(pulls)) for side in whole.sides)
-    return Pull(objective.detach(), sides)
-
-
-def _rows(values: Tensor, offsets: Tensor, rows: list[int]) -> Tensor:
-    """The tokens of some completions, in the order given."""
-    spans = [values[int(offsets[k]) : int(offsets[k + 1])] for k in rows]
-    return torch.cat(spans) if spans else values[:0]
+    pulls = iter(torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True))
+    sides = [
+        Tokens(next(pulls), side.offsets, value=None if side.value is None else next(pulls)) for side in whole.sides
+    ]
+    return Pull(objective.detach(), tuple(sides))
 
 
 def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
     """Batches of several micro-batches and ranks as one, its rows in the order of their places in the step."""
     places = [place for mine, _ in parts for place in mine]
     order = sorted(range(len(places)), key=places.__getitem__)
-    sides: list[Tokens] = []
-    for s in range(len(parts[0][1].sides)):
-        every = [batch.sides[s] for _, batch in parts]
-        lengths = torch.cat([side.offsets.diff() for side in every])
-        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        joined: dict[str, Any] = {"offsets": torch.cat([offsets[:1], lengths[order].cumsum(0)])}
-        for field in fields(Tokens):
-            columns = [getattr(side, field.name) for side in every]
-            if field.name != "offsets":
-                joined[field.name] = None if columns[0] is None else _rows(torch.cat(columns), offsets, order)
-        sides.append(Tokens(**joined))
-    scores = [batch.score for _, batch in parts]
-    score = None if any(s is None for s in scores) else torch.cat([s for s in scores if s is not None])[order]
+    sides = zip(*(batch.sides for _, batch in parts), strict=True)
+    scores = [batch.score for _, batch in parts if batch.score is not None]
     weight = torch.cat([batch.weight for _, batch in parts])[order]
-    desirable = torch.cat([batch.desirable for _, batch in parts])[order]
     z0 = point.of(sorted(places))
-    return Batch(tuple(sides), weight, desirable, score, None if z0 is None else z0.to(weight))
+    return Batch(
+        tuple(take(join(side), order) for side in sides),
+        weight,
+        torch.cat([batch.desirable for _, batch in parts])[order],
+        torch.cat(scores)[order] if len(scores) == len(parts) else None,
+        None if z0 is None else z0.to(weight),
+    )
 
 
 def _to_cpu(batch: Batch) -> Batch:
-    def moved(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().cpu()
-
-    sides = tuple(Tokens(**{f.name: moved(getattr(side, f.name)) for f in fields(Tokens)}) for side in batch.sides)  # type: ignore[arg-type]
-    return Batch(sides, batch.weight.cpu(), batch.desirable.cpu(), moved(batch.score))
+    sides = tuple(side.each(lambda x: x.detach().cpu(), side.offsets.cpu()) for side in batch.sides)
+    score = None if batch.score is None else batch.score.cpu()
+    return Batch(sides, batch.weight.cpu(), batch.desirable.cpu(), score)
 
 
 def _nothing(found: Tokens) -> Tensor:

@@ -7,9 +7,9 @@ The engine's findings are per token. A row's sums follow from them, so a whole s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,15 @@ class Tokens:
     token_reference: Tensor | None = None
     token_sum_p2: Tensor | None = None
     value: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor], offsets: Tensor) -> Tokens:
+        """With every column of tokens changed, and these offsets."""
+
+        def changed(column: Tensor | None) -> Tensor | None:
+            return None if column is None else change(column)
+
+        rest = (changed(column) for column in (self.token_reference, self.token_sum_p2, self.value))
+        return Tokens(change(self.token_logp), offsets, *rest)
 
     def read(self, name: str) -> Tensor:
         """An input of a loss by its name: per token (T,), or per completion (N,)."""
@@ -113,10 +122,27 @@ def take(found: Tokens, completions: Sequence[int]) -> Tokens:
     spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
     index = (torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)).to(found.token_logp.device)
     lengths = found.offsets.diff()[list(completions)] if completions else found.offsets[:0]
-    starts = torch.cat([found.offsets[:1] * 0, lengths.cumsum(0)])
-    columns: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(Tokens) if f.name != "offsets"}
-    columns = {name: None if x is None else x[index] for name, x in columns.items()}
-    return Tokens(offsets=starts, **columns)
+    return found.each(lambda column: column[index], _starts(lengths))
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """The completions of all parts, at least one of which there is, one behind the other."""
+
+    def joined(columns: list[Tensor | None]) -> Tensor | None:
+        there = [column for column in columns if column is not None]
+        return torch.cat(there) if there else None
+
+    return Tokens(
+        torch.cat([part.token_logp for part in parts]),
+        _starts(torch.cat([part.offsets.diff() for part in parts])),
+        joined([part.token_reference for part in parts]),
+        joined([part.token_sum_p2 for part in parts]),
+        joined([part.value for part in parts]),
+    )
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 def _there(value: Tensor | None) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from loss_checks import Case, draw, f64, general_properties, slopes
+from torch import Tensor
 
 from prospect.losses.unpaired import apo_zero_unpaired, bco, kto, kto_surprisal, npo, tgo
 from prospect.losses.values import hinge, identity, logistic, logsigmoid, power
@@ -78,9 +80,9 @@ def test_at_the_reference(loss: torch.Tensor, expected: list[float]) -> None:
         (lambda r, y: tgo(r, torch.where(y, 1.0, -1.0), confidence=0.0), -0.5, 0.5),
     ],
 )
-def test_slopes_at_the_reference(loss: object, up: float, down: float) -> None:
+def test_slopes_at_the_reference(loss: Callable[..., Tensor], up: float, down: float) -> None:
     for thumb, slope in ((True, up), (False, down)):
-        assert slopes(lambda r, t=thumb: loss(r, torch.tensor([t])), 0.0) == pytest.approx([slope])  # type: ignore[operator]
+        assert slopes(lambda r, t=thumb: loss(r, torch.tensor([t])), 0.0) == pytest.approx([slope])
 
 
 @pytest.mark.parametrize("thumb", [True, False])

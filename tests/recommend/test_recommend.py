@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from prospect.evaluate.statistics import wilson
 from prospect.losses.table import find
 from prospect.recommend.facts import AfterSft, Model
-from prospect.recommend.noise import wilson
 from prospect.recommend.render import to_json
 from prospect.recommend.rules_settings import held_out, rows_to_tell
 from tests.recommend.made_feedback import (
@@ -79,8 +79,9 @@ def test_middle_answers_cancel_as_thumbs() -> None:
 
 
 def test_wilson() -> None:
-    assert wilson(0.2, 100) == pytest.approx((0.1334, 0.2888), abs=1e-4)
-    assert wilson(0.0, 10)[0] == 0
+    found = wilson(20, 100)
+    assert (found.low, found.high) == pytest.approx((0.1334, 0.2888), abs=1e-4)
+    assert wilson(0, 10).low == 0
 
 
 # The loss
@@ -267,8 +268,9 @@ def test_one_prompt_has_no_partners() -> None:
 
 
 def test_reference_point_says_what_the_ablation_shows() -> None:
-    for after_sft in ("yes", "no"):
-        point = named(advised(thumbs(300, 300), tuned(), after_sft), "reference point")  # type: ignore[arg-type]
+    answers: tuple[AfterSft, ...] = ("yes", "no")
+    for after_sft in answers:
+        point = named(advised(thumbs(300, 300), tuned(), after_sft), "reference point")
         assert point.value == "mismatched"
         assert "p = .42" in point.reason
         assert "not significant" in point.reason
