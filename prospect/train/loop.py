@@ -61,20 +61,9 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             _move_reference(job.live, job.motion, step.index, behind=False)
             z0_state = point.state
 
-            tokens = _tokens(job, step)
-            found = (
-                point.figures
-                | figures.means(totals)
-                | {
-                    "grad_norm": norm,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "tokens": tokens,
-                }
-            )
-            found |= {
-                "tokens_per_second": tokens / (time.perf_counter() - began),
-                "seconds": time.perf_counter() - started,
-            }
+            now, tokens = time.perf_counter(), _tokens(job, step)
+            found = point.figures | figures.means(totals) | {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+            found |= {"tokens": tokens, "tokens_per_second": tokens / (now - began), "seconds": now - started}
             job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **found)
             bar(step.index, figures.line(found))
             _guard(job)
@@ -84,19 +73,26 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                 state["best"] = _evaluate(job, step.index, state["best"])
             if ended or halted or _due(step.index, job.config.save_every) or _epoch_ends(job, step):
                 state |= {"seconds": time.perf_counter() - started, "token_budget": job.token_budget}
-                if ranks.rank() == 0:
-                    checkpoint.save(
-                        job.checkpoints,
-                        step.index,
-                        parameters,
-                        optimizer,
-                        state,
-                        reference_point=z0_state,
-                        live=job.live.weights if job.live is not None and job.motion is not None else None,
-                        keep=job.config.keep,
-                    )
+                _save(job, step, optimizer, state, z0_state)
             if halted and not ended:
                 raise Interrupted(f"stopped after step {step.index} of {len(steps)}; the checkpoint is saved")
+
+
+def _save(
+    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], z0_state: torch.Tensor | None
+) -> None:
+    """A checkpoint, by the first rank."""
+    if ranks.rank() == 0:
+        checkpoint.save(
+            job.checkpoints,
+            step.index,
+            job.policy.trainable(),
+            optimizer,
+            state,
+            reference_point=z0_state,
+            live=job.live.weights if job.live is not None and job.motion is not None else None,
+            keep=job.config.keep,
+        )
 
 
 def preflight(job: Job) -> None:
