@@ -182,9 +182,9 @@ def _attention(
     return weights.to(value.dtype) @ value
 
 
-PLAIN_KEYS = 768
-"""Keys up to which plain attention beats the fused kernel of the CPU in bfloat16, forward and backward together: by 3.8
-at 60, 2.9 at 150, 1.5 at 300 and 1.4 at 600 (one AVX512-BF16 core, 8 heads of 64)."""
+PLAIN_KEYS = 320
+"""Keys up to which plain attention beats the fused kernel of the CPU in bfloat16, forward and backward together: by 3
+to 4 at 60, 1.8 at 150 and 1.2 to 1.5 at 300; at 600 it loses (`python -m benchmarks.attention`, AVX512-BF16)."""
 
 
 def _plain_is_faster(query: Tensor, key: Tensor) -> bool:
@@ -201,7 +201,9 @@ class Plain(torch.autograd.Function):
         wide = torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             scores = (query.to(wide) * scaling) @ key.to(wide).transpose(2, 3)
-            weights = scores.masked_fill_(~mask, float("-inf")).softmax(-1).to(value.dtype)
+            # Adding the small mask once made is several times faster than filling by a broadcast one.
+            hidden = torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill_(~mask, float("-inf"))
+            weights = scores.add_(hidden).softmax(-1).to(value.dtype)
             output = weights @ value
         ctx.save_for_backward(query, key, value, weights)
         ctx.scaling = scaling
