@@ -1,12 +1,13 @@
 """Tree attention: a branch attends to its prompt and itself, and to nothing else in the row.
 
 Registered with transformers as "prospect_tree". The segments travel as a keyword of the model call through every
-layer to `attend`; the mask function builds nothing. Shapes: T packed tokens, N branches, H query heads of size D, and
-in a group B segments with Q queries and K keys each.
+layer to `attend`. Shapes: T packed tokens, N branches, H query heads of size D, and in a group B segments with Q
+queries and K keys each.
 
-A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. Segments of
-similar length are computed together, padded to the longest of them: one kernel call per segment would cost a small
-model more than its arithmetic. That padding exists in attention only.
+A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. On CUDA, in
+half precision, one kernel call computes them all (varlen.py). Elsewhere segments of similar length are computed
+together, padded to the longest of them: one kernel call per segment would cost a small model more than its arithmetic.
+That padding exists in attention only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
+
+from prospect.engine.transfer import move
+from prospect.engine.varlen import Flat, attend_flat, lay_out, suits
 
 NAME = "prospect_tree"
 CALL_COST = 4096
@@ -56,7 +61,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Segments:
+class Grouped:
     """How to take a packed row apart and put it together again: `queries` and `keys` are packed indices, group after
     group; `order` (T,) is where each packed token stands in the concatenated outputs of the groups."""
 
@@ -66,10 +71,32 @@ class Segments:
     order: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Where in the row the prompt and the own tokens of each branch are; all (N,), tree after tree. What a kernel needs
+    of them is laid out when one first asks for it, for all layers."""
+
+    prompt_starts: Ints
+    prompt_lengths: Ints
+    starts: Ints
+    lengths: Ints
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        """For kernels that take rectangles."""
+        return segment(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self.device)
+
+    @cached_property
+    def flat(self) -> Flat:
+        """For the kernel that takes rows."""
+        return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self.device)
+
+
 def segment(
     prompt_starts: Ints, prompt_lengths: Ints, starts: Ints, lengths: Ints, device: torch.device | str = "cpu"
-) -> Segments:
-    """Segments from where in the row the prompt and the own tokens of each branch are; all (N,), tree after tree."""
+) -> Grouped:
+    """Groups from what `Segments` tells."""
     is_first = np.diff(prompt_starts, prepend=-1) > 0
     key_lengths = prompt_lengths + lengths
     groups, queries, keys, real = [], [], [], []
@@ -91,7 +118,7 @@ def segment(
     flat, stays = _flat(queries), _flat(real)
     order = np.empty(np.count_nonzero(stays), np.int64)
     order[flat[stays]] = np.flatnonzero(stays)
-    return Segments(_tensor(flat, device), _tensor(_flat(keys), device), tuple(groups), _tensor(order, device))
+    return Grouped(_tensor(flat, device), _tensor(_flat(keys), device), tuple(groups), _tensor(order, device))
 
 
 def _group(rows: Ints, query_lengths: Ints, key_lengths: Ints) -> Iterator[Ints]:
@@ -116,7 +143,7 @@ def _flat(arrays: list[Any]) -> Any:
 
 
 def _tensor(array: Ints, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(array).to(device)
+    return move(torch.from_numpy(array), device)
 
 
 def attend(
@@ -133,17 +160,20 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D)."""
-    q, k, v = _take(query, segments.queries), _take(key, segments.keys), _take(value, segments.keys)
-    q_sizes = [group.query_positions.numel() for group in segments.groups]
-    k_sizes = [group.key_positions.numel() for group in segments.groups]
+    if suits(query, value, softcap):
+        return attend_flat(query, key, value, segments.flat, scaling, sliding_window), None
+    grouped = segments.grouped
+    q, k, v = _take(query, grouped.queries), _take(key, grouped.keys), _take(value, grouped.keys)
+    q_sizes = [group.query_positions.numel() for group in grouped.groups]
+    k_sizes = [group.key_positions.numel() for group in grouped.groups]
     outputs = []
     parts = torch.split(q, q_sizes), torch.split(k, k_sizes), torch.split(v, k_sizes)
-    for group, *states in zip(segments.groups, *parts, strict=True):
+    for group, *states in zip(grouped.groups, *parts, strict=True):
         # (B * length, H, D) -> (B, H, length, D)
         q, k, v = (s.view(len(group.query_positions), -1, *s.shape[1:]).transpose(1, 2) for s in states)
         output = _attention(q, k, v, group.mask(sliding_window), scaling, softcap)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, segments.order)[None], None
+    return torch.cat(outputs).index_select(0, grouped.order)[None], None
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:
@@ -223,12 +253,9 @@ class Plain(torch.autograd.Function):
             return by_scores @ key, by_scores.transpose(2, 3) @ query, by_value, None, None
 
 
-def _no_mask(**_: Any) -> None:
-    """The segments say it all."""
-
-
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+# No mask function beside it: without one transformers makes no mask and, what costs more, looks for none in the
+# positions, which would make the host wait for the device in every forward pass.
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prospect.engine.attention import Segments, segment
+from prospect.engine.attention import Segments
+from prospect.engine.transfer import move, move_all
 
 Ids = npt.NDArray[np.int32]
 
@@ -69,7 +70,7 @@ class Output:
 
     def lengths(self) -> Tensor:
         """(N,) tokens of each completion, on the device of the log-probs."""
-        return self.offsets.diff().to(self.token_logp.device)
+        return move(self.offsets.diff(), self.token_logp.device)
 
     def logp(self) -> Tensor:
         """(N,) log-prob of each completion: the sum over its tokens."""
@@ -98,16 +99,12 @@ def pack(trees: Sequence[Branches], device: torch.device | str = "cpu") -> Fores
     predict = np.arange(offsets[-1]) + np.repeat(starts[~is_prompt] - 1 - offsets[:-1], target_lengths)
     predict[offsets[:-1]] = prompt_starts + prompt_lengths - 1
 
-    return Forest(
-        input_ids=to_tensor(np.concatenate(pieces), device)[None],
-        position_ids=to_tensor(positions, device)[None],
-        predict=to_tensor(predict, device),
-        targets=to_tensor(np.concatenate(completions), device),
-        offsets=torch.from_numpy(offsets),
-        segments=segment(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device),
-    )
+    arrays = [np.concatenate(pieces)[None], positions[None], predict, np.concatenate(completions)]
+    segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device)
+    input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
+    return Forest(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
 
 def to_tensor(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:
     """int64, as embeddings and indices want it."""
-    return torch.from_numpy(array.astype(np.int64)).to(device)
+    return move(torch.from_numpy(array.astype(np.int64)), device)

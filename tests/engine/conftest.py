@@ -82,10 +82,12 @@ def _network(name: str, seed: int, changes: dict[str, Any]) -> Any:
 def tiny() -> Callable[..., Policy]:
     """tiny(architecture, precision="fp32", seed=0, **config) -> a checked policy without tokenizer or folder."""
 
-    def build(name: str, precision: Any = "fp32", seed: int = 0, engine: Any = "auto", **changes: Any) -> Policy:
+    def build(
+        name: str, precision: Any = "fp32", seed: int = 0, engine: Any = "auto", device: str = "cpu", **changes: Any
+    ) -> Policy:
         network = _network(name, seed, changes)
         to_dtype(network.parameters(), TRAINED_IN[precision])
-        policy = Policy(network, None, torch.device("cpu"), precision)
+        policy = Policy(network.to(device), None, torch.device(device), precision)
         choose_path(policy, engine)
         return policy
 

@@ -76,11 +76,11 @@ def test_attention_computes_little_that_is_padding(trees: Build) -> None:
     shapes = [(int(rng.integers(5, 300)), rng.integers(1, 200, size=3).tolist()) for _ in range(20)]
     forest = pack(trees(shapes))
     needed = computed = 0
-    for group in forest.segments.groups:
+    for group in forest.segments.grouped.groups:
         keys = (group.key_positions < 10**9).sum(1)
         queries = (group.query_positions + 1 == keys[:, None]).int().argmax(1) + 1
         needed += int((keys * queries).sum())
         computed += group.query_positions.numel() * group.key_positions.shape[1]
-    calls = len(forest.segments.groups)
+    calls = len(forest.segments.grouped.groups)
     assert computed - needed <= attention.CALL_COST * (60 - calls)
     assert calls <= 60

@@ -1,0 +1,188 @@
+"""The path of the flash kernel, run on the CPU with a slow stand-in that has its documented semantics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from needs import needs_gpu
+from torch import Tensor
+from torch.nn.attention import varlen as kernels
+
+from prospect.engine import attention, transfer, varlen
+from prospect.engine.attention import attend
+from prospect.engine.forest import pack
+from prospect.engine.forward import forward, forward_padded, forward_tree
+
+Build = Callable[..., Any]
+
+# Single tokens, many branches, a branch longer than its prompt, trees with one branch.
+SHAPES = [(5, [4, 1, 9]), (1, [1]), (12, [13]), (9, [2, 2, 2, 7, 1, 5]), (1, [8, 1]), (20, [1, 1, 15])]
+
+
+def plain_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """As the documentation has it: sequences between the cumulative ends, causal and windows aligned lower right."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and len(query) == cu_seq_q[-1] and len(key) == cu_seq_k[-1]
+    share = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+    outputs = []
+    ends = zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], cu_seq_k.tolist(), cu_seq_k.tolist()[1:], strict=False)
+    for q0, q1, k0, k1 in ends:
+        assert 0 < q1 - q0 <= max_q and 0 < k1 - k0 <= max_k
+        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        back = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
+        seen = back >= 0 if window_size[0] == -1 else (back >= 0) & (back <= window_size[0])
+        assert window_size[1] == 0
+        scores = q @ k.transpose(1, 2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        outputs.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def told_varlen(query: Tensor, key: Tensor, *others: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+    """The same in later versions, which refuse shared key heads unless told of them."""
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return plain_varlen(query, key, *others, **options)
+
+
+@pytest.fixture(params=[plain_varlen, told_varlen])
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every state suits, and the kernel is a stand-in."""
+    monkeypatch.setattr(kernels, "varlen_attn", request.param)
+    monkeypatch.setattr(attention, "suits", lambda query, value, softcap: softcap is None)
+    varlen._asks_for_sharing.cache_clear()
+    yield
+    varlen._asks_for_sharing.cache_clear()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("shapes", [SHAPES, [(3, [4]), (1, [1]), (6, [1])], [(2, [1, 1, 1])]])
+def test_values_and_gradients_are_those_of_the_groups(
+    trees: Build, on_cpu: None, monkeypatch: pytest.MonkeyPatch, shapes: Any, heads: int, window: int | None
+) -> None:
+    forest = pack(trees(shapes))
+    torch.manual_seed(0)
+    sizes = (4, heads, heads)
+    states = [torch.randn(1, h, forest.tokens, 8, dtype=torch.float64, requires_grad=True) for h in sizes]
+    options: Any = {"segments": forest.segments, "sliding_window": window, "scaling": 0.3}
+    found = []
+    for on in (True, False):
+        monkeypatch.setattr(attention, "suits", lambda *_, on=on: on)
+        output = attend(None, *states, None, **options)[0]  # type: ignore[arg-type]
+        pull = torch.sin(torch.arange(output.numel())).view_as(output).double()
+        found.append([output, *torch.autograd.grad(output, states, pull)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_what_the_kernel_is_given(trees: Build) -> None:
+    """Two branches of one prompt: the second brings the prompt along as keys; one branch each: nothing is gathered."""
+    flat = pack(trees([(3, [2, 3])])).segments.flat
+    assert flat.query_ends.tolist() == [0, 4, 6] and flat.key_ends.tolist() == [0, 4, 9]
+    assert flat.keys is not None and flat.keys.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5]
+    assert (flat.most_queries, flat.most_keys, flat.keys.dtype) == (4, 5, torch.int32)
+    flat = pack(trees([(3, [2]), (1, [1]), (2, [4])])).segments.flat
+    assert flat.keys is None and flat.query_ends.tolist() == flat.key_ends.tolist() == [0, 4, 5, 10]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_whole_models_equal_the_padded_oracle(
+    tiny: Build, trees: Build, on_cpu: None, name: str, checkpointed: bool
+) -> None:
+    policy, branches = tiny(name, "fp64"), trees(SHAPES)
+    assert policy.path == "tree"
+    found = []
+    for run in (forward_tree, forward_padded):
+        policy.model.zero_grad()
+        policy.checkpoint_activations(checkpointed)
+        logp = run(policy, branches).token_logp
+        (logp * torch.sin(torch.arange(len(logp)))).sum().backward()
+        found.append([logp, *(p.grad.clone() for _, p in policy.trainable())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def state(size: int = 64, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> Any:
+    return SimpleNamespace(shape=(1, 4, 7, size), dtype=dtype, device=torch.device(device))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0)])
+def test_who_is_suited(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(varlen, "_capability", lambda device: capability)
+    new = capability >= (8, 0)
+    assert varlen.suits(state(), state(), None) == new
+    assert varlen.suits(state(dtype=torch.float16), state(), None) == new
+    assert varlen.suits(state(256), state(256), None) == (new and capability != (8, 9))
+    for query, value, softcap in [
+        (state(), state(), 30.0),
+        (state(dtype=torch.float32), state(), None),
+        (state(device="cpu"), state(), None),
+        (state(60), state(60), None),
+        (state(264), state(264), None),
+        (state(), state(128), None),
+    ]:
+        assert not varlen.suits(query, value, softcap)
+
+
+def test_inside_autocast_states_are_narrowed(trees: Build, on_cpu: None) -> None:
+    """Norms on queries and keys widen them; SDPA would narrow them by itself, the flash kernel refuses."""
+    forest = pack(trees(SHAPES))
+    query = torch.randn(1, 4, forest.tokens, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert varlen.computed_in(query) == torch.bfloat16
+        assert attend(None, query, query, query.bfloat16(), None, segments=forest.segments)[0].dtype == torch.bfloat16  # type: ignore[arg-type]
+    assert varlen.computed_in(query) == torch.float32
+
+
+def test_everything_moves_in_one_copy(monkeypatch: pytest.MonkeyPatch, trees: Build) -> None:
+    """As on CUDA, with pinning left out: the same forest in one copy, and one more for the kernel's layout."""
+    plain = pack(trees(SHAPES))
+    moved: list[Tensor] = []
+    monkeypatch.setattr(transfer, "_pins", lambda tensor, device: True)
+    monkeypatch.setattr(transfer, "_pinned", lambda tensor: moved.append(tensor) or tensor)
+    forest = pack(trees(SHAPES))
+    assert len(moved) == 1
+    for name in ("input_ids", "position_ids", "predict", "targets"):
+        assert torch.equal(getattr(forest, name), getattr(plain, name))
+    flat = forest.segments.flat
+    assert len(moved) == 2 and flat.keys is not None and torch.equal(flat.keys, plain.segments.flat.keys)
+    assert forest.segments.flat is flat
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3"])
+def test_on_a_gpu_in_bf16(tiny: Build, trees: Build, name: str) -> None:
+    """The real kernel, forward and backward, near the padded float32 model; taken, and without a wait of the host."""
+    policy, branches = tiny(name, "bf16", device="cuda", head_dim=16), trees(SHAPES)
+    exact = tiny(name, "fp32", device="cuda", head_dim=16)
+    assert policy.path == "tree", policy.path_reason
+    forward(policy, branches).logp().sum().backward()  # what is built once
+    policy.model.zero_grad()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = forward(policy, branches)
+        output.logp().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = forward_padded(exact, branches)
+    expected.logp().sum().backward()
+    assert (output.token_logp - expected.token_logp).abs().mean() < 0.05
+    for (_, a), (_, b) in zip(policy.trainable(), exact.trainable(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert float((a.grad - b.grad).norm() / b.grad.norm()) < 0.1
