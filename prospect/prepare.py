@@ -19,14 +19,15 @@ from prospect.feedback.records import Record, View, examples, threshold_of
 from prospect.losses import functions, table
 from prospect.losses.rows import LOSSES
 from prospect.losses.table import Loss
+from prospect.train.budget import KNEE
 from prospect.train.config import TrainConfig
 from prospect.train.job import Job
 from prospect.train.runlog import RunLog
 
 LORA_RATE = 10.0
 """LoRA's default learning rate over the loss's: its matrices start at zero and move a small part of the model."""
-CPU_TOKENS, CUDA_TOKENS = 4096, 16384
-"""Default token budgets per micro-batch: beyond these sizes more tokens at once are no faster."""
+CPU_TOKENS = 4096
+"""Default token budget per micro-batch: beyond this size more tokens at once are no faster."""
 LARGE = 1_000_000_000
 """Parameters from which `--activation-checkpointing auto` saves memory on CUDA."""
 
@@ -180,7 +181,8 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
             "every prompt is the same, so no answer has a mismatched partner for z0. Add feedback on other prompts, or "
             "use --reference-point zero"
         )
-    budget = config.token_budget or (CUDA_TOKENS if policy.device.type == "cuda" else CPU_TOKENS)
+    # On CUDA the pass without gradients starts with KNEE; the run measures before it trains.
+    budget = config.token_budget or (KNEE if policy.device.type == "cuda" else CPU_TOKENS)
     adapted = config.lora is not None or isinstance(policy.model, PeftModel)
     return Job(
         policy=policy,

@@ -32,7 +32,7 @@ from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
 from prospect.losses import functions, table
 from prospect.report.page import write_report
-from prospect.train import checkpoint, loop, ranks
+from prospect.train import budget, checkpoint, loop, ranks
 from prospect.train.batch import matched, mismatched
 from prospect.train.config import TrainConfig, from_dict, to_dict
 from prospect.train.interrupt import interruptible
@@ -143,10 +143,10 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     def evaluate() -> Heldout | None:
         if held is None:
             return None
-        budget = NO_GRAD_FACTOR * job.token_budget
+        most = NO_GRAD_FACTOR * job.token_budget
         lookup = reference.token_logp
         return heldout.evaluate(
-            policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=budget
+            policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=most
         )
 
     def sample(step: int) -> None:
@@ -166,6 +166,8 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     if ranks.rank() == 0:
         runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
     if last is None:
+        if budget.settle(job) and ranks.rank() == 0:
+            runfolder.note_budget(folder, job.token_budget)
         before = _measured(job, 0, evaluate())
         sample(0)
         if ranks.rank() == 0:
@@ -191,12 +193,12 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
         policy = prepare.load_policy(config, config.reference, frozen=True)
         prepare.require_same_tokens(policy, job.policy)
     everything = sorted({i for step in job.schedule.steps for i in step.rows})
-    budget = NO_GRAD_FACTOR * job.token_budget
+    most = NO_GRAD_FACTOR * job.token_budget
     micros = []
     if job.loss.needs_reference and not job.loss.live:
-        micros += matched(job.corpus, everything, 1, budget)[0]
+        micros += matched(job.corpus, everything, 1, most)[0]
     if job.point is not None and job.point.averages == "partners" and not job.loss.live:
-        micros += mismatched(job.corpus, job.schedule.partners, everything, 1, budget, job.context)[0]
+        micros += mismatched(job.corpus, job.schedule.partners, everything, 1, most, job.context)[0]
     asked: list[Query] = [query for micro in micros for query in micro.queries]
     if held is not None:
         asked += heldout.queries(held.trees, held.rows, partners)
@@ -205,7 +207,7 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
         mine = found.missing(asked)[share]
         if mine:
             with job.log.bar("reference", len(mine)) as bar:
-                found.fill(policy, mine, token_budget=budget, progress=lambda done, _: bar(done), stop=stop)
+                found.fill(policy, mine, token_budget=most, progress=lambda done, _: bar(done), stop=stop)
         ranks.barrier()
         if ranks.any_rank(stop(), job.policy.device):
             raise Interrupted("stopped during the reference pass; what it computed is kept")

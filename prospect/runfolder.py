@@ -99,6 +99,13 @@ def unchanged(folder: Path, resumed: dict[str, Any], digests: dict[str, str]) ->
             )
 
 
+def note_budget(folder: Path, tokens: int) -> None:
+    """Write the token budget that was measured into config.json."""
+    written = _written(folder)
+    written["engine"] |= {"token_budget": tokens}
+    write_json(folder / "config.json", written)
+
+
 def provenance() -> dict[str, Any]:
     """Versions of what computes, and the commit of the working folder if it is a checkout."""
     versions = {name: version(name) for name in ("prospect", "torch", "transformers", "peft", "numpy")}

@@ -94,6 +94,8 @@ class Job:
                 return result
             for _, p in self.policy.trainable():
                 p.grad = None
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()  # larger micro-batches have left blocks that smaller ones may not fill
             if self.token_budget < 64:
                 raise ModelError(
                     "out of memory even with one row at a time: use --lora, --max-length or a smaller model"
