@@ -25,6 +25,7 @@ from torch import Tensor
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy
+from prospect.engine.transfer import move
 from prospect.errors import RunError
 
 ENGINE_VERSION = 1
@@ -68,7 +69,7 @@ class ReferenceTable:
     def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
         """Token log-probs (M,) of all completions of the trees, in their order, as a tensor like `like`."""
         found = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
-        return torch.from_numpy(np.concatenate(found)).to(like)
+        return move(torch.from_numpy(np.concatenate(found)).to(like.dtype), like.device)
 
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""

@@ -12,7 +12,8 @@ from torch import Tensor
 def segment_index(offsets: Tensor, like: Tensor) -> Tensor:
     """The number of the completion that each token belongs to, (T,), on the device of `like`."""
     lengths = offsets.diff().to(like.device)
-    return torch.repeat_interleave(torch.arange(len(lengths), device=like.device), lengths)
+    # With the number of tokens told, a device needs not be asked for it.
+    return torch.repeat_interleave(torch.arange(len(lengths), device=like.device), lengths, output_size=len(like))
 
 
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from prospect.corpus import Corpus
 from prospect.engine.forest import Branches, Output
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy
+from prospect.engine.transfer import move
 from prospect.losses.segments import segment_sum
 from prospect.train.batch import Micro
 
@@ -32,10 +33,10 @@ class Reference(Protocol):
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The completions of some rows, on one side of their pairs: all (T,), completion k being
-    `offsets[k]:offsets[k + 1]`; None is what nobody asked for."""
+    `offsets[k]:offsets[k + 1]`; None is what nobody asked for. The offsets stay on the CPU, where rows are picked."""
 
     token_logp: Tensor
-    offsets: Tensor  # (N + 1,) int64
+    offsets: Tensor  # (N + 1,) int64, on the CPU
     token_reference: Tensor | None = None
     token_sum_p2: Tensor | None = None
     value: Tensor | None = None
@@ -50,17 +51,19 @@ class Tokens:
         return Tokens(change(self.token_logp), offsets, *rest)
 
     def read(self, name: str) -> Tensor:
-        """An input of a loss by its name: per token (T,), or per completion (N,)."""
+        """An input of a loss by its name, on the device: per token (T,), or per completion (N,)."""
+        if name == "offsets":
+            return move(self.offsets, self.token_logp.device)
         if name == "length":
-            return self.offsets.diff()
+            return move(self.offsets.diff(), self.token_logp.device)
         if name == "logp":
-            return segment_sum(self.token_logp, self.offsets)
+            return segment_sum(self.token_logp, self.read("offsets"))
         if name == "reference_logp":
-            return segment_sum(_there(self.token_reference), self.offsets)
+            return segment_sum(_there(self.token_reference), self.read("offsets"))
         if name == "token_log_ratio":
             return self.token_logp - _there(self.token_reference)
         if name == "log_ratio":
-            return segment_sum(self.read("token_log_ratio"), self.offsets)
+            return segment_sum(self.read("token_log_ratio"), self.read("offsets"))
         found: Tensor | None = getattr(self, name)
         return _there(found)
 
@@ -88,7 +91,7 @@ def compute(
     logp = found.token_logp
     return Tokens(
         logp,
-        found.offsets.to(logp.device),
+        found.offsets,
         _scores(reference, micro, logp),
         found.token_sum_p2,
         policy.values(found.hidden).to(logp.dtype) if found.hidden is not None else None,
@@ -109,9 +112,9 @@ def batch_of(corpus: Corpus, micro: Micro, found: Tokens, z0: Tensor | None = No
     scores = [row.score for row in rows]
     return Batch(
         tuple(take(found, [where[side] for where in micro.where]) for side in range(len(micro.where[0]))),
-        torch.tensor([row.weight for row in rows], dtype=dtype, device=device),
-        torch.tensor([bool(row.desirable) for row in rows], device=device),
-        None if None in scores else torch.tensor(scores, dtype=dtype, device=device),
+        move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
+        move(torch.tensor([bool(row.desirable) for row in rows]), device),
+        None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
         None if z0 is None else z0.to(device, dtype),
     )
 
@@ -120,7 +123,7 @@ def take(found: Tokens, completions: Sequence[int]) -> Tokens:
     """Some completions, in the order given."""
     offsets = found.offsets.tolist()
     spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
-    index = (torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)).to(found.token_logp.device)
+    index = move(torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64), found.token_logp.device)
     lengths = found.offsets.diff()[list(completions)] if completions else found.offsets[:0]
     return found.each(lambda column: column[index], _starts(lengths))
 

@@ -70,7 +70,8 @@ class Objective:
         weight = batch.weight
         if term.unit == "tokens":
             assert len(sides) == 1, "a loss per token is about one answer of a pair"
-            weight = weight.repeat_interleave(batch.sides[sides[0]].offsets.diff())
+            side = batch.sides[sides[0]]
+            weight = weight.repeat_interleave(side.read("length"), output_size=len(side.token_logp))
         return (weight * loss).sum()
 
     def _input(self, name: str, batch: Batch, side: int) -> Tensor:
@@ -81,7 +82,7 @@ class Objective:
             return found
         tokens = batch.sides[side]
         if name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
-            value = segment_sum(self._input("token_log_ratio", batch, side), tokens.offsets)
+            value = segment_sum(self._input("token_log_ratio", batch, side), tokens.read("offsets"))
         else:
             value = tokens.read(name)
         for change, function in self.changes:
