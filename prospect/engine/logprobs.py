@@ -1,6 +1,7 @@
 """From hidden states to token log-probs without ever holding (tokens x vocabulary).
 
-The head runs on chunks of rows, and backward computes the logits of each chunk again. Softmax and sums are float32
+The head runs on chunks of rows. What backward needs, the derivative of each log-prob by the logits, is as large as
+they are: forward keeps it where that is small enough, else backward computes it again. Softmax and sums are float32
 (float64 for a float64 model), whatever the matrix products run in. M rows (completion tokens), H hidden size, V
 vocabulary:
 
@@ -19,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1 << 25
 """Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
-IN_CACHE = 1 << 22
-"""Logits at once in softmax and its derivative, which go over them several times in float32: 16 MiB."""
+IN_CACHE = 1 << 20
+"""Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
 KEPT = 1 << 26
-"""Logits that backward finds again instead of computing them again: 128 MiB in bfloat16."""
+"""Derivatives by logits that forward keeps for backward: 128 MiB in bfloat16."""
 
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
@@ -105,81 +106,99 @@ def token_logp(
     `weight` is the stored parameter: it is cast to `compute_dtype` inside, its gradient is summed in float32, and a
     frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
+    logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
     keep = torch.is_grad_enabled() and len(hidden) * len(weight) <= KEPT
-    logp, sum_p2 = _TokenLogp.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, scale, softcap, compute_dtype, want_sum_p2, keep
-    )
+    logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
+
+
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """What is done to W h, and what is asked of it."""
+
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    want_sum_p2: bool
+
+    def look(self, raw: Tensor, targets: Tensor, want_slopes: bool) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Of products (m, V) the scores (m,) and, where asked for, the slopes: the derivatives (m, V) of the log-probs,
+        and of the sums of p^2, by the products, in the dtype of these."""
+        logp = raw.new_empty(len(raw), dtype=_wide(self.dtype))
+        sum_p2 = torch.empty_like(logp) if self.want_sum_p2 else None
+        slopes = [torch.empty_like(raw) for _ in range((1 + self.want_sum_p2) * want_slopes)]
+        for rows in _chunks(len(raw), raw.shape[1], IN_CACHE if raw.device.type == "cpu" else CHUNK):
+            z, bend = finish(raw[rows], self.bias, self.scale, self.softcap)
+            p = z.log_softmax(-1)
+            at = targets[rows, None]
+            logp[rows] = p.gather(-1, at)[:, 0]
+            if slopes or sum_p2 is not None:
+                p.exp_()
+            if sum_p2 is not None:
+                sum_p2[rows] = p.square().sum(-1)
+            if not slopes:
+                continue
+            if sum_p2 is not None:
+                slopes[1][rows] = self._unscaled((p - sum_p2[rows, None]).mul_(p).mul_(2), bend)
+            # 1 - p of the target from its log-prob: the difference would lose what matters of a p close to 1.
+            slopes[0][rows] = self._unscaled(p.neg_().scatter_(-1, at, -logp[rows, None].expm1()), bend)
+        return logp, sum_p2, slopes
+
+    def _unscaled(self, by_logits: Tensor, bend: Tensor | None) -> Tensor:
+        """From the derivative by finished logits to the one by products (in place)."""
+        if bend is not None:
+            by_logits *= bend
+        return by_logits if self.scale == 1.0 else by_logits.mul_(self.scale)
 
 
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        scale: float,
-        softcap: float | None,
-        dtype: torch.dtype,
-        want_sum_p2: bool,
-        keep: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logits: _Logits, keep: bool
     ) -> Scores:
-        logp = hidden.new_empty(len(hidden), dtype=_wide(dtype))
-        log_total, sum_p2 = torch.empty_like(logp), torch.empty_like(logp) if want_sum_p2 else None
+        logp = hidden.new_empty(len(hidden), dtype=_wide(logits.dtype))
+        sum_p2, kept = torch.empty_like(logp) if logits.want_sum_p2 else None, []
         with torch.autocast(hidden.device.type, enabled=False):
-            head, kept = weight.to(dtype), []
+            head = weight.to(logits.dtype)
             for rows in _chunks(len(hidden), len(weight)):
-                raw = hidden[rows].to(dtype) @ head.T
-                for part in _chunks(len(raw), len(weight), IN_CACHE):
-                    here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
-                    z, _ = finish(raw[part], bias, scale, softcap)
-                    log_total[here] = z.logsumexp(-1)
-                    logp[here] = z.gather(-1, targets[here, None]).squeeze(-1) - log_total[here]
-                    if sum_p2 is not None:
-                        sum_p2[here] = (z - log_total[here, None]).exp_().square_().sum(-1)
-                if keep:
-                    kept.append(raw)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_total, sum_p2, *kept)
-        ctx.scale, ctx.softcap, ctx.dtype = scale, softcap, dtype
+                raw = hidden[rows].to(logits.dtype) @ head.T
+                logp[rows], squares, slopes = logits.look(raw, targets[rows], keep)
+                if sum_p2 is not None and squares is not None:
+                    sum_p2[rows] = squares
+                kept += slopes
+        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
+        ctx.logits = logits
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor, grad_sum_p2: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_total, sum_p2, *kept = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, *kept = ctx.saved_tensors
+        dtype, wide = ctx.logits.dtype, _wide(ctx.logits.dtype)
         wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        grads = [torch.zeros_like(x, dtype=_wide(ctx.dtype)) if wants else None for x, wants in wanted]
-        grad_hidden, grad_weight, grad_bias = grads
+        by_hidden, by_weight, by_bias = (torch.zeros_like(x, dtype=wide) if wants else None for x, wants in wanted)
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(ctx.dtype)
-            for number, rows in enumerate(_chunks(len(hidden), len(weight))):
-                h = hidden[rows].to(ctx.dtype)
-                # What was kept may be needed by a second backward, so it is not written over.
-                raw = kept[number] if kept else h @ head.T
-                narrow = torch.empty_like(raw)
-                for part in _chunks(len(raw), len(weight), IN_CACHE):
-                    here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
-                    z, slope = finish(raw[part], bias, ctx.scale, ctx.softcap)
-                    p = (z - log_total[here, None]).exp_()
-                    grad = p * -grad_logp[here, None]
-                    grad.scatter_add_(-1, targets[here, None], grad_logp[here, None])
-                    if sum_p2 is not None and grad_sum_p2 is not None:
-                        grad += 2 * grad_sum_p2[here, None] * p * (p - sum_p2[here, None])
-                    if slope is not None:
-                        grad *= slope
-                    grad *= ctx.scale
-                    if grad_bias is not None:
-                        grad_bias += grad.sum(0)
-                    narrow[part] = grad
-                if grad_hidden is not None:
-                    grad_hidden[rows] = (narrow @ head).to(grad_hidden.dtype)
-                if grad_weight is not None:
-                    grad_weight += narrow.T @ h
-        stored = (None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
-        return *stored, None, None, None, None, None, None
+            head = weight.to(dtype)
+            for rows in _chunks(len(hidden), len(weight)):
+                h = hidden[rows]
+                slopes = kept[: 1 + ctx.logits.want_sum_p2]
+                del kept[: len(slopes)]
+                slopes = slopes or ctx.logits.look(h.to(dtype) @ head.T, targets[rows], True)[2]
+                for grad, slope in zip(grads, slopes, strict=False):
+                    if grad is None:
+                        continue
+                    # A row's factor is put on the narrow sides of the products.
+                    factor = grad[rows, None]
+                    if by_hidden is not None:
+                        by_hidden[rows] += (slope @ head).to(wide).mul_(factor)
+                    if by_weight is not None:
+                        by_weight += slope.T @ (h * factor).to(dtype)
+                    if by_bias is not None:
+                        by_bias += (slope.to(wide) * factor).sum(0)
+        found = zip((by_hidden, by_weight, by_bias), (hidden, weight, bias), strict=True)
+        return *(None if g is None else g.to(x.dtype) for g, x in found), None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
