@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from prospect.engine.plain import plain_attention, plain_is_faster
 from prospect.engine.transfer import move
 from prospect.engine.varlen import Flat, attend_flat, lay_out, suits
 
@@ -225,7 +226,7 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
     """query (B, H, Q, D), key and value (B, H or fewer, K, D), mask as `Group.mask` -> (B, H, Q, D)."""
-    plain = _plain_is_faster(query, key) and softcap is None
+    plain = softcap is None and plain_is_faster(query, key)
     # CUDA has fast kernels for masks and for shared key heads, but none for both.
     if softcap is not None or plain or (mask is not None and query.is_cuda):
         share = query.shape[1] // key.shape[1]
@@ -240,57 +241,15 @@ def _attention(
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if plain:
-        found: Tensor = Plain.apply(query, key, value, mask, scaling)  # type: ignore[no-untyped-call]
-        return found
+        return plain_attention(query, key, value, mask, scaling)
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     assert softcap is not None, "without one the fused kernel or the plain one has answered"
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~mask, float("-inf")).softmax(-1)
     return weights.to(value.dtype) @ value
-
-
-PLAIN_KEYS = 320
-"""Keys up to which plain attention beats the fused kernel of the CPU in bfloat16, forward and backward together: by 3
-to 4 at 60, 1.8 at 150 and 1.2 to 1.5 at 300; at 600 it loses (`python -m benchmarks.attention`, AVX512-BF16)."""
-
-
-def _plain_is_faster(query: Tensor, key: Tensor) -> bool:
-    trains = torch.is_grad_enabled() and query.requires_grad
-    return trains and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= PLAIN_KEYS
-
-
-class Plain(torch.autograd.Function):
-    """softmax(scaling * q k^T, where mask) v, keeping the weights in the dtype of v for backward; scores and softmax in
-    float32 at least."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        wide = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
-            scores = (query.to(wide) * scaling) @ key.to(wide).transpose(2, 3)
-            # Adding the small mask once made is several times faster than filling by a broadcast one.
-            hidden = torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill_(~mask, float("-inf"))
-            weights = scores.add_(hidden).softmax(-1).to(value.dtype)
-            output = weights @ value
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.scaling = scaling
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights = ctx.saved_tensors
-        with torch.autocast(query.device.type, enabled=False):
-            by_value = weights.transpose(2, 3) @ grad
-            p = weights.to(torch.promote_types(weights.dtype, torch.float32))
-            by_weights = (grad @ value.transpose(2, 3)).to(p.dtype)
-            by_scores = (
-                by_weights.sub_((by_weights * p).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scaling).to(query.dtype)
-            )
-            return by_scores @ key, by_scores.transpose(2, 3) @ query, by_value, None, None
 
 
 AttentionInterface.register(NAME, attend)

@@ -26,6 +26,7 @@ from prospect.engine import folders
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path
 from prospect.engine.logprobs import Head, finish, pick
+from prospect.engine.pages import keep_freed
 from prospect.engine.precision import (
     COMPUTED_IN,
     TRAINED_IN,
@@ -255,6 +256,8 @@ def load(
     adapted = base_folder != folder
     where = pick_device(device)
     how = pick_precision(precision, where)
+    if where.type == "cpu":
+        keep_freed()
     keep = how == "bf16" and (frozen or adapted)
     base = read_model(base_folder, "auto" if keep else TRAINED_IN[how]).requires_grad_(not frozen and not adapted)
     network = read_adapter(base, folder, trainable=not frozen) if adapted else base

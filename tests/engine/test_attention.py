@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine import attention
-from prospect.engine.attention import Plain
+from prospect.engine import attention, plain
+from prospect.engine.plain import plain_attention
 
 
 def states(dtype: torch.dtype, queries: int = 7, keys: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,18 +23,23 @@ def lower_right(queries: int, keys: int) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
-def test_values_and_gradients_in_float64() -> None:
-    q, k, v = states(torch.float64)
-    mask = lower_right(7, 9)
-    mine = Plain.apply(q, k, v, mask, 0.3)
-    theirs = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+@pytest.mark.parametrize("block", [1, 3, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_values_and_gradients_in_float64(monkeypatch: pytest.MonkeyPatch, block: int, causal: bool) -> None:
+    """Under any mask, and under the causal one that goes without saying."""
+    monkeypatch.setattr(plain, "BLOCK", block)
+    q, k, v = states(torch.float64, 9 if causal else 7)
+    told = lower_right(len(q[0, 0]), 9)
+    mask = None if causal else torch.stack([told, torch.ones_like(told)])[:, None]
+    mine = plain_attention(q, k, v, mask, 0.3)
+    theirs = scaled_dot_product_attention(q, k, v, attn_mask=told if mask is None else mask, scale=0.3)
     assert torch.allclose(mine, theirs, atol=1e-12)
     pull = torch.randn_like(mine)
     for a, b in zip(
         torch.autograd.grad(mine, (q, k, v), pull), torch.autograd.grad(theirs, (q, k, v), pull), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda *x: Plain.apply(*x, mask, 0.3), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: plain_attention(*x, mask, 0.3), (q, k, v))
 
 
 @pytest.mark.parametrize("keys", [3, 40])
@@ -51,19 +56,15 @@ def test_in_bfloat16_no_worse_than_the_fused_kernel(keys: int) -> None:
         return [float((a.detach().double() - b.detach()).norm() / b.norm()) for a, b in zip(found, truth, strict=True)]
 
     with torch.autocast("cpu", torch.bfloat16):
-        mine = Plain.apply(q, k, v, lower_right(keys, keys), 8**-0.5)
+        mine = plain_attention(q, k, v, None, 8**-0.5)
         theirs = scaled_dot_product_attention(q, k, v, is_causal=True)
     assert all(a <= 1.5 * b + 1e-3 for a, b in zip(error(mine), error(theirs), strict=True))
 
 
-def test_it_is_taken_for_training_in_bfloat16_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = states(torch.bfloat16, 5, 5)
-    fused = attention._attention(q.detach(), k.detach(), v.detach(), None, None, None)
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", None)
-    plain = attention._attention(q, k, v, None, None, None)
-    assert torch.allclose(plain, fused, atol=0.02)
-    with pytest.raises(TypeError), torch.no_grad():
-        attention._attention(q, k, v, None, None, None)
-    q, k, v = states(torch.float64, 5, 5)
-    with pytest.raises(TypeError):
-        attention._attention(q, k, v, None, None, None)
+def test_it_is_taken_up_to_where_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = states(torch.float32, 5, 5)
+    mine = attention._attention(q, k, v, None, None, None)
+    monkeypatch.setattr(plain, "PLAIN_KEYS", 4)
+    fused = attention._attention(q, k, v, None, None, None)
+    assert torch.allclose(mine, fused, atol=1e-6)
+    assert "Plain" in mine.grad_fn.name() and "Plain" not in fused.grad_fn.name()
