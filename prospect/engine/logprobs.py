@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prospect.engine import fused
+
 CHUNK = 1 << 25
 """Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
 IN_CACHE = 1 << 22
@@ -31,21 +33,27 @@ Scores = tuple[Tensor, Tensor | None]
 @dataclass(frozen=True, slots=True)
 class Head:
     """The output embeddings of a model and what its authors do to their logits. `module` is a plain Linear, or whatever
-    else maps (M, H) to (M, V), such as one that carries an adapter."""
+    else maps (M, H) to (M, V), such as one that carries an adapter. `fused` asks for another package's kernel where it
+    is exact."""
 
     module: nn.Module
     vocabulary: int
     scale: float = 1.0
     softcap: float | None = None
+    fused: bool = False
 
     def logp(self, hidden: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, want_sum_p2: bool) -> Scores:
         """Scores of targets (M,) under hidden (M, H)."""
         if type(self.module) is nn.Linear:
+            weight, bias = self.module.weight, self.module.bias
+            if self.fused and not want_sum_p2 and fused.head_suits(hidden, weight, bias, self.scale, compute_dtype):
+                options: Any = {"scale": self.scale, "softcap": self.softcap, "dtype": compute_dtype}
+                return fused.head_logp(hidden, weight, targets, **options), None
             return token_logp(
                 hidden,
-                self.module.weight,
+                weight,
                 targets,
-                bias=self.module.bias,
+                bias=bias,
                 scale=self.scale,
                 softcap=self.softcap,
                 compute_dtype=compute_dtype,

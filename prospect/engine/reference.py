@@ -49,7 +49,8 @@ class ReferenceTable:
     """
 
     def __init__(self, cache: Path, policy: Policy) -> None:
-        parts = (policy.digest, policy.precision, policy.device.type, policy.path, str(ENGINE_VERSION))
+        parts: tuple[str, ...] = (policy.digest, policy.precision, policy.device.type, policy.path, str(ENGINE_VERSION))
+        parts += (policy.kernels,) if policy.kernels != "torch" else ()  # others round in other places
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:24]
         self.dtype = np.dtype(np.float64 if policy.precision == "fp64" else np.float32)
         self.path = cache / "reference" / f"{key}.sqlite"
