@@ -23,6 +23,8 @@ CHUNK = 1 << 25
 """Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
 IN_CACHE = 1 << 22
 """Logits at once in softmax and its derivative, which go over them several times in float32: 16 MiB."""
+ON_CUDA = 4
+"""Both are so much larger on CUDA, where every part costs launches. Not measured yet."""
 KEPT = 1 << 26
 """Logits that backward finds again instead of computing them again: 128 MiB in bfloat16."""
 
@@ -62,7 +64,7 @@ class Head:
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
             parts: list[Scores] = [
                 checkpoint(self._chunk, hidden[rows], targets[rows], want_sum_p2, use_reentrant=False)
-                for rows in _chunks(len(hidden), self.vocabulary)
+                for rows in _chunks(hidden, self.vocabulary, CHUNK)
             ]
         logp, sum_p2 = zip(*parts, strict=True)
         return torch.cat(logp), torch.cat(sum_p2) if want_sum_p2 else None
@@ -138,9 +140,9 @@ class _TokenLogp(torch.autograd.Function):
         log_total, sum_p2 = torch.empty_like(logp), torch.empty_like(logp) if want_sum_p2 else None
         with torch.autocast(hidden.device.type, enabled=False):
             head, kept = weight.to(dtype), []
-            for rows in _chunks(len(hidden), len(weight)):
+            for rows in _chunks(hidden, len(weight), CHUNK):
                 raw = hidden[rows].to(dtype) @ head.T
-                for part in _chunks(len(raw), len(weight), IN_CACHE):
+                for part in _chunks(raw, len(weight), IN_CACHE):
                     here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
                     z, _ = finish(raw[part], bias, scale, softcap)
                     log_total[here] = z.logsumexp(-1)
@@ -163,12 +165,12 @@ class _TokenLogp(torch.autograd.Function):
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(ctx.dtype)
-            for number, rows in enumerate(_chunks(len(hidden), len(weight))):
+            for number, rows in enumerate(_chunks(hidden, len(weight), CHUNK)):
                 h = hidden[rows].to(ctx.dtype)
                 # What was kept may be needed by a second backward, so it is not written over.
                 raw = kept[number] if kept else h @ head.T
                 narrow = torch.empty_like(raw)
-                for part in _chunks(len(raw), len(weight), IN_CACHE):
+                for part in _chunks(raw, len(weight), IN_CACHE):
                     here = slice(rows.start + part.start, rows.start + part.start + len(raw[part]))
                     z, slope = finish(raw[part], bias, ctx.scale, ctx.softcap)
                     p = (z - log_total[here, None]).exp_()
@@ -194,6 +196,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(rows: int, vocabulary: int, size: int | None = None) -> Iterator[slice]:
-    step = max(1, (size or CHUNK) // vocabulary)
-    return (slice(begin, begin + step) for begin in range(0, rows, step))
+def _chunks(rows: Tensor, vocabulary: int, size: int) -> Iterator[slice]:
+    step = max(1, size * (ON_CUDA if rows.is_cuda else 1) // vocabulary)
+    return (slice(begin, begin + step) for begin in range(0, len(rows), step))
