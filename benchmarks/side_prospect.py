@@ -122,8 +122,8 @@ def check(job: Facts, marks: Marks) -> None:
     grads = {name: p.grad.float().contiguous() for name, p in ready.policy.trainable() if p.grad is not None}
     norm = float(torch.cat([g.flatten().double() for g in grads.values()]).norm())
     save_file(grads, job["gradient"])
-    z0 = {key: point.figures[key] for key in ("z0", "z0_raw") if key in point.figures}
-    marks("checked", loss=totals[0], grad_norm=norm, **z0)
+    z0 = {key: float(point.figures[key]) for key in ("z0", "z0_raw") if key in point.figures}
+    marks("checked", loss=float(totals[0]), grad_norm=norm, **z0)
 
 
 def main() -> None:

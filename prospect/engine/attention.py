@@ -71,33 +71,68 @@ class Grouped:
     order: Tensor
 
 
+@dataclass(slots=True)
+class Memory:
+    """Keys and values of every layer for a packed row, kept for more branches of its prompts."""
+
+    layers: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    full: bool = False
+
+    def note(self, layer: nn.Module, key: Tensor, value: Tensor) -> None:
+        """While the row is computed, a layer's keys and values (1, H, T, D); not when backward computes it again."""
+        if not self.full:
+            self.layers[layer] = key.detach(), value.detach()
+
+    def before(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What was noted, and behind it these keys and values."""
+        noted = self.layers[layer]
+        return torch.cat([noted[0], key], 2), torch.cat([noted[1], value], 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Where in the row the prompt and the own tokens of each branch are; all (N,), tree after tree. What a kernel needs
-    of them is laid out when one first asks for it, for all layers."""
+    """Where the prompt and the own tokens of each branch are; all (N,), tree after tree. What a kernel needs of them is
+    laid out when one first asks for it, for all layers.
+
+    They are places in the row, or behind a remembered row of `past` tokens: prompts lie in that one, and there is
+    nothing to answer for but the branches' own tokens.
+    """
 
     prompt_starts: Ints
     prompt_lengths: Ints
     starts: Ints
     lengths: Ints
     device: torch.device | str = "cpu"
+    memory: Memory | None = None
+    past: int = 0
 
     @cached_property
     def grouped(self) -> Grouped:
         """For kernels that take rectangles."""
-        return segment(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self.device)
+        where = self.prompt_starts, self.prompt_lengths, self.starts, self.lengths
+        return segment(*where, self._answers, self.past, self.device)
 
     @cached_property
     def flat(self) -> Flat:
         """For the kernel that takes rows."""
-        return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self.device)
+        return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers, self.device)
+
+    @property
+    def _answers(self) -> npt.NDArray[np.bool_]:
+        """(N,) Whether a branch answers for its prompt's tokens: the first of a tree does."""
+        return (np.diff(self.prompt_starts, prepend=-1) > 0) & (self.past == 0)
 
 
 def segment(
-    prompt_starts: Ints, prompt_lengths: Ints, starts: Ints, lengths: Ints, device: torch.device | str = "cpu"
+    prompt_starts: Ints,
+    prompt_lengths: Ints,
+    starts: Ints,
+    lengths: Ints,
+    is_first: npt.NDArray[np.bool_],
+    past: int,
+    device: torch.device | str,
 ) -> Grouped:
     """Groups from what `Segments` tells."""
-    is_first = np.diff(prompt_starts, prepend=-1) > 0
     key_lengths = prompt_lengths + lengths
     groups, queries, keys, real = [], [], [], []
     for causal, chosen in ((True, is_first), (False, ~is_first & (lengths > 0))):
@@ -110,7 +145,8 @@ def segment(
             key_positions = np.where(key_is_real, key_slots, 0)
             # From a position in the branch to an index in the row.
             at_prompt, at_own = prompt_starts[rows, None], starts[rows, None] - prompt
-            queries.append(query_positions + np.where(query_positions < prompt, at_prompt, at_own))
+            query = query_positions + np.where(query_positions < prompt, at_prompt, at_own) - past
+            queries.append(np.maximum(query, 0))  # padding may stand anywhere in the row
             keys.append(key_positions + np.where(key_positions < prompt, at_prompt, at_own))
             real.append(query_is_real)
             key_positions[~key_is_real] = np.iinfo(np.int64).max // 2
@@ -160,6 +196,10 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D)."""
+    if segments.memory is not None and segments.past:
+        key, value = segments.memory.before(module, key, value)
+    elif segments.memory is not None:
+        segments.memory.note(module, key, value)
     if suits(query, value, softcap):
         return attend_flat(query, key, value, segments.flat, scaling, sliding_window), None
     grouped = segments.grouped

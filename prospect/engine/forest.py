@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prospect.engine.attention import Segments
+from prospect.engine.attention import Memory, Segments
 from prospect.engine.transfer import move, move_all
 
 Ids = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,29 @@ class Forest:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """What a pass remembers of its K prompts, without graph, so that other completions of them can be scored."""
+
+    starts: Places  # (K,)
+    lengths: Places  # (K,)
+    last: Tensor  # (K, H), the hidden states that the first tokens are predicted from
+    memory: Memory
+    past: int  # tokens of the pass
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Log-probs of completion tokens in nats, completions in the order given; float32, for a float64 model float64.
 
-    `token_sum_p2` is, where it was asked for, the sum over the vocabulary of p^2 at each token, and `hidden` the state
-    that each was predicted from.
+    Where it was asked for, `token_sum_p2` is the sum over the vocabulary of p^2 at each token, `hidden` the state that
+    each was predicted from, and `prompts` what other completions of the same prompts can be scored with.
     """
 
     token_logp: Tensor  # (M,)
     offsets: Tensor  # (N + 1,) int64, on the CPU
     token_sum_p2: Tensor | None = None  # (M,)
     hidden: Tensor | None = None  # (M, H)
+    prompts: Prompts | None = None
 
     def lengths(self) -> Tensor:
         """(N,) tokens of each completion, on the device of the log-probs."""
@@ -78,8 +91,9 @@ class Output:
         return torch.segment_reduce(self.token_logp, "sum", lengths=self.lengths(), unsafe=True)
 
 
-def pack(trees: Sequence[Branches], device: torch.device | str = "cpu") -> Forest:
-    """Lay at least one tree out in one row, in the order given; no token is padding, no prompt is repeated."""
+def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None) -> Forest:
+    """Lay at least one tree out in one row, in the order given; no token is padding, no prompt is repeated. `memory`
+    will note the keys and values of the row."""
     pieces = [piece for tree in trees for piece in (tree.prompt, *(c[:-1] for c in tree.completions))]
     completions = [completion for tree in trees for completion in tree.completions]
     branches = np.array([len(tree.completions) for tree in trees])
@@ -100,8 +114,26 @@ def pack(trees: Sequence[Branches], device: torch.device | str = "cpu") -> Fores
     predict[offsets[:-1]] = prompt_starts + prompt_lengths - 1
 
     arrays = [np.concatenate(pieces)[None], positions[None], predict, np.concatenate(completions)]
-    segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device)
+    segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device, memory)
     input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
+    return Forest(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
+
+
+def pack_more(prompts: Prompts, completions: Sequence[Sequence[Ids]], device: torch.device | str = "cpu") -> Forest:
+    """Lay out further completions, of every prompt any number but in all at least one. `predict` counts through the
+    prompts' K last states first, then through this row."""
+    tree = np.repeat(np.arange(len(completions)), [len(some) for some in completions])
+    flat = [completion for some in completions for completion in some]
+    target_lengths = np.array([len(completion) for completion in flat])
+    lengths = target_lengths - 1
+    starts, offsets = np.cumsum(lengths) - lengths, np.concatenate([[0], np.cumsum(target_lengths)])
+    positions = np.arange(lengths.sum()) + np.repeat(prompts.lengths[tree] - starts, lengths)
+    predict = np.arange(offsets[-1]) + np.repeat(len(completions) + starts - 1 - offsets[:-1], target_lengths)
+    predict[offsets[:-1]] = tree
+    arrays = [np.concatenate([c[:-1] for c in flat])[None], positions[None], predict, np.concatenate(flat)]
+    where = prompts.starts[tree], prompts.lengths[tree], prompts.past + starts, lengths
+    input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
+    segments = Segments(*where, device, prompts.memory, prompts.past)
     return Forest(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
 

@@ -101,9 +101,17 @@ class Policy:
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def score(
-        self, inputs: dict[str, Any], index: Tensor, targets: Tensor, *, want_sum_p2: bool, want_hidden: bool = False
+        self,
+        inputs: dict[str, Any],
+        index: Tensor,
+        targets: Tensor,
+        *,
+        want_sum_p2: bool,
+        want_hidden: bool = False,
+        before: Tensor | None = None,
     ) -> Scored:
-        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T.
+        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T, and
+        first through the hidden states `before` (K, H).
 
         Raises ModelError where hidden states are wanted of a model whose head the engine cannot run by itself.
         """
@@ -113,7 +121,10 @@ class Policy:
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
                 return Scored(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
-            hidden = self.decoder(**inputs, use_cache=False)[0].flatten(0, 1).index_select(0, index)
+            states = [] if before is None else [before]
+            if inputs["input_ids"].numel():
+                states.append(self.decoder(**inputs, use_cache=False)[0].flatten(0, 1))
+            hidden = (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, index)
         found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
         return Scored(*found, hidden if want_hidden else None)
 

@@ -39,9 +39,15 @@ class Flat:
     most_keys: int
 
 
-def lay_out(prompt_starts: Ints, prompt_lengths: Ints, starts: Ints, lengths: Ints, device: torch.device | str) -> Flat:
-    """From where in the row the prompt and the own tokens of each branch are; all (N,), tree after tree."""
-    is_first = np.diff(prompt_starts, prepend=-1) > 0
+def lay_out(
+    prompt_starts: Ints,
+    prompt_lengths: Ints,
+    starts: Ints,
+    lengths: Ints,
+    is_first: npt.NDArray[np.bool_],
+    device: torch.device | str,
+) -> Flat:
+    """From what attention.Segments tells."""
     rows = np.flatnonzero(is_first | (lengths > 0))
     queries, keys = (lengths + is_first * prompt_lengths)[rows], (lengths + prompt_lengths)[rows]
     ends = [np.concatenate([[0], np.cumsum(count)]) for count in (queries, keys)]

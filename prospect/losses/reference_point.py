@@ -18,9 +18,9 @@ from torch import Tensor
 class Statistics:
     """What an estimator may look at: the whole optimizer step, all micro-batches and ranks together.
 
-    `values` (M,) float64, on the CPU: what the estimator averages, such as r = log pi(y_j|x_i) - log pi_ref(y_j|x_i) in
-    nats of the partner rows (x_i, y_j), or of the step's own answers (of pairs: chosen and rejected). `desirable` (M,)
-    bool is the answers' thumb, `prompt` (M,) int64 the same number for the same prompt.
+    `values` (M,) float64, on the run's device: what the estimator averages, such as r = log pi(y_j|x_i) - log
+    pi_ref(y_j|x_i) in nats of the partner rows (x_i, y_j), or of the step's own answers (of pairs: chosen and
+    rejected). `desirable` (M,) bool is the answers' thumb, `prompt` (M,) int64 the same number for the same prompt.
     """
 
     values: Tensor
@@ -35,7 +35,11 @@ class Statistics:
     @property
     def standard_error(self) -> Tensor:
         """Standard error of `mean` from the sample variance; NaN below two values."""
-        return self.values.detach().std() / len(self.values) ** 0.5 if len(self.values) > 1 else torch.tensor(torch.nan)
+        return (
+            self.values.detach().std() / len(self.values) ** 0.5
+            if len(self.values) > 1
+            else self.values.new_full((), torch.nan)
+        )
 
 
 State = Tensor | None
@@ -68,7 +72,7 @@ def prompt_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
     per prompt it is that answer's own r, so that the loss never saturates.
     """
     _, group = step.prompt.unique(return_inverse=True)
-    count = torch.zeros(int(group.max()) + 1 if len(group) else 0, dtype=step.values.dtype).index_add(
+    count = step.values.new_zeros(int(group.max()) + 1 if len(group) else 0).index_add(
         0, group, torch.ones_like(step.values)
     )
     return (torch.zeros_like(count).index_add(0, group, step.values) / count)[group], state
@@ -79,7 +83,7 @@ def running_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
 
     The state is (sum, count).
     """
-    now = torch.stack([step.values.sum(), torch.tensor(float(len(step.values)), dtype=step.values.dtype)])
+    now = torch.stack([step.values.sum(), torch.ones_like(step.values).sum()])
     state = now if state is None else state + now
     return state[0] / state[1].clamp(min=1), state.detach()
 

@@ -40,13 +40,30 @@ def mismatched(
 ) -> list[list[Micro]]:
     """Each row's prompt with its partner's completion, cut to the context where it must be; rows without a partner, or
     without room for one token of it, are left out."""
-    asked = []
+    return _cut(corpus, _with_partners(corpus, partners, rows, context), ranks, budget)
+
+
+def mismatched_on(corpus: Corpus, partners: Sequence[int], micro: Micro, context: int) -> Micro:
+    """As `mismatched`, of the rows of one micro-batch and in the order of its trees. It may have no rows."""
+    by_tree: dict[int, list[Asked]] = {}
+    for ask in _with_partners(corpus, partners, micro.rows, context):
+        by_tree.setdefault(ask[1], []).append(ask)
+    return _micro(corpus, list(by_tree.values()))
+
+
+def trees_of(corpus: Corpus, micro: Micro) -> list[int]:
+    """The corpus's numbers of a micro-batch's trees, in order."""
+    return list(dict.fromkeys(corpus.rows[i].tree for i in micro.rows))
+
+
+def _with_partners(corpus: Corpus, partners: Sequence[int], rows: Sequence[int], context: int) -> list[Asked]:
+    asked: list[Asked] = []
     for i in rows:
         room = context - len(corpus.trees[corpus.rows[i].tree].prompt)
         if partners[i] >= 0 and room > 0:
             answer = corpus.completion(corpus.rows[partners[i]])[:room]
             asked.append((i, corpus.rows[i].tree, ((("partner", partners[i]), answer),)))
-    return _cut(corpus, asked, ranks, budget)
+    return asked
 
 
 Asked = tuple[int, int, tuple[tuple[object, Ids], ...]]

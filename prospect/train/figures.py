@@ -25,21 +25,40 @@ SUMS = (
 
 
 def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool) -> Tensor:
-    """SUMS of one micro-batch (8,) float64. Of pairs, chosen answers count as desirable and rejected as undesirable."""
-    values = dict.fromkeys(SUMS, 0.0) | {"objective": float(objective)}
+    """SUMS of one micro-batch (8,) float64, on its device and without waiting for it. Of pairs, chosen answers count as
+    desirable and rejected as undesirable."""
+    values = [objective.double(), *[objective.new_zeros((), dtype=torch.float64)] * (len(SUMS) - 1)]
     if batch.sides[0].token_reference is not None:
-        rewards = [beta * side.read("log_ratio") for side in batch.sides]
+        rewards = [beta * side.read("log_ratio").double() for side in batch.sides]
         if pairs:
             good, bad = rewards
             gap = good - bad
+            counts = torch.ones_like(good), torch.ones_like(bad)
         else:
-            good, bad = rewards[0][batch.desirable], rewards[0][~batch.desirable]
+            good = bad = rewards[0]
+            counts = batch.desirable.double(), (~batch.desirable).double()
             beaten = rewards[0] - beta * (0.0 if batch.z0 is None else batch.z0)
             gap = torch.where(batch.desirable, beaten, -beaten)
-        values |= {"desirable": len(good), "undesirable": len(bad), "judged": len(gap)}
-        values |= {"reward_desirable": float(good.sum()), "reward_undesirable": float(bad.sum())}
-        values |= {"correct": float((gap > 0).sum()), "saturated": float((gap.abs() > SATURATED).sum())}
-    return torch.tensor([values[name] for name in SUMS], dtype=torch.float64, device=objective.device)
+        values[1:] = [
+            counts[0].sum(),
+            counts[1].sum(),
+            (good * counts[0]).sum(),
+            (bad * counts[1]).sum(),
+            (gap > 0).sum().double(),
+            (gap.abs() > SATURATED).sum().double(),
+            torch.ones_like(gap).sum(),
+        ]
+    return torch.stack(values)
+
+
+def read(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with numbers in place of tensors, a vector becoming a list: all in one copy from the device."""
+    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return values
+    flat = iter(torch.cat([value.reshape(-1) for value in tensors.values()]).tolist())
+    numbers = {name: next(flat) if v.ndim == 0 else [next(flat) for _ in range(len(v))] for name, v in tensors.items()}
+    return values | numbers
 
 
 def means(totals: list[float]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from prospect.train.job import Job
 from prospect.train.z0 import Point
 
 
-def gradient(job: Job, step: Step, point: Point) -> list[float]:
-    """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS."""
+def gradient(job: Job, step: Step, point: Point) -> Tensor:
+    """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS, on the
+    device."""
     counts = job.objective.count(job.corpus, step.rows)
     place = {row: k for k, row in enumerate(step.rows)}
     pull = _pull(job, step, point, counts)
@@ -42,13 +43,13 @@ def gradient(job: Job, step: Step, point: Point) -> list[float]:
                 told = share.detach() if pull is None else torch.zeros_like(share)
                 total += figures.sums(batch, told, beta=job.beta, pairs=job.loss.view == "pairs")
         if pull is not None and ranks.rank() == 0:
-            total[figures.SUMS.index("objective")] = float(pull.objective)
+            total[figures.SUMS.index("objective")] = pull.objective
         return total
 
     total = job.fitting(mine)
     point.backward(job, step)
     ranks.sum_gradients(p for _, p in job.policy.trainable())
-    return [float(value) for value in ranks.total(total)]
+    return ranks.total(total)
 
 
 @dataclass(frozen=True, slots=True)

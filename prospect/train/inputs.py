@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from prospect.corpus import Corpus
-from prospect.engine.forest import Branches, Output
-from prospect.engine.forward import forward
+from prospect.engine.forest import Branches, Ids, Output
+from prospect.engine.forward import forward, forward_more
 from prospect.engine.models import Policy
 from prospect.engine.transfer import move
 from prospect.losses.segments import segment_sum
@@ -87,7 +87,35 @@ def compute(
     policy: Policy, micro: Micro, reference: Reference | None, *, sum_p2: bool = False, value: bool = False
 ) -> Tokens:
     """Run the engine on a micro-batch, completions in the order of its trees, and look up its reference."""
-    found: Output = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value)
+    found = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value)
+    return _tokens(policy, micro, found, reference)
+
+
+def compute_with(
+    policy: Policy,
+    micro: Micro,
+    more: Micro,
+    where: Sequence[int],
+    reference: Reference | None,
+    *,
+    sum_p2: bool = False,
+    value: bool = False,
+) -> tuple[Tokens, Tokens]:
+    """The same on a micro-batch that runs on trees and, without gradient, on further completions of its prompts: tree k
+    of `more` has the prompt of tree `where[k]`, which is not computed again."""
+    found = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
+    assert found.prompts is not None, "the caller has asked `on_trees`"
+    completions: list[tuple[Ids, ...]] = [()] * len(micro.trees)
+    for k, tree in zip(where, more.trees, strict=False):  # without rows it has a tree that stands for none
+        completions[k] = tree.completions
+    with torch.no_grad():
+        further = forward_more(policy, found.prompts, completions) if where else forward(policy, more.trees)
+        found.prompts.memory.layers.clear()
+        beside = _tokens(policy, more, further, reference)
+    return _tokens(policy, micro, found, reference), beside
+
+
+def _tokens(policy: Policy, micro: Micro, found: Output, reference: Reference | None) -> Tokens:
     logp = found.token_logp
     return Tokens(
         logp,

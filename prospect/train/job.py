@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prospect.corpus import Corpus
+from prospect.engine.forward import on_trees
 from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy
 from prospect.errors import ModelError
@@ -21,9 +22,9 @@ from prospect.losses.motion import Motion
 from prospect.losses.table import Loss, ReferencePoint
 from prospect.schedule import Schedule
 from prospect.train import ranks
-from prospect.train.batch import Micro
+from prospect.train.batch import Micro, trees_of
 from prospect.train.config import TrainConfig
-from prospect.train.inputs import Reference, Tokens, compute
+from prospect.train.inputs import Reference, Tokens, compute, compute_with
 from prospect.train.objective import Objective
 from prospect.train.runlog import RunLog
 
@@ -81,6 +82,18 @@ class Job:
         """The engine's findings on a micro-batch, against the run's reference or another one."""
         want_p2 = "token_sum_p2" in self.loss.reads
         return compute(self.policy, micro, reference or self.reference, sum_p2=want_p2, value=self.loss.value_head)
+
+    def compute_with(self, micro: Micro, more: Micro) -> tuple[Tokens, Tokens]:
+        """The same, and without gradient of `more`, other completions of the same trees, whose prompts are not computed
+        again. Both must be what the engine `remembers`."""
+        place = {tree: k for k, tree in enumerate(trees_of(self.corpus, micro))}
+        where = [place[tree] for tree in trees_of(self.corpus, more)]
+        want_p2 = "token_sum_p2" in self.loss.reads
+        return compute_with(self.policy, micro, more, where, self.reference, sum_p2=want_p2, value=self.loss.value_head)
+
+    def remembers(self, micro: Micro) -> bool:
+        """Whether the engine can score further completions of these prompts without computing them again."""
+        return self.policy.chunked_head and on_trees(self.policy, micro.trees)
 
     def fitting(self, work: Callable[[], Tensor]) -> Tensor:
         """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it

@@ -41,6 +41,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     last = checkpoint.latest(job.checkpoints) if job.config.resume else None
     if last is not None:
         state, z0_state, earlier = checkpoint.restore(last, parameters, optimizer)
+        z0_state = None if z0_state is None else z0_state.to(job.policy.device)
         job.token_budget = state["token_budget"]
         if job.live is not None and earlier is not None:
             job.live.restore(earlier)
@@ -51,8 +52,11 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             began = time.perf_counter()
             point = reference_point(job, step, z0_state)
             totals = gradient(job, step, point)
-            norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip, foreach=True))
-            _require_finite(job, step, totals[0], norm)
+            norm = torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip, foreach=True)
+            # The one place of a step that waits for the device: no step is taken on what is not finite.
+            found = figures.read(point.figures | {"totals": totals, "grad_norm": norm})
+            found = figures.means(found.pop("totals")) | found
+            _require_finite(job, step, found["loss"], found["grad_norm"])
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
             _move_reference(job.live, job.motion, step.index, behind=True)
@@ -62,8 +66,8 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             z0_state = point.state
 
             now, tokens = time.perf_counter(), _tokens(job, step)
-            found = point.figures | figures.means(totals) | {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
-            found |= {"tokens": tokens, "tokens_per_second": tokens / (now - began), "seconds": now - started}
+            found |= {"lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
+            found |= {"tokens_per_second": tokens / (now - began), "seconds": now - started}
             job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **found)
             bar(step.index, figures.line(found))
             _guard(job)

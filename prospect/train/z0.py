@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.engine.forest import Branches
+from prospect.engine.forest import Branches, Ids
 from prospect.engine.generate import generate
 from prospect.engine.live import kl_tokens, token_kl
+from prospect.engine.transfer import move
 from prospect.losses.functions import load
 from prospect.losses.reference_point import Statistics
 from prospect.losses.segments import segment_sum
 from prospect.schedule import Step, cut
 from prospect.train import ranks
-from prospect.train.batch import Micro, matched, mismatched
+from prospect.train.batch import Micro, matched, mismatched, mismatched_on
 from prospect.train.inputs import Tokens
 from prospect.train.job import NO_GRAD_FACTOR, Job
 
@@ -55,110 +56,122 @@ class Point:
         (by_value,) = torch.autograd.grad(z0, values, ranks.total(by_z0).to(z0))
         pull = dict(zip(keys, by_value.tolist(), strict=True))
         assert job.point is not None, "a step with z0 has an estimator"
-        for micro in _micros(job, step, grad=True):
-            where, found = _values(job, micro, _place(step))
-            weights = torch.tensor([pull[key] for key in where], dtype=found.dtype, device=found.device)
-            (found * weights).sum().backward() if len(where) else (found.sum() * 0.0).backward()
+        for micro, _ in _passes(job, step, job.token_budget)[ranks.rank()]:
+            found = _values(job, micro, None, [])
+            weights = torch.tensor([pull[key] for key in _keys(micro, step)], dtype=found.dtype, device=found.device)
+            (found * weights).sum().backward()
 
 
 def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
-    """z0 of a step, its new state, and what to log."""
+    """z0 of a step, its new state, and what to log, as tensors on the device: nothing here waits for it."""
     if job.point is None:
         return Point(state=state)
-    single: list[Tokens] = []
+    keys: list[Key] = []
+    kept: list[Tokens] = []
 
     def measure() -> Tensor:
-        place, rows = _place(step), []
-        single.clear()
-        for micro in _micros(job, step):
-            if not micro.rows:
-                continue
-            with torch.set_grad_enabled(_reusable(job, micro, step)):
-                where, values = _values(job, micro, place, single)
-            rows += [[*key, value] for key, value in zip(where, values.tolist(), strict=True)]
-        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+        kept.clear()
+        passes = _passes(job, step, job.token_budget * NO_GRAD_FACTOR)
+        keys[:] = sorted(key for mine in passes for micro, _ in mine for key in _keys(micro, step))
+        place = {key: k for k, key in enumerate(keys)}
+        values = torch.zeros(len(keys), dtype=torch.float64, device=job.policy.device)
+        for micro, own in passes[ranks.rank()]:
+            where = torch.tensor([place[key] for key in _keys(micro, step)], dtype=torch.int64)
+            with torch.set_grad_enabled(own is not None):
+                values[move(where, values.device)] = _values(job, micro, own, kept).detach().to(values)
+        return values
 
-    found = job.fitting(measure)
-    rows = sorted(tuple(row) for share in ranks.gather(found.tolist()) for row in share)
-    keys = [(int(place), int(side)) for place, side, _ in rows]
-    values = torch.tensor([value for *_, value in rows], dtype=torch.float64)
-    through = job.config.z0_gradient and len(values) > 0
-    values.requires_grad_(through)
+    values = ranks.total(job.fitting(measure))  # each is one rank's, to which the others add 0
+    through = job.config.z0_gradient and bool(keys)
+    seen = _statistics(job, step, keys, values.requires_grad_(through))
+    z0, state = load(job.point.function)(seen, state)
+    leaf = z0.detach().to(values).requires_grad_(through)
+    told: dict[str, Any] = {"z0": leaf.detach().mean()}
+    if keys:
+        told |= {"z0_raw": seen.mean.detach(), "z0_se": seen.standard_error, "z0_n": len(keys)}
+    return Point(leaf, state, told, kept[0] if kept else None, (z0, values, keys) if through else None)
+
+
+def _statistics(job: Job, step: Step, keys: list[Key], values: Tensor) -> Statistics:
     own = [job.corpus.rows[step.rows[place]] for place, _ in keys]
     good = [
         side == 0 if len(row.branches) == 2 else bool(row.desirable) for row, (_, side) in zip(own, keys, strict=True)
     ]
-    step_values = Statistics(values, torch.tensor(good, dtype=torch.bool), torch.tensor([row.tree for row in own]))
-    z0, state = load(job.point.function)(step_values, state)
-    leaf = z0.detach().to(job.policy.device, torch.float64).requires_grad_(through)
-    told: dict[str, Any] = {"z0": float(leaf.detach().mean())}
-    if len(values):
-        error = float(step_values.standard_error)
-        told |= {"z0_raw": float(step_values.mean.detach()), "z0_se": error, "z0_n": len(values)}
-    return Point(leaf, state, told, single[0] if single else None, (z0, values, keys) if through else None)
+    trees = torch.tensor([row.tree for row in own], dtype=torch.int64)
+    return Statistics(values, move(torch.tensor(good, dtype=torch.bool), values.device), move(trees, values.device))
 
 
-def _place(step: Step) -> dict[int, int]:
-    return {row: k for k, row in enumerate(step.rows)}
+Pass = tuple[Micro, Micro | None]
+"""What z0 is estimated from; and the training micro-batch that is computed along with it, or is the same."""
 
 
-def _reusable(job: Job, micro: Micro, step: Step) -> bool:
-    """Whether this pass is the training pass: the step's own answers, all in one micro-batch within its budget."""
+def _passes(job: Job, step: Step, budget: int) -> list[list[Pass]]:
+    """Every rank's passes. Where its share of the step is one micro-batch, training uses what z0 has computed."""
     assert job.point is not None, "only a step with z0 is measured"
-    tokens = sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in micro.trees)
-    whole = ranks.world() == 1 and len(micro.rows) == len(step.rows) and tokens <= job.token_budget
-    return job.point.averages == "matched" and whole and not job.config.z0_gradient
-
-
-def _micros(job: Job, step: Step, grad: bool = False) -> list[Micro]:
-    """The micro-batches of this rank that z0 is estimated from."""
-    assert job.point is not None, "only a step with z0 is measured"
-    budget, world = job.token_budget * (1 if grad else NO_GRAD_FACTOR), ranks.world()
-    if job.point.averages == "nothing":
-        return []
+    averages, world = job.point.averages, ranks.world()
+    if averages == "nothing":
+        return [[]] * world
+    if averages == "samples":
+        return [[(micro, None) for micro in part] for part in _sampled(job, step, budget)]
+    own = matched(job.corpus, step.rows, world, job.token_budget)
+    once = len(own[0]) == 1 and not job.config.z0_gradient and (world == 1 or job.loss.couples == "none")
+    if once and averages == "matched":
+        return [[(micro, micro)] for (micro,) in own]
+    if once and job.point.partners:
+        found = [(mismatched_on(job.corpus, job.schedule.partners, micro, job.context), micro) for (micro,) in own]
+        if all(job.remembers(micro) for both in found for micro in both):
+            return [[both] for both in found]
     if job.point.partners:
-        return mismatched(job.corpus, job.schedule.partners, step.rows, world, budget, job.context)[ranks.rank()]
-    if job.point.averages == "token_kl":
-        budget = min(budget, kl_tokens(job.policy))
-    if job.point.averages == "samples":
-        return _sampled(job, step, budget)
-    return matched(job.corpus, step.rows, world, budget)[ranks.rank()]
+        own = mismatched(job.corpus, job.schedule.partners, step.rows, world, budget, job.context)
+    else:
+        most = min(budget, kl_tokens(job.policy)) if averages == "token_kl" else budget
+        own = matched(job.corpus, step.rows, world, most)
+    return [[(micro, None) for micro in part if micro.rows] for part in own]
 
 
-def _values(
-    job: Job, micro: Micro, place: dict[int, int], keep: list[Tokens] | None = None
-) -> tuple[list[tuple[int, int]], Tensor]:
-    """What the estimator averages on a micro-batch, and for each value its (place in the step, side)."""
+Key = tuple[int, int]
+"""A value's place in the step, and its side of a pair."""
+
+
+def _keys(micro: Micro, step: Step) -> list[Key]:
+    place = {row: k for k, row in enumerate(step.rows)}
+    return [
+        (place[row], side) for row, where in zip(micro.rows, micro.where, strict=True) for side in range(len(where))
+    ]
+
+
+def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Tensor:
+    """What the estimator averages on a micro-batch, in the order of `_keys`; what training can use goes to `kept`."""
     assert job.point is not None, "only a step with z0 is measured"
     averages = job.point.averages
     if averages == "token_kl":
         assert job.live is not None, "this estimator has a live reference"
         per_token, offsets = token_kl(job.policy, job.live, micro.trees)
-        every = segment_sum(per_token, offsets.to(per_token.device))
+        every = segment_sum(per_token, move(offsets, per_token.device))
     else:
-        found = job.compute(micro, job.live if averages == "samples" else None)
+        if own is not None and own is not micro:
+            mine, found = job.compute_with(own, micro)
+        else:
+            mine = found = job.compute(micro, job.live if averages == "samples" else None)
+        if own is not None:
+            kept.append(mine)
         every = found.read("logp") / found.read("length") if averages == "partner_logp" else found.read("log_ratio")
-        if keep is not None and torch.is_grad_enabled():
-            keep.append(found)
-    keys = [
-        (place[row], side) for row, where in zip(micro.rows, micro.where, strict=True) for side in range(len(where))
-    ]
-    index = torch.tensor([k for where in micro.where for k in where], dtype=torch.int64, device=every.device)
-    return keys, every[index]
+    index = torch.tensor([k for where in micro.where for k in where], dtype=torch.int64)
+    return every[move(index, every.device)]
 
 
-def _sampled(job: Job, step: Step, budget: int) -> list[Micro]:
-    """The step's prompts with answers that the policy gives now. Every rank draws all, so that none depends on the
-    ranks."""
+def _sampled(job: Job, step: Step, budget: int) -> list[list[Micro]]:
+    """The step's prompts with answers that the policy gives now, [rank][micro-batch]. Every rank draws all, so that
+    none depends on the ranks."""
     prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
     seed = job.config.seed * 1_000_003 + step.index
     answers = generate(job.policy, [p.tolist() for p in prompts], max_new_tokens=SAMPLE_TOKENS, seed=seed)
     ids = [np.array(answer.ids, dtype=np.int32) for answer in answers]
     costs = [len(prompt) + len(answer) for prompt, answer in zip(prompts, ids, strict=True)]
-    found = []
-    for part in cut(costs, ranks.world(), budget)[ranks.rank()]:
-        trees = tuple(Branches(prompts[k], (ids[k],)) for k in part if len(ids[k]))
-        rows = tuple(step.rows[k] for k in part if len(ids[k]))
-        if rows:
-            found.append(Micro(rows, trees, tuple((k,) for k in range(len(rows)))))
-    return found
+    parts = [[[k for k in part if len(ids[k])] for part in mine] for mine in cut(costs, ranks.world(), budget)]
+    return [[_sampled_micro(step, prompts, ids, part) for part in mine if part] for mine in parts]
+
+
+def _sampled_micro(step: Step, prompts: Sequence[Ids], ids: Sequence[Ids], part: Sequence[int]) -> Micro:
+    trees = tuple(Branches(prompts[k], (ids[k],)) for k in part)
+    return Micro(tuple(step.rows[k] for k in part), trees, tuple((k,) for k in range(len(part))))

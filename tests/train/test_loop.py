@@ -28,7 +28,7 @@ def gradients(job: Job, step: int = 0) -> tuple[Gradients, Tensor | None, list[f
     for _, p in job.policy.trainable():
         p.grad = None
     point = reference_point(job, job.schedule.steps[step], None)
-    totals = gradient(job, job.schedule.steps[step], point)
+    totals = gradient(job, job.schedule.steps[step], point).tolist()
     return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
 
 
@@ -217,15 +217,17 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step(
     for job in (plain, tight):
         move(job)
     expected = gradients(plain)[0]
-    original, calls = job_module.compute, []
 
-    def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-        calls.append(sum(len(q[0]) + len(q[1]) for q in micro.queries))
-        if calls[-1] > 60 and torch.is_grad_enabled():
-            raise torch.cuda.OutOfMemoryError
-        return original(policy, micro, *args, **options)
+    def short_of_memory(original: Any) -> Any:
+        def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
+            if sum(len(q[0]) + len(q[1]) for q in micro.queries) > 60 and torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError
+            return original(policy, micro, *args, **options)
 
-    monkeypatch.setattr(job_module, "compute", compute)
+        return compute
+
+    for name in ("compute", "compute_with"):
+        monkeypatch.setattr(job_module, name, short_of_memory(getattr(job_module, name)))
     close(gradients(tight)[0], expected, 1e-12)
     assert tight.token_budget < 400 and any("out of memory" in m.get("message", "") for m in tight.log.metrics)
 
@@ -250,3 +252,30 @@ def test_an_idle_rank_computes_nothing_that_counts(make_job: MakeJob, monkeypatc
             assert p.grad is not None
             total[name] += p.grad
     close(total, whole, 1e-12)
+
+
+def test_prompts_of_mismatched_answers_are_not_computed_again(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a step is one micro-batch; the gradient and z0 are those of a step in many."""
+    options = {"reference_point": "unclamped"}
+    whole, cut = make_job(thumbs(16), **options), make_job(thumbs(16), token_budget=60, **options)
+    for job in (whole, cut):
+        move(job)
+    expected, z0, _ = gradients(cut)
+    tokens = []
+    decoder = whole.policy.decoder
+
+    def counted(*args: Any, **inputs: Any) -> Any:
+        tokens.append(inputs["input_ids"].numel())
+        return original(*args, **inputs)
+
+    original = decoder.forward
+    monkeypatch.setattr(decoder, "forward", counted)
+    found, same, _ = gradients(whole)
+    assert z0 is not None and same is not None and z0.item() != 0
+    assert same.item() == pytest.approx(z0.item(), rel=1e-12)
+    close(found, expected, 1e-12)
+    rows = [whole.corpus.rows[i] for i in whole.schedule.steps[0].rows]
+    answers = sum(whole.corpus.length(row) - 1 for row in rows)
+    assert len(tokens) == 2 and tokens[1] == answers < tokens[0]
