@@ -72,6 +72,8 @@ def test_operations_by_hand() -> None:
     expected = 2 * 100 * 7 + 2 * 8 * 10 * 6 + 4 * 8 * 2 * keys
     assert flops.of_trees(config, 100, [tree], 1) == expected
     assert flops.of_trees(config, 100, [tree, tree], 3) == 6 * expected
+    remembered = expected - 2 * 100 * 3 - 4 * 8 * 2 * 4.5
+    assert flops.of_trees(config, 100, [tree], 1, prompts=False) == remembered
 
 
 @pytest.mark.parametrize("branches", [1, 4])
