@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine.forward import forward
 from prospect.train.batch import matched
+from prospect.train.gradient import gradient
 from prospect.train.inputs import batch_of
+from prospect.train.z0 import reference_point
 from tests.train.conftest import MakeJob, pairs, thumbs
 
 ASKS = {
@@ -81,4 +83,15 @@ def test_a_micro_batch_up_to_its_gradient(make_job: MakeJob, loss: str) -> None:
     with Watch() as watch:
         batch = batch_of(job.corpus, micro, job.compute(micro), z0)
         job.objective(batch, counts).backward()
+    assert not watch.waits
+
+
+@pytest.mark.parametrize("budget", [60, 4000])
+@pytest.mark.parametrize("loss", ["kto", "bco", "dpo"])
+def test_z0_and_the_gradient_of_a_step(make_job: MakeJob, loss: str, budget: int) -> None:
+    """In several micro-batches, and in one that z0 shares with training."""
+    job = make_job(pairs(8) if loss == "dpo" else thumbs(16), loss=loss, precision="fp32", token_budget=budget)
+    step = job.schedule.steps[0]
+    with Watch() as watch:
+        gradient(job, step, reference_point(job, step, None))
     assert not watch.waits
