@@ -27,6 +27,15 @@ def peak_rss() -> int:
     return size if sys.platform == "darwin" else size * 1024
 
 
+def cuda_peaks() -> Facts:
+    """What this process had of a CUDA device at most, in bytes, once all it launched is done; nothing on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    torch.cuda.synchronize()
+    return {"cuda_allocated": torch.cuda.max_memory_allocated(), "cuda_reserved": torch.cuda.max_memory_reserved()}
+
+
 class Marks:
     """Appends one JSON line per mark to `path`, and tells people what happens. `seconds` count from `loaded`: imports
     and the reading of models are nobody's merit."""
@@ -39,11 +48,13 @@ class Marks:
 
     def loaded(self, **values: Any) -> None:
         """Everything is imported, the models are in memory: the clock starts."""
+        cuda_peaks()
         self._zero = time.perf_counter()
         self("loaded", **values)
 
     def __call__(self, event: str, **values: Any) -> None:
-        line = {"event": event, "seconds": time.perf_counter() - self._zero, "peak_rss": peak_rss()} | values
+        peaks = cuda_peaks()  # first: it waits for the device
+        line = {"event": event, "seconds": time.perf_counter() - self._zero, "peak_rss": peak_rss()} | peaks | values
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())

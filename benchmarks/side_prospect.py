@@ -6,7 +6,7 @@ epoch; "check" computes the gradient of one step under a reference that differs 
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import os
 import sys
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import flops
 from benchmarks.marks import Facts, Marks
 from prospect import prepare
 from prospect.corpus import Corpus
@@ -25,7 +26,7 @@ from prospect.feedback.formats import load as load_feedback
 from prospect.losses import table
 from prospect.run import reference_table
 from prospect.schedule import Step
-from prospect.train import loop
+from prospect.train import budget, loop
 from prospect.train.config import TrainConfig, from_dict
 from prospect.train.gradient import gradient
 from prospect.train.job import Job
@@ -62,7 +63,8 @@ def real_tokens(corpus: Corpus, rows: Sequence[int]) -> int:
 def config_of(job: Facts) -> TrainConfig:
     """Defaults, but for what both sides share and what has no place in a measurement."""
     fixed = {"model": job["model"], "data": job["data"], "out": job["out"], "loss": job["loss"], "seed": job["seed"]}
-    fixed |= {"batch_size": job["batch"], "precision": job["precision"], "device": "cpu", "samples": 0}
+    fixed |= {"batch_size": job["batch"], "precision": job["precision"], "samples": 0}
+    fixed |= {"device": job.get("device", "cpu")}
     fixed |= {"max_length": job["context"], "cache": job["cache"], "weights": "none"}
     return from_dict(fixed | job.get("options", {}))
 
@@ -79,7 +81,7 @@ def prepared(job: Facts, marks: Marks) -> Job:
         threads=torch.get_num_threads(),
         pid=os.getpid(),
         precision=policy.precision,
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "prospect")},
+        versions={name: importlib.import_module(name).__version__ for name in ("torch", "transformers", "prospect")},
     )
     training, _ = prepare.rows(config, loss, load_feedback(config.data), None, policy)
     log = ToldLog(folder, marks, training)
@@ -97,10 +99,13 @@ def with_reference(job: Job) -> Job:
 
 
 def timed(job: Facts, marks: Marks) -> None:
-    """The first epoch, after loading: tokenise, plan, reference pass, preflight, steps."""
+    """The first epoch, after loading: tokenise, plan, reference pass, preflight, token budget, steps."""
     ready = with_reference(prepared(job, marks))
+    ready.policy.checkpoint_activations(prepare.checkpointing(ready.config, ready.policy))
     loop.preflight(ready)
+    budget.settle(ready)
     loop.fit(ready)
+    marks("work", flops=[flops.of_step(ready, step) for step in ready.schedule.steps], budget=ready.token_budget)
 
 
 def check(job: Facts, marks: Marks) -> None:

@@ -25,7 +25,13 @@ def trainer_of(job: Facts, marks: Marks) -> Any:
 
     datasets.disable_progress_bars()
     config_type, trainer_type = {"kto": (KTOConfig, KTOTrainer), "dpo": (DPOConfig, DPOTrainer)}[job["loss"]]
-    shared = {"output_dir": job["out"], "seed": job["seed"], "use_cpu": True, "report_to": "none", "beta": 0.1}
+    shared = {
+        "output_dir": job["out"],
+        "seed": job["seed"],
+        "use_cpu": job.get("device", "cpu") == "cpu",
+        "report_to": "none",
+        "beta": 0.1,
+    }
     shared |= {"disable_tqdm": True, "save_strategy": "no", "max_length": job["context"], "num_train_epochs": 1}
     # In the order of the file, as KTO in TRL demands: so that each step's tokens are known. It costs DPO nothing.
     shared |= {"per_device_train_batch_size": job["batch"], "train_sampling_strategy": "sequential"}

@@ -41,6 +41,7 @@ def load_policy(config: TrainConfig, model: str, *, frozen: bool) -> Policy:
         device=config.device,
         chat_template=config.chat_template,
         engine=config.engine,
+        kernels=config.kernels,
         frozen=frozen,
     )
 

@@ -298,6 +298,7 @@ def _begin_folder(job: Job, feedback: Feedback, held_feedback: Feedback | None, 
     engine = {
         "path": policy.path,
         "reason": policy.path_reason,
+        "kernels": policy.kernels,
         "precision": policy.precision,
         "device": str(policy.device),
     }

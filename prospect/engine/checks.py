@@ -5,12 +5,13 @@
        where they are longer than any sliding window                     windows that get lost
     c  the chunked head equals the model's own logits                    logits that are scaled or otherwise finished
 
-They run in float32 (float64 for a float64 model), on random tokens, with the weights as loaded.
+They run in float32 (float64 for a float64 model), on random tokens, with the weights as loaded. Since the kernels of
+half precision do not, a fourth runs on CUDA in bfloat16: packed trees as they will be computed, near the exact ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -45,12 +46,25 @@ def choose_path(policy: Policy, engine: Engine = "auto") -> None:
     with torch.no_grad(), _exact(policy) as tolerance:
         head_problem = _check_head(policy, tolerance)
         problem = "padded as asked for" if engine == "padded" else _check_trees(policy, tolerance)
+    if not problem and _in_half(policy):
+        problem = _check_half(policy)
     if engine == "tree" and problem:
         raise ModelError(f"{policy.architecture} cannot run on trees: {problem}. Leave the choice to --engine auto")
     policy.path = "padded" if problem else "tree"
     beyond = policy.path == "tree" and policy.checked_length < policy.context
     note = f"padded beyond the attention window of {policy.checked_length} tokens, which takes long to check"
     policy.path_reason = "; ".join(filter(None, (problem, head_problem, note if beyond else "")))
+
+
+def require_same(policy: Policy, change: Callable[[], None], what: str) -> None:
+    """Make a change to the model that should move no log-prob. Raises ModelError where it does."""
+    with torch.no_grad(), _exact(policy) as tolerance:
+        trees = _trees(policy, SHORT)
+        before = forward_padded(policy, trees).token_logp
+        change()
+        off = _distance(forward_padded(policy, trees).token_logp, before)
+    if not off <= tolerance:
+        raise ModelError(f"{what} move the log-probs of {policy.architecture} by {off:.2g} nats: use --kernels torch")
 
 
 def _check_head(policy: Policy, tolerance: float) -> str:
@@ -85,6 +99,26 @@ def _check_trees(policy: Policy, tolerance: float) -> str:
     if not leak <= tolerance:
         return f"the tokens of one branch move another's log-probs by {leak:.2g} nats"
     return "" if off <= tolerance else f"packed trees are {off:.2g} nats off the padded rows"
+
+
+def _in_half(policy: Policy) -> bool:
+    """Whether the policy computes with kernels that float32 does not use."""
+    return policy.device.type == "cuda" and policy.precision == "bf16"
+
+
+@torch.no_grad()
+def _check_half(policy: Policy) -> str:
+    """What is wrong with the kernels of half precision, or nothing. By the mean: rounding alone makes a few large."""
+    window = _window(policy)
+    trees = _trees(policy, window + SHORT if policy.checked_length > window else SHORT)
+    with _exact(policy):
+        exact = forward_tree(policy, trees).token_logp
+    try:
+        found = forward_tree(policy, trees).token_logp
+    except Exception as error:
+        return f"a packed row in bfloat16 raises {type(error).__name__}: {error}"
+    off = float((found - exact).abs().mean())
+    return "" if off <= TOLERANCE["bf16"] else f"packed trees in bfloat16 are {off:.2g} nats off those in float32"
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prospect.engine import fused
+
 CHUNK = 1 << 25
 """Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
 IN_CACHE = 1 << 20
 """Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
+ON_CUDA = 4
+"""CHUNK is so much larger on CUDA, where every part costs launches, and nothing is cut further. Not measured yet."""
 KEPT = 1 << 26
 """Derivatives by logits that forward keeps for backward: 128 MiB in bfloat16."""
 
@@ -32,21 +36,27 @@ Scores = tuple[Tensor, Tensor | None]
 @dataclass(frozen=True, slots=True)
 class Head:
     """The output embeddings of a model and what its authors do to their logits. `module` is a plain Linear, or whatever
-    else maps (M, H) to (M, V), such as one that carries an adapter."""
+    else maps (M, H) to (M, V), such as one that carries an adapter. `fused` asks for another package's kernel where it
+    is exact."""
 
     module: nn.Module
     vocabulary: int
     scale: float = 1.0
     softcap: float | None = None
+    fused: bool = False
 
     def logp(self, hidden: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, want_sum_p2: bool) -> Scores:
         """Scores of targets (M,) under hidden (M, H)."""
         if type(self.module) is nn.Linear:
+            weight, bias = self.module.weight, self.module.bias
+            if self.fused and not want_sum_p2 and fused.head_suits(hidden, weight, bias, self.scale, compute_dtype):
+                options: Any = {"scale": self.scale, "softcap": self.softcap, "dtype": compute_dtype}
+                return fused.head_logp(hidden, weight, targets, **options), None
             return token_logp(
                 hidden,
-                self.module.weight,
+                weight,
                 targets,
-                bias=self.module.bias,
+                bias=bias,
                 scale=self.scale,
                 softcap=self.softcap,
                 compute_dtype=compute_dtype,
@@ -55,7 +65,7 @@ class Head:
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
             parts: list[Scores] = [
                 checkpoint(self._chunk, hidden[rows], targets[rows], want_sum_p2, use_reentrant=False)
-                for rows in _chunks(len(hidden), self.vocabulary)
+                for rows in _chunks(hidden, self.vocabulary, CHUNK)
             ]
         logp, sum_p2 = zip(*parts, strict=True)
         return torch.cat(logp), torch.cat(sum_p2) if want_sum_p2 else None
@@ -128,7 +138,7 @@ class _Logits:
         logp = raw.new_empty(len(raw), dtype=_wide(self.dtype))
         sum_p2 = torch.empty_like(logp) if self.want_sum_p2 else None
         slopes = [torch.empty_like(raw) for _ in range((1 + self.want_sum_p2) * want_slopes)]
-        for rows in _chunks(len(raw), raw.shape[1], IN_CACHE if raw.device.type == "cpu" else CHUNK):
+        for rows in _chunks(raw, raw.shape[1], IN_CACHE if raw.device.type == "cpu" else CHUNK):
             z, bend = finish(raw[rows], self.bias, self.scale, self.softcap)
             p = z.log_softmax(-1)
             at = targets[rows, None]
@@ -161,7 +171,7 @@ class _TokenLogp(torch.autograd.Function):
         sum_p2, kept = torch.empty_like(logp) if logits.want_sum_p2 else None, []
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
-            for rows in _chunks(len(hidden), len(weight)):
+            for rows in _chunks(hidden, len(weight), CHUNK):
                 raw = hidden[rows].to(logits.dtype) @ head.T
                 logp[rows], squares, slopes = logits.look(raw, targets[rows], keep)
                 if sum_p2 is not None and squares is not None:
@@ -181,7 +191,7 @@ class _TokenLogp(torch.autograd.Function):
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype)
-            for rows in _chunks(len(hidden), len(weight)):
+            for rows in _chunks(hidden, len(weight), CHUNK):
                 h = hidden[rows]
                 slopes = kept[: 1 + ctx.logits.want_sum_p2]
                 del kept[: len(slopes)]
@@ -205,6 +215,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(rows: int, vocabulary: int, size: int | None = None) -> Iterator[slice]:
-    step = max(1, (size or CHUNK) // vocabulary)
-    return (slice(begin, begin + step) for begin in range(0, rows, step))
+def _chunks(rows: Tensor, vocabulary: int, size: int) -> Iterator[slice]:
+    step = max(1, size * (ON_CUDA if rows.is_cuda else 1) // vocabulary)
+    return (slice(begin, begin + step) for begin in range(0, len(rows), step))

@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prospect.engine import folders
+from prospect.engine import folders, fused
 from prospect.engine.attention import attention_is_by_tree, by_tree
-from prospect.engine.checks import Engine, choose_path
+from prospect.engine.checks import Engine, choose_path, require_same
+from prospect.engine.fused import Kernels
 from prospect.engine.logprobs import Head, finish, pick
 from prospect.engine.pages import keep_freed
 from prospect.engine.precision import (
@@ -56,8 +57,9 @@ class Policy:
     """A model with what the engine found out about it.
 
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
-    tokenizer's own; the tokenizer has it already. `path` says how `forward` runs the model and `path_reason`, for the
-    user, why not on trees or with the chunked head; sequences beyond `checked_length` run padded in any case.
+    tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `path` says how `forward` runs
+    the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
+    `checked_length` run padded in any case.
     """
 
     model: PreTrainedModel | PeftModel
@@ -68,6 +70,7 @@ class Policy:
     name: str = ""
     revision: str | None = None
     chat_template: str | None = None
+    kernels: Kernels = "torch"
     path: Literal["tree", "padded"] = "padded"
     path_reason: str = ""
     checked_length: int = UNLIMITED
@@ -84,7 +87,7 @@ class Policy:
     def adopt(self, model: PreTrainedModel | PeftModel) -> None:
         """Run `model` from now on, which may have gained an adapter: find its parts, switch its dropout off."""
         self.model = model
-        self.decoder, self.head = cast(Any, self.base).get_decoder(), _head(self.base)
+        self.decoder, self.head = cast(Any, self.base).get_decoder(), _head(self.base, self.kernels == "fused")
         self.configs = tuple({id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}.values())
         for config in self.configs:
             if self.precision == "fp64":
@@ -216,14 +219,14 @@ class Policy:
         return folders.fingerprint(self.folder)
 
 
-def _head(base: PreTrainedModel) -> Head:
+def _head(base: PreTrainedModel, fused: bool) -> Head:
     """The output embeddings, and what the config says is done to their logits; if that is not all, the check fails."""
     config = base.config.get_text_config()
     scale = 1.0
     for name, exponent in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
         scale *= float(getattr(config, name, None) or 1.0) ** exponent
     module = cast(Any, base).get_output_embeddings()
-    return Head(module, config.vocab_size, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(module, config.vocab_size, scale, getattr(config, "final_logit_softcapping", None), fused)
 
 
 def _no_dropout(model: nn.Module) -> None:
@@ -242,6 +245,7 @@ def load(
     device: str = "auto",
     chat_template: str | None = None,
     engine: Engine = "auto",
+    kernels: Kernels | Literal["auto"] = "auto",
     revision: str | None = None,
     frozen: bool = False,
 ) -> Policy:
@@ -249,12 +253,13 @@ def load(
 
     All parameters (of an adapter: its own) are trainable and float32, in "fp64" float64. With `frozen`, for references,
     evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `chat_template`:
-    None for the tokenizer's own, "plain", or a Jinja file. Raises ModelError, ConfigError.
+    None for the tokenizer's own, "plain", or a Jinja file. Raises ModelError, ConfigError, MissingExtra.
     """
     folder = folders.find(model, revision)
     base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
     adapted = base_folder != folder
     where = pick_device(device)
+    kernels = fused.pick_kernels(kernels, where)
     how = pick_precision(precision, where)
     if where.type == "cpu":
         keep_freed()
@@ -267,7 +272,9 @@ def load(
         Template(tokenizer, chat_template)
     name = str(folder) if Path(model).expanduser().exists() else str(model)
     cast(nn.Module, network).to(where)
-    policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template)
+    policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template, kernels)
+    if kernels == "fused":
+        require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
     choose_path(policy, engine)
     return policy
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -49,7 +50,8 @@ class ReferenceTable:
     """
 
     def __init__(self, cache: Path, policy: Policy) -> None:
-        parts = (policy.digest, policy.precision, policy.device.type, policy.path, str(ENGINE_VERSION))
+        parts: tuple[str, ...] = (policy.digest, policy.precision, policy.device.type, policy.path, str(ENGINE_VERSION))
+        parts += (policy.kernels,) if policy.kernels != "torch" else ()  # others round in other places
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:24]
         self.dtype = np.dtype(np.float64 if policy.precision == "fp64" else np.float32)
         self.path = cache / "reference" / f"{key}.sqlite"
@@ -96,17 +98,25 @@ class ReferenceTable:
         """Compute what is missing with `policy`, which must be the reference model, and keep it.
 
         Completions of one prompt share its computation. Each batch is committed, so an interrupted pass goes on where
-        it stopped; `progress(done, all)` is called after each, `stop()` asked before each.
+        it stopped; `progress(done, all)` is called after each, `stop()` asked before each. Where CUDA runs out of
+        memory, what is left goes on in batches half as large.
         """
         trees: dict[bytes, list[Query]] = {}
         for query in self.missing(queries):
             trees.setdefault(query[0].tobytes(), []).append(query)
         total, done = sum(map(len, trees.values())), 0
-        for batch in _batches(list(trees.values()), token_budget):
-            if stop():
-                return
-            with torch.no_grad():
-                output = forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
+        pending = deque(_batches(list(trees.values()), token_budget))
+        while pending and not stop():
+            batch = pending.popleft()
+            try:
+                with torch.no_grad():
+                    output = forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
+            except torch.cuda.OutOfMemoryError:
+                if token_budget < 64:
+                    raise
+                token_budget //= 2
+                pending = deque(_batches([tree for part in (batch, *pending) for tree in part], token_budget))
+                continue
             values = output.token_logp.cpu().numpy().astype(self.dtype)
             offsets = output.offsets.tolist()
             rows = [(row_key(q), values[a:b]) for q, a, b in zip(chain(*batch), offsets, offsets[1:], strict=False)]

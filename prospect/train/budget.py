@@ -14,7 +14,6 @@ from prospect.corpus import Corpus
 from prospect.engine.forest import Branches
 from prospect.train import ranks
 from prospect.train.batch import Micro
-from prospect.train.inputs import compute
 from prospect.train.job import Job
 
 KNEE = 16384
@@ -105,17 +104,9 @@ def _measured(job: Job, meter: Meter) -> int:
 
 
 def _pass(job: Job, trees: list[Branches]) -> None:
-    found = compute(
-        job.policy,
-        Micro((), tuple(trees), ()),
-        None,
-        sum_p2="token_sum_p2" in job.loss.reads,
-        value=job.loss.value_head,
-    )
-    total = found.token_logp.sum()
-    for column in (found.token_sum_p2, found.value):
-        total = total if column is None else total + column.sum()
-    total.backward()
+    found = job.compute(Micro((), tuple(trees), ()))
+    columns = (found.token_logp, found.token_sum_p2, found.value)
+    torch.stack([column.sum() for column in columns if column is not None]).sum().backward()
 
 
 def _longest_first(corpus: Corpus) -> list[Branches]:

@@ -66,6 +66,9 @@ class TrainConfig:
     """auto, cpu or cuda."""
     engine: Literal["auto", "tree", "padded"] = "auto"
     """auto packs trees without padding where three checks prove it exact for the model, else it pads."""
+    kernels: Literal["auto", "torch", "fused"] = "auto"
+    """torch needs nothing beside it; fused takes liger-kernel's norms and activations and cut-cross-entropy's head, on
+    CUDA. auto is torch, until somebody has measured the others."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in backward: less memory, a third more work. auto: on CUDA when the model is large for
     it."""

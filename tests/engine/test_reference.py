@@ -99,3 +99,25 @@ def test_a_full_disk_is_told(tmp_path: Path, policy: Policy, monkeypatch: pytest
     monkeypatch.setattr(sqlite3, "connect", full)
     with pytest.raises(RunError, match="disk is full.*--cache"):
         table.fill(policy, queries(), token_budget=100)
+
+
+def test_where_memory_runs_out_smaller_batches_follow(
+    tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, original, sizes = queries(6, 3), reference.forward, []
+
+    def small(policy: Policy, trees: Any) -> Any:
+        sizes.append(sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees))
+        if sizes[-1] > 100:
+            raise torch.cuda.OutOfMemoryError
+        return original(policy, trees)
+
+    monkeypatch.setattr(reference, "forward", small)
+    told: list[tuple[int, int]] = []
+    table = ReferenceTable(tmp_path, policy)
+    table.fill(policy, asked, token_budget=1000, progress=lambda done, total: told.append((done, total)))
+    assert sizes[0] > 100 and table.forwards == 18 and not table.missing(asked)
+    assert told[-1] == (18, 18) and [done for done, _ in told] == sorted(done for done, _ in told)
+    monkeypatch.setattr(reference, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        table.fill(policy, queries(seed=3), token_budget=1000)

@@ -59,7 +59,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMeter], FakeMeter]
     """Tell a meter of the tokens that pass the engine."""
 
     def watch(meter: FakeMeter) -> FakeMeter:
-        original = budget.compute
+        original = job_module.compute
 
         def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
             meter.tokens.append(sum(len(t.prompt) + sum(map(len, t.completions)) for t in micro.trees))
@@ -67,7 +67,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMeter], FakeMeter]
                 raise torch.cuda.OutOfMemoryError
             return original(policy, micro, *args, **options)
 
-        monkeypatch.setattr(budget, "compute", compute)
+        monkeypatch.setattr(job_module, "compute", compute)
         return meter
 
     monkeypatch.setattr(budget, "SMALL", 64)

@@ -1,0 +1,87 @@
+"""The GPU benchmark, run here: the same functions on the CPU, a tiny model, this process instead of new ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from benchmarks import flops, gpu, gpu_parts, side_prospect
+from benchmarks.marks import Marks
+from prospect.engine import attention
+from prospect.engine.forest import Branches
+
+
+def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prospect for real; a peer that runs out of memory until its micro-batch is small enough, and one that breaks."""
+    tried = []
+
+    def child(side: str, path: Path, environment: dict[str, str], limit: float) -> str:
+        job = json.loads(path.read_text())
+        if side == "trl installed":
+            return "failed: ImportError"
+        if side == "trl best":
+            tried.append(job["settings"]["per_device_train_batch_size"])
+            if tried[-1] > 1:
+                return "failed: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"
+            job["options"] = {}
+        side_prospect.timed(job, Marks(Path(job["marks"]), job["name"]))
+        return ""
+
+    monkeypatch.setattr(gpu, "child", child)
+    monkeypatch.setattr(gpu, "importable", lambda environment: {"trl"})
+    work, out = tmp_path / "work", tmp_path / "out"
+    gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out)])
+    found = json.loads((out / "gpu.json").read_text())
+    ours, best, installed = found["cells"]
+    assert ours["side"] == "prospect" and ours["steps_rate"] > 0 and ours["flops_rate"] > 0
+    assert tried == [4, 2, 1] and best["settings"]["settings"]["gradient_accumulation_steps"] == 4
+    assert installed["failed"] == "failed: ImportError"
+    page = (out / "gpu.md").read_text()
+    assert "| tiny | prospect | " in page and "| tiny | trl installed | failed: ImportError |" in page
+    gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out), "--minutes", "0"])
+    assert json.loads((out / "gpu.json").read_text())["left_out"] == [
+        "prospect tiny",
+        "trl best tiny",
+        "trl installed tiny",
+    ]
+
+
+def test_what_the_sides_are_told() -> None:
+    assert list(gpu.sides(16, 32, set())) == ["prospect"]
+    every = gpu.sides(16, 32, {"trl", "liger_kernel", "cut_cross_entropy"})
+    assert list(every) == ["prospect", "trl best", "trl installed", "prospect fused", "trl best, liger"]
+    for name in ("trl best", "trl installed"):
+        settings = every[name]["settings"]
+        assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 32
+    assert gpu.halved({"options": {}}) == {}
+
+
+def test_operations_by_hand() -> None:
+    """Prompt of 3, answers of 2 and 4 tokens: 3 + 1 + 3 tokens computed, 6 predicted."""
+    config: Any = Qwen2Config(
+        vocab_size=10, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    tree = Branches(np.zeros(3, np.int32), (np.zeros(2, np.int32), np.zeros(4, np.int32)))
+    keys = 4.5 + 1 * (3 + 1) + 3 * (3 + 2)
+    expected = 2 * 100 * 7 + 2 * 8 * 10 * 6 + 4 * 8 * 2 * keys
+    assert flops.of_trees(config, 100, [tree], 1) == expected
+    assert flops.of_trees(config, 100, [tree, tree], 3) == 6 * expected
+    remembered = expected - 2 * 100 * 3 - 4 * 8 * 2 * 4.5
+    assert flops.of_trees(config, 100, [tree], 1, prompts=False) == remembered
+
+
+@pytest.mark.parametrize("branches", [1, 4])
+def test_all_attentions_compute_the_same(branches: int) -> None:
+    forest = gpu_parts.forest_of(torch.device("cpu"), True, branches)
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, forest.tokens, 16) for heads in (4, 2, 2)]
+    groups = gpu_parts._tree(states, forest, False)
+    flex = gpu_parts._flex(states, gpu_parts._block_mask(forest), gpu_parts.flex_attention)
+    torch.testing.assert_close(flex, groups, rtol=0, atol=1e-5)
+    assert attention.suits(states[0], states[2], None) is False

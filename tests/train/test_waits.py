@@ -1,0 +1,97 @@
+"""What would make the host wait for a device, watched for on the CPU: values that operators hand to Python, and shapes
+that depend on values. Copies are left to the GPU test, which lets PyTorch itself watch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prospect.engine.forward import forward
+from prospect.train.batch import matched
+from prospect.train.gradient import gradient
+from prospect.train.inputs import batch_of
+from prospect.train.z0 import reference_point
+from tests.train.conftest import MakeJob, pairs, thumbs
+
+ASKS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten._unique2.default,
+}
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operator that a device would have to finish its work for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        repeats = func is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
+        picks = func is torch.ops.aten.index.Tensor and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if func in ASKS or repeats or picks:
+            self.waits.append(str(func))
+        return func(*args, **kwargs)
+
+
+def test_the_watch_sees() -> None:
+    values = torch.arange(3)
+    for work in (
+        lambda: float(values.sum()),
+        lambda: values[values > 1],
+        lambda: torch.repeat_interleave(values, values),
+        lambda: bool((values > 1).all()),
+        lambda: (values > 1).nonzero(),
+    ):
+        with Watch() as watch:
+            work()
+        assert watch.waits
+    with Watch() as watch:
+        torch.repeat_interleave(values, values, output_size=3)
+        values[[0, 1]].sum()
+    assert not watch.waits
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
+    job = make_job(thumbs(16, per_prompt=2), precision="fp32")
+    job.policy.checkpoint_activations(checkpointed)
+    (micro,) = matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    with Watch() as watch:
+        forward(job.policy, micro.trees).logp().sum().backward()
+    assert not watch.waits
+    job.policy.checkpoint_activations(False)
+
+
+@pytest.mark.parametrize("loss", ["kto", "dpo", "sft", "ipo", "simpo"])
+def test_a_micro_batch_up_to_its_gradient(make_job: MakeJob, loss: str) -> None:
+    rows = pairs(8) if loss in ("dpo", "ipo", "simpo") else thumbs(16, per_prompt=2)
+    job = make_job(rows, loss=loss, precision="fp32")
+    step = job.schedule.steps[0]
+    counts = job.objective.count(job.corpus, step.rows)
+    (micro,) = matched(job.corpus, step.rows, 1, job.token_budget)[0]
+    z0 = torch.zeros(()) if job.point is not None else None
+    with Watch() as watch:
+        batch = batch_of(job.corpus, micro, job.compute(micro), z0)
+        job.objective(batch, counts).backward()
+    assert not watch.waits
+
+
+@pytest.mark.parametrize("budget", [60, 4000])
+@pytest.mark.parametrize("loss", ["kto", "bco", "dpo"])
+def test_z0_and_the_gradient_of_a_step(make_job: MakeJob, loss: str, budget: int) -> None:
+    """In several micro-batches, and in one that z0 shares with training."""
+    job = make_job(pairs(8) if loss == "dpo" else thumbs(16), loss=loss, precision="fp32", token_budget=budget)
+    step = job.schedule.steps[0]
+    with Watch() as watch:
+        gradient(job, step, reference_point(job, step, None))
+    assert not watch.waits
