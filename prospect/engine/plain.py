@@ -37,7 +37,7 @@ class _Plain(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Any:
         wide = torch.promote_types(query.dtype, torch.float32)
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))
-        output, kept = v.new_empty(q.shape), []
+        output, kept = v.new_empty(*q.shape[:2], v.shape[2]), []
         with torch.autocast(query.device.type, enabled=False):
             q_wide, k_wide = q.to(wide) * scaling, k.to(wide).transpose(1, 2)
             for rows, keys in _blocks(q, k, mask is None):
