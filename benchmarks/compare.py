@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import table, workload
@@ -24,7 +24,7 @@ from benchmarks.marks import BUILD, ROOT, Facts, commit, hardware, read, write_j
 HERE = Path(sys.executable)
 PEER = ROOT / ".venv-bench" / "bin" / "python"
 SIDES = ("prospect", "trl installed", "trl best")
-BEST: Facts = {"bf16": True, "precompute_ref_log_probs": True, "activation_checkpointing": False}
+BEST: Facts = {"precompute_ref_log_probs": True, "activation_checkpointing": False}
 EXACT: Facts = {"activation_checkpointing": False, "max_grad_norm": 0.0, "max_steps": 1, "logging_steps": 1}
 
 
@@ -37,17 +37,26 @@ class Cell:
     model: str
     rows: int
     batch: int
+    precision: str
 
     @property
     def name(self) -> str:
         """Of files and of people's progress."""
-        return f"{self.data}-{self.loss}-{self.model}-{self.rows}x{self.batch}"
+        return f"{self.data}-{self.loss}-{self.model}-{self.rows}x{self.batch}-{self.precision}"
 
 
-def cells(quick: bool, only: str) -> list[Cell]:
+def native_precision() -> str:
+    """What the processor multiplies fast: emulated bf16 is many times slower than fp32, on both sides."""
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(hardware()["flags"]) else "fp32"
+
+
+def cells(quick: bool, only: str, precision: str) -> list[Cell]:
     """What is measured: a first step to warm up, then the steps that count."""
     if quick:
-        found = [Cell("hh", "kto", "42m-32k", 4 * 3, 4), Cell("hh", "dpo", "42m-32k", 2 * 3, 2)]
+        found = [
+            Cell("hh", "kto", "42m-32k", 4 * 3, 4, precision),
+            Cell("hh", "dpo", "42m-32k", 2 * 3, 2, precision),
+        ]
     else:
         plan = [
             ("hh", "kto", "42m-32k"),
@@ -56,7 +65,7 @@ def cells(quick: bool, only: str) -> list[Cell]:
             ("hh", "dpo", "42m-32k"),
         ]
         plan += [("hh", "kto", "91m-128k"), ("cje", "kto", "91m-128k")]
-        found = [Cell(*three, 8 * 7, 8) for three in plan]
+        found = [Cell(*three, 8 * 7, 8, precision) for three in plan]
     return [cell for cell in found if only in cell.name]
 
 
@@ -100,7 +109,9 @@ def job_of(side: str, cell: Cell, settings: Facts, name: str) -> Facts:
     path, _ = workload.rows_file(cell.data, cell.loss, cell.rows)
     job: Facts = {"mode": "timed", "name": name, "model": str(workload.model_folder(cell.model)), "data": str(path)}
     job |= {"loss": cell.loss, "seed": workload.SEED, "batch": cell.batch, "context": workload.CONTEXT}
-    return job | ({"precision": "bf16"} if side == "prospect" else {"settings": settings})
+    if side == "prospect":
+        return job | {"precision": cell.precision}
+    return job | {"settings": settings | {"bf16": cell.precision == "bf16"}}
 
 
 def settings_of(side: str, cell: Cell, micro: int) -> Facts:
@@ -115,7 +126,7 @@ def best_micro(cell: Cell, fresh: bool) -> int:
     """The micro-batch with which TRL is fastest at the cell's batch size, by two steps of each."""
     rates = {}
     for micro in [m for m in (2, 4, 8) if m <= cell.batch]:
-        small = Cell(cell.data, cell.loss, cell.model, 2 * cell.batch, cell.batch)
+        small = replace(cell, rows=2 * cell.batch)
         name = f"tune trl {micro} {small.name}"
         marks = run("trl best", job_of("trl best", small, settings_of("trl best", small, micro), name), fresh)
         rates[micro] = table.summary(marks, 1)["steps_rate"]
@@ -164,11 +175,13 @@ def same_work(loss: str, precision: str, batch: int, fresh: bool) -> Facts:
 
 def measure(options: argparse.Namespace) -> Facts:
     """Everything, in turn: A, B, C, A, B, C, so that a machine that drifts drifts for all."""
-    work = cells(options.quick, options.only)
+    precision = options.precision or native_precision()
+    work = cells(options.quick, options.only, precision)
     there = workload.ensure_apart(sorted({cell.model for cell in work} | {"42m-32k"}))
     repeats = options.repeats or (1 if options.quick else 3)
     found: Facts = {"hardware": hardware(), "commit": commit(), "quick": options.quick, "workload": there}
-    precisions = ("fp32",) if options.quick else ("fp32", "bf16")
+    found["precision"] = precision
+    precisions = ("fp32",) if options.quick else sorted({"fp32", precision}, reverse=True)
     checks = [(loss, p) for loss in ("kto", "dpo") for p in precisions if not options.no_checks]
     found["checks"] = [
         same_work(loss, p, (4 if loss == "kto" else 2) if options.quick else 8, options.fresh) for loss, p in checks
@@ -197,11 +210,15 @@ def main() -> None:
     flags.add_argument("--fresh", action="store_true", help="measure again what is kept")
     flags.add_argument("--only", default="", help="only cells whose name contains this, such as hh-kto")
     flags.add_argument("--repeats", type=int, default=0, help="runs of each cell and side (quick: 1, else 3)")
+    flags.add_argument(
+        "--precision", default="", help="bf16 or fp32, for all sides; else what the processor is made for"
+    )
     flags.add_argument("--no-checks", action="store_true", help="leave the comparison of gradients out")
     options = flags.parse_args()
     if not PEER.exists():
         raise SystemExit("there is no .venv-bench; `make bench` makes it")
-    table.write(measure(options), "quick" if options.quick else "comparison")
+    found = measure(options)
+    table.write(found, "quick" if options.quick else f"comparison-{found['precision']}")
 
 
 if __name__ == "__main__":

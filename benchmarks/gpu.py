@@ -166,9 +166,8 @@ def measure(
     last = {mark["event"]: mark for mark in marks}
     found |= summary(marks, last["prepared"]["tokens"])
     found |= {key: last["step"].get(key) for key in ("cuda_allocated", "cuda_reserved")}
-    if "work" in last:
-        spent = sum(found["step_seconds"][1:])
-        found |= {"flops_rate": sum(last["work"]["flops"][1:]) / spent, "token_budget": last["work"]["budget"]}
+    if "trained" in last:
+        found |= {"token_budget": last["trained"]["budget"]}
     return found
 
 
@@ -238,7 +237,7 @@ def write(found: Facts, out: Path) -> str:
     shown = {name: f"{ms:.2f}" if isinstance(ms, float) else ms for name, ms in found["attention"].items()}
     lines += [f"| {name} | {value} |" for name, value in shown.items()]
     ours = {cell["model"]: cell for cell in found["cells"] if cell["side"] == "prospect"}
-    lines += [HEAD, *(_line(cell, ours.get(cell["model"], {}), found["peak"]) for cell in found["cells"]), FOOT, ""]
+    lines += [HEAD, *(_line(cell, ours.get(cell["model"], {})) for cell in found["cells"]), FOOT, ""]
     if found["left_out"]:
         lines += [f"Left out for lack of time: {', '.join(found['left_out'])}.", ""]
     text = "\n".join(lines)
@@ -246,7 +245,7 @@ def write(found: Facts, out: Path) -> str:
     return text
 
 
-def _line(cell: Facts, ours: Facts, peak: float) -> str:
+def _line(cell: Facts, ours: Facts) -> str:
     if "failed" in cell:
         return f"| {cell['model']} | {cell['side']} | {cell['failed']} | | | | | |"
 
@@ -258,7 +257,7 @@ def _line(cell: Facts, ours: Facts, peak: float) -> str:
 
     columns = [cell["model"], cell["side"], f"{cell['steps_rate']:,.0f}", ratio("steps_rate")]
     columns += [gib("cuda_allocated"), ratio("cuda_allocated"), gib("cuda_reserved")]
-    columns += [f"{cell['flops_rate'] / peak:.1%}" if "flops_rate" in cell else ""]
+    columns += [f"{cell['utilisation']:.1%}" if cell.get("utilisation") else ""]
     return "| " + " | ".join(columns) + " |"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from benchmarks.marks import Facts, peak_rss, spread
 from prospect.engine.attention import attend
 from prospect.engine.forest import Branches, pack
 from prospect.engine.logprobs import token_logp
+from prospect.engine.pages import keep_freed
+from prospect.engine.precision import COMPUTED_IN, pick_precision
 from prospect.schedule import Row, cut, plan
 
 HIDDEN, HEADS = 512, 8
@@ -33,6 +35,23 @@ def clock(work: Callable[[], Any], repeats: int = 5, warm: int = 1) -> Facts:
     return spread(took)
 
 
+def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each way, taken in turn, so that a machine that drifts drifts for all."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(warm + repeats):
+        for name, work in ways.items():
+            began = time.perf_counter()
+            work()
+            if repeat >= warm:
+                took[name].append(time.perf_counter() - began)
+    return took
+
+
+def native() -> torch.dtype:
+    """What `--precision auto` computes in on this processor."""
+    return COMPUTED_IN[pick_precision("auto", torch.device("cpu"))]
+
+
 def peak(quick: bool) -> Facts:
     """The fastest matrix product of a few shapes, FLOP/s, for bf16 and fp32."""
     found: Facts = {}
@@ -48,20 +67,22 @@ def peak(quick: bool) -> Facts:
 def head(kind: str, vocabulary: int, tokens: int) -> Facts:
     """Forward and backward of `tokens` log-probs; run it in a process of its own for its memory."""
     torch.manual_seed(0)
+    keep_freed()
+    dtype = native()
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
     weight = (torch.randn(vocabulary, HIDDEN) * 0.02).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,))
 
     def ours() -> Tensor:
-        return token_logp(hidden, weight, targets, compute_dtype=torch.bfloat16)[0]
+        return token_logp(hidden, weight, targets, compute_dtype=dtype)[0]
 
     def full() -> Tensor:
-        logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+        logits = (hidden.to(dtype) @ weight.to(dtype).T).float()
         return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
     def fused() -> Tensor:
         product: Any = functional.linear_cross_entropy
-        loss: Tensor = product(hidden.bfloat16(), weight.bfloat16(), targets, reduction="none")
+        loss: Tensor = product(hidden.to(dtype), weight.to(dtype), targets, reduction="none")
         return -loss.float()
 
     work = {"ours": ours, "full logits": full, "linear_cross_entropy": fused}[kind]
@@ -97,19 +118,20 @@ def attention(trees: list[Branches], repeats: int) -> Facts:
     size = HIDDEN // HEADS
 
     def packed() -> None:
-        q, k, v = (torch.randn(1, HEADS, forest.tokens, size, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+        q, k, v = (torch.randn(1, HEADS, forest.tokens, size, dtype=native(), requires_grad=True) for _ in "qkv")
         attend(layer, q, k, v, None, segments=forest.segments)[0].sum().backward()
 
     lengths = [len(t.prompt) + len(c) - 1 for t in trees for c in t.completions]
     shape = (len(lengths), HEADS, max(lengths), size)
 
     def padded() -> None:
-        q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+        q, k, v = (torch.randn(shape, dtype=native(), requires_grad=True) for _ in "qkv")
         functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
-    ours, theirs = clock(packed, repeats), clock(padded, repeats)
+    took = in_turn({"tree": packed, "padded": padded}, repeats)
     slots = {"tokens": forest.tokens, "padded_slots": shape[0] * shape[2]}
-    return slots | {"tree": ours, "padded": theirs, "ratio": theirs["median"] / ours["median"]}
+    ratio = spread(b / a for a, b in zip(took["tree"], took["padded"], strict=True))
+    return slots | {name: spread(times) for name, times in took.items()} | {"ratio": ratio}
 
 
 def planning(rows: int) -> Facts:

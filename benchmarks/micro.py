@@ -11,38 +11,29 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from benchmarks import kernels, workload
-from benchmarks.kernels import clock
+from benchmarks.kernels import clock, in_turn
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, Marks, commit, hardware, spread, write_json
-from benchmarks.side_prospect import prepared, real_tokens, with_reference
-from prospect.engine.forest import Branches, pack
+from benchmarks.side_prospect import prepared, with_reference
+from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy, load
+from prospect.engine.precision import COMPUTED_IN
+from prospect.engine.reference import Query
+from prospect.engine.reference import _batches as batches
+from prospect.engine.work import matmul_peak
 from prospect.train import gradient, loop, z0
-from prospect.train.batch import Micro, matched, mismatched
-from prospect.train.job import NO_GRAD_FACTOR, Job
+from prospect.train.batch import Micro, matched
+from prospect.train.job import Job
 from prospect.train.optimizer import make_optimizer
 
 MODEL = "42m-32k"
-HIDDEN, LAYERS, VOCABULARY = 512, 8, 32_000
-
-
-def flops(trees: list[Branches], passes: int, body: int) -> float:
-    """Of tokens executed: `passes` 1 for forward, 3 with backward; 2 per weight, head on completion tokens, attention's
-    two products over the keys that each token sees."""
-    forest = pack(trees)
-    keys = 0.0
-    for tree in trees:
-        p = len(tree.prompt)
-        keys += p * p / 2 + sum((len(c) - 1) * (p + len(c) / 2) for c in tree.completions)
-    return passes * (
-        2 * body * forest.tokens + 2 * HIDDEN * VOCABULARY * len(forest.targets) + 4 * HIDDEN * LAYERS * keys
-    )
 
 
 def startup(quick: bool) -> Facts:
@@ -83,25 +74,24 @@ def job(loss: str, data: str, batch: int, steps: int, **options: Any) -> Job:
     scratch = BUILD / "scratch-micro"
     asked = {"name": "micro", "model": str(workload.model_folder(MODEL)), "data": str(path), "seed": 0, "loss": loss}
     asked |= {"out": str(scratch / f"out-{time.time_ns()}"), "cache": str(scratch / "cache"), "batch": batch}
-    asked |= {"precision": "bf16", "context": workload.CONTEXT, "options": options}
+    asked |= {"precision": "auto", "context": workload.CONTEXT, "options": options}
     return with_reference(prepared(asked, Marks(scratch / "marks.jsonl", "micro")))
 
 
 def steps(quick: bool) -> Facts:
-    """A KTO step over an SFT step on the same trained tokens, reference cached; and the utilisation of both."""
-    top = kernels.peak(quick)["bf16"]
+    """A KTO step over an SFT step on the same trained tokens, reference cached, in turn; the utilisation of both."""
     found: Facts = {}
     for data in ("hh",) if quick else ("hh", "cje"):
         kto = job("kto", data, 8, 3 if quick else 6)
+        peak = matmul_peak(kto.policy.device, COMPUTED_IN[kto.policy.precision])
         parameters = kto.policy.trainable()
         optimizer = make_optimizer(parameters, kto.config)
-        body = kto.policy.parameters - HIDDEN * VOCABULARY
         took: dict[str, list[float]] = {"kto": [], "sft": []}
         work = {"kto": 0.0, "sft": 0.0}
-        for k, step in enumerate(kto.schedule.steps):
+        for k, step in enumerate(kto.schedule.steps * (1 if quick else 3)):
             micros = matched(kto.corpus, step.rows, 1, kto.token_budget)[0]
             for kind in ("kto", "sft"):
-                began = time.perf_counter()
+                began, done = time.perf_counter(), kto.policy.flops
                 if kind == "kto":
                     gradient.gradient(kto, step, z0.reference_point(kto, step, None))
                 else:
@@ -111,17 +101,11 @@ def steps(quick: bool) -> Facts:
                 optimizer.zero_grad(set_to_none=True)
                 if k:
                     took[kind].append(time.perf_counter() - began)
-            if k:
-                trained = sum(flops(list(micro.trees), 3, body) for micro in micros)
-                budget = NO_GRAD_FACTOR * kto.token_budget
-                others = mismatched(kto.corpus, kto.schedule.partners, step.rows, 1, budget, kto.context)[0]
-                work["sft"] += trained
-                work["kto"] += trained + sum(flops(list(micro.trees), 1, body) for micro in others)
-        rows = [i for step in kto.schedule.steps[1:] for i in step.rows]
+                    work[kind] += kto.policy.flops - done
         found[data] = {kind: spread(times) for kind, times in took.items()}
-        found[data] |= {f"{kind}_utilisation": work[kind] / sum(took[kind]) / top for kind in took}
-        found[data] |= {"ratio": sum(took["kto"]) / sum(took["sft"])}
-        found[data] |= {"kto_tokens_per_second": real_tokens(kto.corpus, rows) / sum(took["kto"]), "peak_flops": top}
+        found[data] |= {f"{kind}_utilisation": work[kind] / sum(took[kind]) / peak for kind in took}
+        found[data] |= {"ratio": spread(a / b for a, b in zip(took["kto"], took["sft"], strict=True))}
+        found[data] |= {"ratio_of_work": work["kto"] / work["sft"]}
     return found
 
 
@@ -134,7 +118,7 @@ def imitate(policy: Policy, micros: list[Micro]) -> None:
 
 def sharing(quick: bool) -> Facts:
     """DPO on pairs whose prompt is 2/3 of each row, over SFT on both sides without sharing."""
-    policy = load(workload.model_folder(MODEL), precision="bf16", device="cpu")
+    policy = load(workload.model_folder(MODEL), precision="auto", device="cpu")
     trees = kernels.random_trees([256] * 4, [[128, 128]] * 4)
     apart = [Branches(tree.prompt, (answer,)) for tree in trees for answer in tree.completions]
     optimizer = torch.optim.AdamW(policy.model.parameters())
@@ -150,14 +134,15 @@ def sharing(quick: bool) -> Facts:
         ratio = sides - reference
         step(-logsigmoid(0.1 * (ratio[:, 0] - ratio[:, 1])).mean())
 
-    repeats = 2 if quick else 7
-    ours, theirs = clock(dpo, repeats), clock(lambda: step(-forward(policy, apart).token_logp.mean()), repeats)
-    return {"dpo": ours, "sft": theirs, "ratio": ours["median"] / theirs["median"]}
+    ways = {"dpo": dpo, "sft": lambda: step(-forward(policy, apart).token_logp.mean())}
+    took = in_turn(ways, 2 if quick else 9)
+    ratios = spread(a / b for a, b in zip(took["dpo"], took["sft"], strict=True))
+    return {name: spread(times) for name, times in took.items()} | {"ratio": ratios}
 
 
 def lengths(quick: bool) -> Facts:
     """Microseconds per token, forward and backward, of sequences from 256 to 4,096 tokens, 4,096 tokens in all."""
-    policy = load(workload.model_folder(MODEL), precision="bf16", device="cpu")
+    policy = load(workload.model_folder(MODEL), precision="auto", device="cpu")
     policy = replace(policy, path="tree", checked_length=1 << 20)
     found: Facts = {}
     for size in (256, 1024) if quick else (256, 512, 1024, 2048, 4096):
@@ -170,8 +155,9 @@ def lengths(quick: bool) -> Facts:
 
         took = clock(both, 1 if quick else 5)
         found[str(size)] = {"microseconds_per_token": 1e6 * took["median"] / (size * count)}
-        body = policy.parameters - HIDDEN * VOCABULARY
-        found[str(size)] |= {"gflop_per_token": flops(trees, 3, body) / (size * count) / 1e9}
+        done = policy.flops
+        both()
+        found[str(size)] |= {"gflop_per_token": (policy.flops - done) / (size * count) / 1e9}
     return found
 
 
@@ -179,6 +165,32 @@ def planning(quick: bool) -> Facts:
     """Seconds per row of planning and of packing."""
     sizes = (1000, 10_000) if quick else (1000, 10_000, 100_000)
     return {str(rows): kernels.planning(rows) for rows in sizes}
+
+
+def reference(quick: bool) -> Facts:
+    """The reference pass in batches of so many tokens, in turn: every answer and every mismatched one."""
+    found: Facts = {}
+    for data in ("hh",) if quick else ("hh", "cje"):
+        ready = job("kto", data, 8, 2)
+        rows = range(len(ready.corpus.rows))
+        asked = ready.corpus.answered(rows) + ready.corpus.mismatched(rows, ready.schedule.partners, ready.context)
+        trees: dict[bytes, list[Query]] = {}
+        for query in asked:
+            trees.setdefault(query[0].tobytes(), []).append(query)
+
+        def all_of_it(budget: int, trees: list[list[Query]], policy: Policy) -> None:
+            with torch.no_grad():
+                for batch in batches(trees, budget):
+                    forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
+
+        sizes = (1024, 4096, 16384)
+        ways = {str(size): partial(all_of_it, size, list(trees.values()), ready.policy) for size in sizes}
+        done = ready.policy.flops
+        took = in_turn(ways, 2 if quick else 7)
+        rate = (ready.policy.flops - done) / len(ways) / (3 if quick else 8)
+        peak = matmul_peak(ready.policy.device, COMPUTED_IN[ready.policy.precision])
+        found[data] = {size: spread(times) | {"utilisation": rate / min(times) / peak} for size, times in took.items()}
+    return found
 
 
 def sweep(quick: bool) -> Facts:
@@ -200,7 +212,7 @@ def sweep(quick: bool) -> Facts:
 
 PARTS = {
     "matmul peak": kernels.peak, "start-up": startup, "head": heads, "attention": attention, "planning": planning,
-    "steps": steps, "shared prompt": sharing, "length": lengths, "sweep": sweep,
+    "steps": steps, "shared prompt": sharing, "length": lengths, "reference": reference, "sweep": sweep,
 }  # fmt: skip
 
 

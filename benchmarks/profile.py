@@ -40,7 +40,7 @@ def main() -> None:
     scratch = BUILD / "scratch-profile"
     asked = {"name": "profile", "model": str(workload.model_folder(options.model)), "data": str(path), "seed": 0}
     asked |= {"out": str(scratch / f"out-{time.time_ns()}"), "cache": str(scratch), "context": workload.CONTEXT}
-    asked |= {"loss": options.loss, "batch": options.batch, "precision": "bf16"}
+    asked |= {"loss": options.loss, "batch": options.batch, "precision": "auto"}
     job = with_reference(prepared(asked, Marks(scratch / "marks.jsonl", "profile")))
     parameters = job.policy.trainable()
     optimizer = make_optimizer(parameters, job.config)

@@ -43,8 +43,15 @@ def summary(marks: list[Facts], epoch_tokens: int) -> Facts:
         "sample_tokens": sample,
         "peak_rss": max(step["peak_rss"] for step in steps),
         "loaded": {k: last["loaded"][k] for k in ("versions", "threads", "precision")},
-        "utilisation": [step["utilisation"] for step in steps if "utilisation" in step],
+        "utilisation": _utilisation(steps[1:], took[1:]),
     }
+
+
+def _utilisation(steps: list[Facts], took: list[float]) -> float | None:
+    """Of all steps together, where they tell theirs."""
+    if not all("utilisation" in step for step in steps):
+        return None
+    return sum(step["utilisation"] * seconds for step, seconds in zip(steps, took, strict=True)) / sum(took)
 
 
 def write(found: Facts, name: str) -> None:
@@ -70,7 +77,7 @@ def _head(found: Facts) -> list[str]:
         f"{max((one['threads'] for one in loaded), default=0)} threads, load at the start {machine['load_at_start']}.",
         f"Prospect at {found['commit']}; " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + ".",
         f"Data: {there['source']}, seed {there['seed']}, at most {there['context']} tokens; random Llamas with tied "
-        "embeddings, heads of 64. Both sides compute in bf16.",
+        "embeddings, heads of 64. All sides compute in " + found["precision"] + ".",
         "",
         "Figures are medians over runs (least to most). Tokens are real ones per second: prompt and answer of each row "
         "once; of a pair the prompt once and both answers. The first epoch counts from loaded models to the last step, "
@@ -81,8 +88,9 @@ def _head(found: Facts) -> list[str]:
 
 def _table(found: Facts) -> list[str]:
     lines = [
-        "| work | side | first epoch, tokens/s | x | steps only, tokens/s | x | peak memory, MiB | ratio |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| work | side | first epoch, tokens/s | x | steps only, tokens/s | x | peak memory, MiB | ratio "
+        "| utilisation |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for work, sides in _by_work(found).items():
         ours = sides.get("prospect")
@@ -92,8 +100,12 @@ def _table(found: Facts) -> list[str]:
                 value = spread(run[key] / scale for run in cell["runs"])
                 cols.append(f"| {value['median']:,.0f} ({value['min']:,.0f} to {value['max']:,.0f}) ")
                 cols.append("| " if side == "prospect" or ours is None else f"| {_ratio(ours, cell, key):.2f} ")
-            lines.append("".join(cols) + "|")
-    lines += ["", "x: Prospect's rate over this side's. ratio: Prospect's memory over this side's.", ""]
+            used = [run["utilisation"] for run in cell["runs"] if run["utilisation"]]
+            lines.append("".join(cols) + (f"| {spread(used)['median']:.0%} |" if used else "| |"))
+    told = (
+        "x: Prospect's rate over this side's. ratio: Prospect's memory over this side's. utilisation: of the fastest "
+    )
+    lines += ["", told + "matrix product, measured as the run began.", ""]
     return lines
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from prospect.collector import waiting
 from prospect.errors import DataError
 from prospect.feedback.records import Record, View, examples
 from prospect.schedule import Row, Schedule, plan
 from prospect.tokens import OverLong, TokenReport, Tree, build_trees
+from prospect.tokentable import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,25 @@ class Corpus:
         assert found is not None, "rows never point to dropped completions"
         return found
 
+    def answered(self, numbers: Iterable[int]) -> list[tuple[Ids, Ids]]:
+        """(prompt, completion) ids of every completion of these rows."""
+        rows = [self.rows[i] for i in numbers]
+        sides = [(row, side) for row in rows for side in range(len(row.branches))]
+        return [(self.trees[row.tree].prompt, self.completion(row, side)) for row, side in sides]
 
+    def mismatched(self, numbers: Iterable[int], partners: Sequence[int], context: int) -> list[tuple[Ids, Ids]]:
+        """(prompt, y') ids of these rows: the partner's completion, cut to the context where it must be; without rows
+        that have no partner, or no room for one token of it."""
+        found: list[tuple[Ids, Ids]] = []
+        for i in numbers:
+            prompt = self.trees[self.rows[i].tree].prompt
+            room = context - len(prompt)
+            if partners[i] >= 0 and room > 0:
+                found.append((prompt, self.completion(self.rows[partners[i]])[:room]))
+        return found
+
+
+@waiting()
 def build(
     records: Sequence[Record],
     tokenizer: Any,
@@ -47,11 +68,18 @@ def build(
     over_long: OverLong = "drop",
     chat_template: str | None = None,
     threshold: str | None = None,
+    cache: Path | None = None,
 ) -> Corpus:
-    """Tokenise and view. Raises DataError where the view finds nothing or nothing is short enough."""
+    """Tokenise (what `cache` does not know) and view. Raises DataError where the view finds nothing or nothing is short
+    enough."""
     viewed = examples(records, view, threshold)
     trees, report = build_trees(
-        records, tokenizer, max_length=max_length, over_long=over_long, chat_template=chat_template
+        records,
+        tokenizer,
+        max_length=max_length,
+        over_long=over_long,
+        chat_template=chat_template,
+        cache=cache,
     )
     rows: list[Row] = []
     for k, (record, tree) in enumerate(zip(records, trees, strict=True)):
@@ -84,6 +112,7 @@ def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[R
     return train, [records[i] for i in sorted(held)]
 
 
+@waiting()
 def schedule(
     corpus: Corpus,
     *,
@@ -97,9 +126,10 @@ def schedule(
     max_steps: int | None = None,
 ) -> Schedule:
     """The plan over a corpus's rows."""
+    prompts = [tree.prompt.tobytes() for tree in corpus.trees]  # once per tree: its rows share the object
     return plan(
         corpus.rows,
-        [corpus.prompt(row) for row in corpus.rows],
+        [prompts[row.tree] for row in corpus.rows],
         [len(corpus.trees[row.tree].prompt) for row in corpus.rows],
         [corpus.length(row) for row in corpus.rows],
         batch_size=batch_size,

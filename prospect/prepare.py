@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from prospect import corpus as corpora
 from prospect.corpus import Corpus
+from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError, DataError, ModelError
 from prospect.feedback.formats import Feedback
@@ -75,6 +76,7 @@ def rows(
             over_long=config.over_long,
             chat_template=config.chat_template,
             threshold=threshold,
+            cache=cache_folder(config.cache),
         )
 
     try:
@@ -132,11 +134,14 @@ def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
 
 def _require_scores(loss: Loss, training: Corpus) -> None:
     """A loss that reads scores gets one for every row."""
+    reads = loss.reads
+    if not {"score", "margin"} & reads:
+        return
     for row in training.rows:
-        if {"score", "margin"} & loss.reads and row.score is None:
+        if row.score is None:
             what = "both answers of every pair" if loss.view == "pairs" else "every answer"
             raise DataError(f"{loss.name} reads a score for {what}, but row {row.id} has none")
-        if "margin" in loss.reads and (row.score or 0.0) <= 0:
+        if "margin" in reads and (row.score or 0.0) <= 0:
             raise DataError(
                 f"{loss.name} reads by how much the chosen answer is scored higher, but in row {row.id} it is by "
                 f"{row.score:g}. Leave such pairs out, or use dpo"

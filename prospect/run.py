@@ -26,17 +26,15 @@ from prospect.errors import Interrupted
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
-from prospect.feedback.check import check
 from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
 from prospect.losses import functions, table
 from prospect.report.page import write_report
 from prospect.train import budget, checkpoint, loop, ranks
-from prospect.train.batch import matched, mismatched
 from prospect.train.config import TrainConfig, from_dict, to_dict
 from prospect.train.interrupt import interruptible
-from prospect.train.job import NO_GRAD_FACTOR, Job
+from prospect.train.job import Job
 from prospect.train.runlog import Metrics, RunLog, read_metrics
 
 
@@ -143,7 +141,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     def evaluate() -> Heldout | None:
         if held is None:
             return None
-        most = NO_GRAD_FACTOR * job.token_budget
+        most = job.no_grad_budget
         lookup = reference.token_logp
         return heldout.evaluate(
             policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=most
@@ -192,19 +190,19 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     if config.reference is not None:
         policy = prepare.load_policy(config, config.reference, frozen=True)
         prepare.require_same_tokens(policy, job.policy)
-    everything = sorted({i for step in job.schedule.steps for i in step.rows})
-    most = NO_GRAD_FACTOR * job.token_budget
-    micros = []
+    numbers = sorted({i for step in job.schedule.steps for i in step.rows})
+    asked: list[Query] = []
     if job.loss.needs_reference and not job.loss.live:
-        micros += matched(job.corpus, everything, 1, most)[0]
+        asked += job.corpus.answered(numbers)
     if job.point is not None and job.point.averages == "partners" and not job.loss.live:
-        micros += mismatched(job.corpus, job.schedule.partners, everything, 1, most, job.context)[0]
-    asked: list[Query] = [query for micro in micros for query in micro.queries]
+        asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
         asked += heldout.queries(held.trees, held.rows, partners)
     found = ReferenceTable(cache_folder(config.cache), policy)
+    rest, most = asked, job.no_grad_budget
     for share in (slice(ranks.rank(), None, ranks.world()), slice(None)):  # the rest only where ranks share no disk
-        mine = found.missing(asked)[share]
+        rest = found.missing(rest)
+        mine = rest[share]
         if mine:
             with job.log.bar("reference", len(mine)) as bar:
                 found.fill(policy, mine, token_budget=most, progress=lambda done, _: bar(done), stop=stop)
@@ -265,15 +263,8 @@ def _begin_folder(job: Job, feedback: Feedback, held_feedback: Feedback | None, 
     """Create the folder with config.json and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    findings = check(
-        feedback,
-        heldout=held_feedback,
-        tokenizer=policy.tokenizer,
-        max_length=prepare.longest(config, policy),
-        over_long=config.over_long,
-        chat_template=config.chat_template,
-        threshold=config.threshold,
-        view=job.loss.view,
+    findings = runfolder.findings(
+        config, feedback, held_feedback, policy.tokenizer, prepare.longest(config, policy), job.loss.view
     )
     runfolder.write_json(folder / "check.json", findings.to_json())
     for note in feedback.notes:

@@ -7,17 +7,26 @@ evaluation.json  held-out figures, before and after           model/  checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prospect import tokentable
+from prospect.engine.folders import cache_folder
 from prospect.errors import ConfigError
 from prospect.evaluate.heldout import Heldout
+from prospect.feedback import check
+from prospect.feedback.findings import Findings
+from prospect.feedback.formats import Feedback
+from prospect.feedback.records import View
+from prospect.template import Template
 from prospect.train.config import TrainConfig, from_dict
 
 
@@ -45,6 +54,45 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
         how = "add --resume to go on with it, or " if (folder / "config.json").exists() else ""
         raise ConfigError(f"{folder} exists and is not empty: {how}choose another --out")
     return config, None
+
+
+def findings(
+    config: TrainConfig, data: Feedback, held: Feedback | None, tokenizer: Any, max_length: int, view: View
+) -> Findings:
+    """What the doctor says of a run's feedback; on the same feedback and questions, what it said before."""
+    cache = cache_folder(config.cache)
+    asked = (max_length, config.over_long, config.chat_template, config.threshold, view)
+    name, path = tokentable.identity(Template(tokenizer, config.chat_template)), None
+    if name is not None:
+        key = hashlib.sha256(repr((name, asked, _identity(data), held and _identity(held))).encode("utf-8", "replace"))
+        for file in sorted(Path(check.__file__).parent.glob("*.py")):  # another doctor may say something else
+            key.update(file.read_bytes())
+        path = cache / "checks" / f"{key.hexdigest()[:24]}.json"
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            return Findings.from_json(json.loads(path.read_text(encoding="utf-8")))
+    found = check.check(
+        data,
+        heldout=held,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        over_long=config.over_long,
+        chat_template=config.chat_template,
+        threshold=config.threshold,
+        view=view,
+        cache=cache,
+    )
+    if path is not None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found.to_json())
+    return found
+
+
+def _identity(data: Feedback) -> tuple[Any, ...]:
+    """All that the doctor reads of feedback; the digest leaves out the lines that it cites."""
+    lines = [done.line for record in data.records for done in record.completions]
+    problems = [(problem.line, problem.message) for problem in data.problems]
+    return data.path, data.format, data.rows, data.digest, data.notes, lines, problems
 
 
 def rewind_samples(folder: Path, step: int) -> None:

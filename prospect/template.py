@@ -126,6 +126,7 @@ class Template:
         texts = [[self._text(r, p, c) for c in r.completions] for r, p in zip(records, prompts, strict=True)]
         prompt_ids = self._ids(prompts)
         whole_ids = iter(self._ids([t.prompt + t.answer for row in texts for t in row]))
+        ends = set(self.end_of_turn_ids)
         done: list[Encoded] = []
         for record, start, row in zip(records, prompt_ids, texts, strict=True):
             answers: list[list[int]] = []
@@ -137,7 +138,7 @@ class Template:
                 else:
                     straddled += 1
                     ids = self._continuation_ids(text.answer)
-                answers.append(self._end(ids, text.end))
+                answers.append(_end(ids, text.end, ends))
             done.append(Encoded(self._prompt_ids(record, start), answers, straddled))
         return done
 
@@ -228,14 +229,6 @@ class Template:
         anchor, ids, alone = self._ids(["\n", "\n" + text, text])
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else alone
 
-    def _end(self, ids: list[int], end: int | None) -> list[int]:
-        """`ids` with exactly one `end` at its end, or none. Collected answers often carry their end token as text."""
-        ends = {end, *self.end_of_turn_ids}
-        size = len(ids)
-        while size and ids[size - 1] in ends:
-            size -= 1
-        return ids[:size] + ([] if end is None else [end])
-
     def _last_atom(self, text: str) -> int | None:
         atoms = self._atom.findall(text)
         return int(self.tokenizer.convert_tokens_to_ids(atoms[-1])) if atoms else None
@@ -270,6 +263,15 @@ def _read(path: str) -> str:
 def _common(a: str, b: str) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _end(ids: list[int], end: int | None, ends: set[int]) -> list[int]:
+    """`ids` with exactly one `end` at its end, or none; `ends` are all that may end a turn. Collected answers often
+    carry their end token as text."""
+    size = len(ids)
+    while size and (ids[size - 1] in ends or ids[size - 1] == end):
+        size -= 1
+    return ids[:size] + ([] if end is None else [end])
 
 
 def _message(completion: Completion) -> Message:

@@ -15,22 +15,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from prospect import tokentable
 from prospect.errors import DataError
 from prospect.feedback.records import Record
-from prospect.template import Encoded, Template
+from prospect.template import Template
+from prospect.tokentable import Coded, Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
-
-BATCH = 1000
-"""Records tokenised in one call: bounds the memory of large files, costs no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class Tree:
     because it has no token at all (empty and cut off)."""
 
     record: str
-    prompt: npt.NDArray[np.int32]
-    completions: tuple[npt.NDArray[np.int32] | None, ...]
+    prompt: Ids
+    completions: tuple[Ids | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,7 @@ def build_trees(
     max_length: int,
     over_long: OverLong = "drop",
     chat_template: str | None = None,
+    cache: Path | None = None,
 ) -> tuple[list[Tree], TokenReport]:
     """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
 
@@ -95,66 +95,90 @@ def build_trees(
     first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
     last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
     fills the length. `error`: DataError. Other errors: DataError where the template cannot render a record or separate
-    answer from prompt; ModelError where the tokenizer lacks a chat template or an end token.
+    answer from prompt; ModelError where the tokenizer lacks a chat template or an end token. What was tokenised once is
+    kept in the folder `cache`.
     """
     template = Template(tokenizer, chat_template)
     trees: list[Tree] = []
-    report = TokenReport(max_length=max_length)
+    tally = _Tally()
     too_long: list[DataError] = []
-    for start in range(0, len(records), BATCH):
-        batch = records[start : start + BATCH]
-        for record, encoded in zip(batch, template.encode(batch), strict=True):
-            if over_long == "error":
-                too_long += _too_long(record, encoded, max_length)
-            prompt, completions, counts = _fit(template, record, encoded, max_length, over_long)
-            trees.append(_tree(record, prompt, completions))
-            report = _add(report, encoded, counts)
+    for record, coded in zip(records, tokentable.encode(template, records, cache), strict=True):
+        if over_long == "error":
+            too_long += _too_long(record, coded, max_length)
+        prompt, completions = _fit(template, record, coded, max_length, over_long, tally)
+        trees.append(
+            Tree(record.id, prompt, tuple(ids if ids is not None and len(ids) else None for ids in completions))
+        )
+        tally.add(coded)
     if too_long:
         more = f" ({len(too_long) - 1} more rows are too long)" if len(too_long) > 1 else ""
         first = too_long[0]
         raise DataError(first.message + more, line=first.line, row=first.row, problems=tuple(too_long))
-    return trees, report
+    return trees, tally.report(len(trees), max_length)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
+@dataclass(slots=True)
+class _Tally:
+    """What a TokenReport says, while it is counted; `lengths` are prompt plus completion."""
+
     dropped: int = 0
     cut_prompt: int = 0
     cut_completion: int = 0
+    straddled: int = 0
+    empty: int = 0
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+    def add(self, coded: Coded) -> None:
+        """Count a record as it came in."""
+        self.straddled += coded.straddled
+        for ids in coded.completions:
+            self.empty += not len(ids)  # only where a completion has neither text nor an end-of-turn
+            self.lengths.append(len(coded.prompt) + len(ids))
+
+    def report(self, trees: int, max_length: int) -> TokenReport:
+        """The sums."""
+        counts = {name: getattr(self, name) for name in self.__slots__ if name != "lengths"}
+        shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
+        ends = {"shortest": shortest, "longest": longest, "max_length": max_length}
+        return TokenReport(trees, len(self.lengths), **counts, **ends)
 
 
 def _fit(
-    template: Template, record: Record, encoded: Encoded, max_length: int, over_long: OverLong
-) -> tuple[list[int], list[list[int] | None], _Counts]:
-    """One record under the policy: (prompt ids, completion ids with None for dropped ones, counts)."""
-    room = max_length - len(encoded.prompt)
-    if all(len(ids) <= room for ids in encoded.completions):
-        return encoded.prompt, list(encoded.completions), _Counts()
+    template: Template, record: Record, coded: Coded, max_length: int, over_long: OverLong, tally: _Tally
+) -> tuple[Ids, Sequence[Ids | None]]:
+    """One record under the policy: (prompt ids, completion ids with None for dropped ones); what it did is counted."""
+    room = max_length - len(coded.prompt)
+    if all(len(ids) <= room for ids in coded.completions):
+        return coded.prompt, coded.completions
     if over_long == "cut_completion" and room > 0:
-        cut = sum(len(ids) > room for ids in encoded.completions)
-        return encoded.prompt, [ids[:room] for ids in encoded.completions], _Counts(cut_completion=cut)
-    whole = len(encoded.prompt)
+        tally.cut_completion += sum(len(ids) > room for ids in coded.completions)
+        return coded.prompt, [ids[:room] for ids in coded.completions]
+    whole = len(coded.prompt)
     if over_long == "cut_prompt":
-        encoded = _cut_prompt(template, record, encoded, max_length)
-    room = max_length - len(encoded.prompt)
-    kept = [ids if len(ids) <= room else None for ids in encoded.completions]
-    return encoded.prompt, kept, _Counts(kept.count(None), int(len(encoded.prompt) < whole))
+        coded = _cut_prompt(template, record, coded, max_length)
+    room = max_length - len(coded.prompt)
+    kept = [ids if len(ids) <= room else None for ids in coded.completions]
+    tally.dropped += sum(ids is None for ids in kept)
+    tally.cut_prompt += len(coded.prompt) < whole
+    return coded.prompt, kept
 
 
-def _cut_prompt(template: Template, record: Record, encoded: Encoded, max_length: int) -> Encoded:
+def _cut_prompt(template: Template, record: Record, coded: Coded, max_length: int) -> Coded:
     """The longest end of the prompt beside which every completion fits that can fit at all."""
     if isinstance(record.prompt, str):
-        head = template.text_prefix
-        text = encoded.prompt[len(head) :]
-        rooms = [max_length - len(head) - len(ids) for ids in encoded.completions]
+        head = np.array(template.text_prefix, np.int32)
+        text = coded.prompt[len(head) :]
+        rooms = [max_length - len(head) - len(ids) for ids in coded.completions]
         possible = [room for room in rooms if room >= 1]
         # One token of a text prompt stays at least: an answer to nothing teaches nothing.
-        return dataclasses.replace(encoded, prompt=head + text[-min(possible) :]) if possible and text else encoded
-    options = [encoded, *template.encode(_with_fewer_turns(record))]
+        if not possible or not len(text):
+            return coded
+        return dataclasses.replace(coded, prompt=np.concatenate([head, text[-min(possible) :]]))
+    options = [coded, *map(tokentable.coded, template.encode(_with_fewer_turns(record)))]
     last = options[-1]
     able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
     if not able:
-        return encoded
+        return coded
     return next(o for o in options if all(len(o.prompt) + len(o.completions[i]) <= max_length for i in able))
 
 
@@ -170,36 +194,14 @@ def _with_fewer_turns(record: Record) -> list[Record]:
     return [dataclasses.replace(record, prompt=messages[:head] + messages[i:]) for i in starts]
 
 
-def _too_long(record: Record, encoded: Encoded, max_length: int) -> list[DataError]:
+def _too_long(record: Record, coded: Coded, max_length: int) -> list[DataError]:
     return [
         DataError(
-            f"{len(encoded.prompt)} prompt tokens and {len(ids)} completion tokens are more than max_length "
+            f"{len(coded.prompt)} prompt tokens and {len(ids)} completion tokens are more than max_length "
             f"{max_length}: raise it, shorten the row, or choose --over-long drop, cut_prompt or cut_completion",
             line=c.line,
             row=c.id,
         )
-        for c, ids in zip(record.completions, encoded.completions, strict=True)
-        if len(encoded.prompt) + len(ids) > max_length
+        for c, ids in zip(record.completions, coded.completions, strict=True)
+        if len(coded.prompt) + len(ids) > max_length
     ]
-
-
-def _tree(record: Record, prompt: list[int], completions: list[list[int] | None]) -> Tree:
-    arrays = (np.array(ids, np.int32) if ids else None for ids in completions)
-    return Tree(record.id, np.array(prompt, np.int32), tuple(arrays))
-
-
-def _add(report: TokenReport, encoded: Encoded, counts: _Counts) -> TokenReport:
-    lengths = [len(encoded.prompt) + len(ids) for ids in encoded.completions]
-    return dataclasses.replace(
-        report,
-        trees=report.trees + 1,
-        completions=report.completions + len(lengths),
-        dropped=report.dropped + counts.dropped,
-        cut_prompt=report.cut_prompt + counts.cut_prompt,
-        cut_completion=report.cut_completion + counts.cut_completion,
-        straddled=report.straddled + encoded.straddled,
-        # ids are empty only where a completion has neither text nor an end-of-turn
-        empty=report.empty + sum(not ids for ids in encoded.completions),
-        shortest=min([n for n in (report.shortest, *lengths) if n], default=0),
-        longest=max(report.longest, *lengths, 0),
-    )

@@ -1,16 +1,20 @@
-"""Which settings a run gets, and that resuming never changes them in silence."""
+"""Which settings a run gets, that resuming never changes them in silence, and that its data are examined once."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prospect.errors import ConfigError
-from prospect.runfolder import settle
+from prospect.feedback import check
+from prospect.feedback.formats import load
+from prospect.runfolder import findings, settle
 from prospect.train.config import TrainConfig, to_dict
+from tests.toy_tokenizers import byte_level
 
 
 def started(folder: Path, **options: Any) -> TrainConfig:
@@ -43,3 +47,34 @@ def test_resume_where_there_is_no_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match="there is nothing to resume"):
         settle(TrainConfig(out=str(tmp_path), resume=True))
+
+
+def test_findings_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"question {i // 2}", "completion": f" {i}", "label": i % 2 == 0} for i in range(6)]
+    path, made = tmp_path / "d.jsonl", []
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    original = check.check
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(check, "check", counted)
+    config, tokenizer = TrainConfig(cache=str(tmp_path)), byte_level()
+
+    def ask(held: Any = None, length: int = 64, view: Any = "binary", **options: Any) -> Any:
+        return findings(replace(config, **options), load(path), held, tokenizer, length, view)
+
+    first = ask()
+    assert first == original(load(path), tokenizer=tokenizer, max_length=64, view="binary")
+    assert ask() == first
+    assert len(made) == 1
+    for number, change in enumerate(({"length": 3}, {"view": "text"}, {"held": load(rows)}, {"over_long": "error"}), 2):
+        ask(**change)
+        assert len(made) == number
+    path.write_text("\n" + path.read_text())  # the same rows on other lines, which the findings cite
+    ask()
+    assert len(made) == 6
+    for kept in (tmp_path / "checks").iterdir():
+        kept.write_text("{")
+    assert ask().to_json()["summary"]["rows"] == 6

@@ -119,6 +119,13 @@ class Segments:
         return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers, self.device)
 
     @property
+    def pairs(self) -> int:
+        """How many keys all queries together see."""
+        own = self.lengths * self.prompt_lengths + self.lengths * (self.lengths + 1) // 2
+        prompts = self.prompt_lengths * (self.prompt_lengths + 1) // 2
+        return int(own.sum() + prompts[self._answers].sum())
+
+    @property
     def _answers(self) -> npt.NDArray[np.bool_]:
         """(N,) Whether a branch answers for its prompt's tokens: the first of a tree does."""
         return (np.diff(self.prompt_starts, prepend=-1) > 0) & (self.past == 0)

@@ -26,8 +26,10 @@ IN_CACHE = 1 << 20
 """Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
 ON_CUDA = 4
 """CHUNK is so much larger on CUDA, where every part costs launches, and nothing is cut further. Not measured yet."""
-KEPT = 1 << 26
-"""Derivatives by logits that forward keeps for backward: 128 MiB in bfloat16."""
+KEPT = 1 << 27
+"""Bytes of derivatives by logits that forward keeps for backward."""
+AT_ONCE = 2048
+"""Tokens of the vocabulary in a float32 product on a CPU."""
 
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
@@ -117,7 +119,7 @@ def token_logp(
     frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
     logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
-    keep = torch.is_grad_enabled() and len(hidden) * len(weight) <= KEPT
+    keep = torch.is_grad_enabled() and len(hidden) * len(weight) * compute_dtype.itemsize <= KEPT
     logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
 
@@ -172,7 +174,7 @@ class _TokenLogp(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
             for rows in _chunks(hidden, len(weight), CHUNK):
-                raw = hidden[rows].to(logits.dtype) @ head.T
+                raw = _products(hidden[rows].to(logits.dtype), head)
                 logp[rows], squares, slopes = logits.look(raw, targets[rows], keep)
                 if sum_p2 is not None and squares is not None:
                     sum_p2[rows] = squares
@@ -195,7 +197,7 @@ class _TokenLogp(torch.autograd.Function):
                 h = hidden[rows]
                 slopes = kept[: 1 + ctx.logits.want_sum_p2]
                 del kept[: len(slopes)]
-                slopes = slopes or ctx.logits.look(h.to(dtype) @ head.T, targets[rows], True)[2]
+                slopes = slopes or ctx.logits.look(_products(h.to(dtype), head), targets[rows], True)[2]
                 for grad, slope in zip(grads, slopes, strict=False):
                     if grad is None:
                         continue
@@ -209,6 +211,18 @@ class _TokenLogp(torch.autograd.Function):
                         by_bias += (slope.to(wide) * factor).sum(0)
         found = zip((by_hidden, by_weight, by_bias), (hidden, weight, bias), strict=True)
         return *(None if g is None else g.to(x.dtype) for g, x in found), None, None, None
+
+
+def _products(hidden: Tensor, head: Tensor) -> Tensor:
+    """(M, V). In float32 on a CPU some of the vocabulary at a time: with few rows the library's product of the whole is
+    up to half as fast (`python -m benchmarks.micro --only head`)."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return hidden @ head.T
+    raw = hidden.new_empty(len(hidden), len(head))
+    for begin in range(0, len(head), AT_ONCE):
+        part = slice(begin, begin + AT_ONCE)
+        torch.mm(hidden, head[part].T, out=raw[:, part])
+    return raw
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

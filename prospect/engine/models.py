@@ -26,6 +26,7 @@ from prospect.engine import folders, fused
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.fused import Kernels
+from prospect.engine.layers import lighten
 from prospect.engine.logprobs import Head, finish, pick
 from prospect.engine.pages import keep_freed
 from prospect.engine.precision import (
@@ -37,6 +38,7 @@ from prospect.engine.precision import (
     pick_precision,
 )
 from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
+from prospect.engine.work import Cost, cost_of
 from prospect.errors import ConfigError, ModelError
 from prospect.template import Template
 
@@ -59,7 +61,7 @@ class Policy:
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
     tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `path` says how `forward` runs
     the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
-    `checked_length` run padded in any case.
+    `checked_length` run padded in any case. `flops` counts what `score` has computed so far, see work.py.
     """
 
     model: PreTrainedModel | PeftModel
@@ -79,6 +81,8 @@ class Policy:
     decoder: nn.Module = field(init=False)
     head: Head = field(init=False)
     configs: tuple[Any, ...] = field(init=False)
+    cost: Cost = field(init=False)
+    flops: float = field(init=False, default=0.0)
     _checkpointed: list[GradientCheckpointingLayer] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,6 +99,11 @@ class Policy:
             if getattr(config, "attn_logit_softcapping", None):
                 config._attn_implementation = "eager"  # the default of transformers before 5.23 forgets the cap
         _no_dropout(model)
+        if self.kernels == "torch":
+            lighten(self.base)
+        embeddings = cast(Any, self.base).get_input_embeddings()
+        _sparse_where_tied(embeddings, self.head.module)
+        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config())
 
     @property
     def base(self) -> PreTrainedModel:
@@ -118,6 +127,7 @@ class Policy:
         """
         if want_hidden and not self.chunked_head:
             raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
+        self._count(inputs, len(index))
         with self.autocast(), self._training_layers():
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
@@ -128,6 +138,12 @@ class Policy:
             hidden = (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, index)
         found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
         return Scored(*found, hidden if want_hidden else None)
+
+    def _count(self, inputs: dict[str, Any], targets: int) -> None:
+        rows, length = inputs["input_ids"].shape
+        pairs = inputs["segments"].pairs if "segments" in inputs else rows * length * (length + 1) // 2
+        tokens, backward = rows * length, torch.is_grad_enabled() and bool(self.cost.body_trained)
+        self.flops += self.cost.flops(tokens=tokens, targets=targets, pairs=pairs, backward=backward)
 
     def add_value_head(self, seed: int) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
@@ -227,6 +243,15 @@ def _head(base: PreTrainedModel, fused: bool) -> Head:
         scale *= float(getattr(config, name, None) or 1.0) ** exponent
     module = cast(Any, base).get_output_embeddings()
     return Head(module, config.vocab_size, scale, getattr(config, "final_logit_softcapping", None), fused)
+
+
+def _sparse_where_tied(embeddings: nn.Module, head: nn.Module) -> None:
+    """Trained embeddings that are the head's weight, too: the head's gradient is there already when theirs comes, and
+    takes its few rows as they are, instead of a second matrix of the whole vocabulary that is nearly all zeros. On CUDA
+    rows would be added in any order."""
+    weight = getattr(embeddings, "weight", None)
+    if isinstance(embeddings, nn.Embedding) and weight is getattr(head, "weight", None):
+        embeddings.sparse = bool(embeddings.weight.requires_grad and embeddings.weight.device.type == "cpu")
 
 
 def _no_dropout(model: nn.Module) -> None:

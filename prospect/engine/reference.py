@@ -11,10 +11,8 @@ nothing.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -23,11 +21,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prospect.blobs import Blobs
+from prospect.collector import waiting
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy
 from prospect.engine.transfer import move
-from prospect.errors import RunError
 
 ENGINE_VERSION = 1
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
@@ -57,12 +56,7 @@ class ReferenceTable:
         self.path = cache / "reference" / f"{key}.sqlite"
         self.forwards = 0
         self._memory: dict[bytes, npt.NDArray[np.floating]] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._create()
-        except sqlite3.DatabaseError:  # not a database any more: what it held can be computed again
-            self.path.replace(self.path.with_suffix(".damaged"))
-            self._create()
+        self._blobs = Blobs(self.path)
 
     def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
@@ -73,18 +67,13 @@ class ReferenceTable:
         found = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
         return move(torch.from_numpy(np.concatenate(found)).to(like.dtype), like.device)
 
+    @waiting()
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""
         wanted = {key: q for q in queries if (key := row_key(q)) not in self._memory}
-        keys = list(wanted)
-        with self._open() as database:
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                found = database.execute(
-                    f"select hash, value from rows where hash in ({','.join('?' * len(part))})", part
-                )
-                self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in found)
-        return [q for key, q in wanted.items() if key not in self._memory]
+        found = self._blobs.read(wanted)
+        self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in found.items())
+        return [q for key, q in wanted.items() if key not in found]
 
     def fill(
         self,
@@ -120,33 +109,12 @@ class ReferenceTable:
             values = output.token_logp.cpu().numpy().astype(self.dtype)
             offsets = output.offsets.tolist()
             rows = [(row_key(q), values[a:b]) for q, a, b in zip(chain(*batch), offsets, offsets[1:], strict=False)]
-            with self._open() as database:
-                database.executemany("insert or replace into rows values (?, ?)", [(k, v.tobytes()) for k, v in rows])
+            self._blobs.write([(key, value.tobytes()) for key, value in rows])
             self._memory.update(rows)
             done += len(rows)
             self.forwards += len(rows)
             if progress:
                 progress(done, total)
-
-    def _create(self) -> None:
-        with self._open() as database:
-            database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
-            database.execute("select count(*) from rows")
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection that waits for other runs' writes and commits at the end. Short-lived: nothing stays locked.
-
-        Raises RunError where the disk refuses.
-        """
-        try:
-            with closing(sqlite3.connect(self.path, timeout=120)) as database, database:
-                yield database
-        except sqlite3.OperationalError as error:
-            raise RunError(
-                f"the reference table {self.path} cannot be used: {error}. Make room, or choose another "
-                "place with --cache"
-            ) from error
 
 
 def _batches(trees: list[list[Query]], budget: int) -> Iterable[list[list[Query]]]:

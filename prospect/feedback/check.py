@@ -35,12 +35,13 @@ def check(
     chat_template: str | None = None,
     threshold: str | None = None,
     view: View | None = None,
+    cache: Path | None = None,
 ) -> Findings:
     """Examine feedback; with a tokenizer in tokens against `max_length`, else in characters.
 
     `view` is what a loss will read, None where that is open: what concerns thumbs is looked for where thumbs are read.
     `threshold` turns scores into thumbs as in training. What is found never raises; an impossible `threshold` does
-    (ConfigError, DataError).
+    (ConfigError, DataError). What was tokenised once is kept in the folder `cache`.
     """
     records = _records(feedback)
     if not records:
@@ -51,7 +52,7 @@ def check(
         lengths = (
             check_lengths.characters(records)
             if tokenizer is None
-            else check_lengths.tokens(records, tokenizer, max_length, over_long, chat_template)
+            else check_lengths.tokens(records, tokenizer, max_length, over_long, chat_template, cache)
         )
     except UserError as error:
         found.append(check_lengths.broken(error))

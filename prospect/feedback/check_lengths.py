@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -56,11 +57,13 @@ def tokens(
     max_length: int | None,
     over_long: OverLong,
     chat_template: str | None,
+    cache: Path | None = None,
 ) -> Lengths:
-    """Lengths in tokens, and what `over_long` would do to the rows of more than `max_length`. Raises as build_trees."""
+    """Lengths in tokens, and what `over_long` would do to the rows of more than `max_length`. Raises and caches as
+    build_trees."""
     from prospect.tokens import build_trees
 
-    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, chat_template=chat_template)
+    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, chat_template=chat_template, cache=cache)
     prompts = [len(tree.prompt) for tree in whole]
     completions = [[0 if ids is None else len(ids) for ids in tree.completions] for tree in whole]
     kept = [[size > 0 for size in row] for row in completions]

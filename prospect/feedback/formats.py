@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prospect.collector import waiting
 from prospect.errors import DataError
 from prospect.feedback.files import Source, Unreadable, read_rows, source_name
 from prospect.feedback.labels import Labels
@@ -65,6 +66,7 @@ class Feedback:
     notes: tuple[str, ...] = ()
 
 
+@waiting()
 def load(source: Source, *, format: str = "auto", keep_going: bool = False) -> Feedback:
     """Read feedback. One DataError lists up to 20 problems and carries them as `problems`; with `keep_going`, rows with
     a problem are left out instead and all of them are in `Feedback.problems`.
@@ -166,9 +168,14 @@ def merge(records: Iterable[Record]) -> tuple[Record, ...]:
 
     A record without a prompt stays alone: two texts that both begin with nothing have nothing in common.
     """
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str | int | tuple[str], list[Record]] = {}
     for i, record in enumerate(records):
-        key = _dumps([record.prompt, record.tools, record.template_kwargs]) if record.prompt else str(i)
+        key: str | int | tuple[str] = i
+        plain = record.tools is None and record.template_kwargs is None
+        if isinstance(record.prompt, str) and record.prompt and plain:
+            key = (record.prompt,)  # most are so: no JSON has to be written to tell them apart
+        elif record.prompt:
+            key = _dumps([record.prompt, record.tools, record.template_kwargs])
         groups.setdefault(key, []).append(record)
     record_ids, completion_ids = _Names(), _Names()
     return tuple(_unique(_joined(group), record_ids, completion_ids) for group in groups.values())
@@ -178,6 +185,9 @@ def _joined(group: Sequence[Record]) -> Record:
     """The first record with the completions and pairs of all. An answer that several pairs of the prompt judge, and
     nothing else tells apart, is one completion."""
     first = group[0]
+    if not any(record.pairs for record in group[1:]):
+        every = tuple(done for record in group for done in record.completions)
+        return replace(first, completions=every) if len(group) > 1 else first
     completions, pairs = list(first.completions), list(first.pairs)
     known = {_sameness(c): i for i, c in reversed(list(enumerate(completions)))}
     for record in group[1:]:
@@ -191,7 +201,7 @@ def _joined(group: Sequence[Record]) -> Record:
                 known.setdefault(_sameness(done), place)
             at.append(place)
         pairs += [Pair(at[p.chosen], at[p.rejected], p.weight) for p in record.pairs]
-    return replace(first, completions=tuple(completions), pairs=tuple(pairs)) if len(group) > 1 else first
+    return replace(first, completions=tuple(completions), pairs=tuple(pairs))
 
 
 def _sameness(done: Completion) -> str:
@@ -278,8 +288,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
     return line if pair.weight == 1.0 else {**line, "weight": pair.weight}
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _write_lines(lines: Iterable[str], path: Path) -> None:

@@ -46,7 +46,8 @@ def plain_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where} must be text, not {shown(value)}" if value is not None else f"{where} is missing")
     try:
-        value.encode()
+        if not value.isascii():  # which Python knows without a look
+            value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where} has half of a character pair (a lone surrogate) at position {error.start}") from None
     return value

@@ -82,6 +82,7 @@ def line(metrics: dict[str, Any]) -> str:
         "margin": "margin {:+.3f}",
         "z0": "z0 {:.3f}",
         "tokens_per_second": "{:,.0f} tokens/s",
+        "utilisation": "{:.0%} of peak",
     }
     return "  ".join(text.format(metrics[name]) for name, text in shown.items() if name in metrics)
 

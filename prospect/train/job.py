@@ -28,8 +28,9 @@ from prospect.train.inputs import Reference, Tokens, compute, compute_with
 from prospect.train.objective import Objective
 from prospect.train.runlog import RunLog
 
-NO_GRAD_FACTOR = 4
-"""A pass without gradients holds no activations, so its micro-batches may be this much larger."""
+NO_GRAD_FACTOR = {"cuda": 4}
+"""A pass without gradients holds no activations, so its micro-batches may be this much larger. On a CPU they would not
+be faster: more tokens at once than training's leave the cache (`python -m benchmarks.micro --only reference`)."""
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Job:
     def beta(self) -> float:
         """What turns a log-ratio into an implied reward."""
         return float(self.arguments.get("beta", self.arguments.get("tau", 1.0)))
+
+    @property
+    def no_grad_budget(self) -> int:
+        """Tokens per micro-batch of a pass without gradients."""
+        return self.token_budget * NO_GRAD_FACTOR.get(self.policy.device.type, 1)
 
     @property
     def needs_live(self) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from prospect.engine.live import LiveReference
+from prospect.engine.precision import COMPUTED_IN
+from prospect.engine.work import matmul_peak
 from prospect.errors import Interrupted, ModelError, NonFiniteError
 from prospect.losses.motion import Motion
 from prospect.schedule import Step
@@ -46,10 +48,12 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
         if job.live is not None and earlier is not None:
             job.live.restore(earlier)
     job.log.rewind(state["step"])
+    peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
+    job.log.log("device", step=state["step"], matmul_flops_per_second=peak)
     started = time.perf_counter() - state["seconds"]
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:
-            began = time.perf_counter()
+            began, done = time.perf_counter(), job.policy.flops
             point = reference_point(job, step, z0_state)
             totals = gradient(job, step, point)
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip, foreach=True)
@@ -68,6 +72,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             now, tokens = time.perf_counter(), _tokens(job, step)
             found |= {"lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
             found |= {"tokens_per_second": tokens / (now - began), "seconds": now - started}
+            found |= {"utilisation": (job.policy.flops - done) / (now - began) / peak}
             job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **found)
             bar(step.index, figures.line(found))
             _guard(job)

@@ -25,7 +25,7 @@ from prospect.schedule import Step, cut
 from prospect.train import ranks
 from prospect.train.batch import Micro, matched, mismatched, mismatched_on
 from prospect.train.inputs import Tokens
-from prospect.train.job import NO_GRAD_FACTOR, Job
+from prospect.train.job import Job
 
 SAMPLE_TOKENS = 128
 """Longest answer that the estimator `on_policy` asks the policy for."""
@@ -71,7 +71,7 @@ def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
 
     def measure() -> Tensor:
         kept.clear()
-        passes = _passes(job, step, job.token_budget * NO_GRAD_FACTOR)
+        passes = _passes(job, step, job.no_grad_budget)
         keys[:] = sorted(key for mine in passes for micro, _ in mine for key in _keys(micro, step))
         place = {key: k for k, key in enumerate(keys)}
         values = torch.zeros(len(keys), dtype=torch.float64, device=job.policy.device)

@@ -94,7 +94,9 @@ def test_one_class_alone(name: str, thumb: bool) -> None:
     alone = inputs[thumbs] == thumb
     expected = case.loss(*inputs)[alone]
     only = case.loss(*(x[alone] if x.dim() else x for x in inputs))
-    assert torch.equal(only, expected) and len(only)
+    assert len(only)
+    # To the last bits: at another place in the row a processor's vector unit may round the other way.
+    torch.testing.assert_close(only, expected, rtol=1e-14, atol=0)
 
 
 def test_kto_at_zero_is_apo_zero() -> None:

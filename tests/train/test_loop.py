@@ -165,7 +165,7 @@ def test_training_separates_the_thumbs(make_job: MakeJob) -> None:
     steps = [m for m in job.log.metrics if m["event"] == "step"]
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-4) and steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert steps[-1]["margin"] > 0.5 and steps[-1]["accuracy"] > 0.8 and steps[-1]["loss"] < 0.42
-    assert {"z0", "z0_raw", "z0_se", "z0_n", "grad_norm", "lr", "tokens_per_second"} <= steps[0].keys()
+    assert {"z0", "z0_raw", "z0_se", "z0_n", "grad_norm", "lr", "tokens_per_second", "utilisation"} <= steps[0].keys()
     assert steps[3]["z0_n"] == 16
 
 

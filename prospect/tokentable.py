@@ -1,0 +1,107 @@
+"""Token ids as a table: records are tokenised once and kept on disk, for later runs on the same rows or some of them.
+
+cache/tokens/KEY.sqlite    KEY: tokenizer, chat template, and the code that uses them
+    rows(hash of all that the template reads of a record -> lengths and ids)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from prospect import template as templates
+from prospect.blobs import Blobs
+from prospect.errors import RunError
+from prospect.feedback.records import Record
+from prospect.template import Encoded, Template
+
+Ids = npt.NDArray[np.int32]
+
+BATCH = 1000
+"""Records tokenised in one call: bounds the memory of large files, costs no time."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """`template.Encoded` in arrays, (p,) and (c,) each."""
+
+    prompt: Ids
+    completions: list[Ids]
+    straddled: int
+
+
+def encode(template: Template, records: Sequence[Record], cache: Path | None = None) -> Iterator[Coded]:
+    """What `template.encode` makes of the records, in order; with `cache` only of those that were never seen. Raises
+    as that does. A disk that refuses costs time, no more."""
+    table, known = None, dict[bytes, bytes]()
+    name = None if cache is None else identity(template)
+    keys = [_row_key(record) for record in records] if name else []
+    if cache is not None and name:
+        try:
+            table = Blobs(cache / "tokens" / f"{name}.sqlite")
+            known = table.read(set(keys))
+        except (RunError, OSError):
+            table = None
+    for start in range(0, len(records), BATCH):
+        places = range(start, min(start + BATCH, len(records)))
+        fresh = [i for i in places if not known or keys[i] not in known]
+        made = {i: coded(one) for i, one in zip(fresh, template.encode([records[i] for i in fresh]), strict=True)}
+        if table is not None and fresh:
+            try:
+                table.write([(keys[i], _pack(made[i])) for i in fresh])
+            except RunError:
+                table = None
+        yield from (made[i] if i in made else _unpack(known[keys[i]]) for i in places)
+
+
+def coded(encoded: Encoded) -> Coded:
+    """The same in arrays."""
+    completions = [np.array(ids, np.int32) for ids in encoded.completions]
+    return Coded(np.array(encoded.prompt, np.int32), completions, encoded.straddled)
+
+
+def identity(template: Template) -> str | None:
+    """Names everything but the record that decides its ids; None for a tokenizer that cannot be described."""
+    tokenizer = template.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    chat = json.dumps(tokenizer.chat_template)
+    parts = [Path(templates.__file__).read_text(encoding="utf-8"), version("tokenizers"), version("transformers")]
+    parts += [type(tokenizer).__name__, backend.to_str(), chat, str(template.text_prefix)]
+    parts += [str(tokenizer.special_tokens_map), str(getattr(tokenizer, "split_special_tokens", False))]
+    parts += [time.strftime("%Y-%m-%d")] if "strftime_now" in chat else []  # such a template prints the day
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _row_key(record: Record) -> bytes:
+    answers = [(done.content, done.complete) for done in record.completions]
+    text = _ENCODER.encode((record.prompt, answers, record.tools, record.template_kwargs))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _pack(one: Coded) -> bytes:
+    """int32: straddled, the number of pieces (the prompt and the completions), their lengths, their ids."""
+    pieces = [one.prompt, *one.completions]
+    head = np.array([one.straddled, len(pieces), *map(len, pieces)], np.int32)
+    return np.concatenate([head, *pieces]).tobytes()
+
+
+def _unpack(value: bytes) -> Coded:
+    ids = np.frombuffer(value, np.int32)
+    straddled, count = ids[:2].tolist()
+    pieces, start = [], 2 + count
+    for size in ids[2 : 2 + count].tolist():
+        pieces.append(ids[start : start + size])
+        start += size
+    return Coded(pieces[0], pieces[1:], straddled)

@@ -1,0 +1,121 @@
+"""Layers that keep less for backward: the same numbers and gradients as the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
+
+from prospect.engine.forest import Branches
+from prospect.engine.forward import forward
+from prospect.engine.layers import lighten
+from prospect.engine.models import Policy
+
+
+def gradients(module: nn.Module, x: Tensor, pull: Tensor) -> list[Tensor]:
+    """Output, and gradients by the input and every parameter."""
+    x = x.clone().requires_grad_()
+    out = module(x)
+    return [out, *torch.autograd.grad(out, [x, *module.parameters()], pull.to(out.dtype))]
+
+
+def norm() -> nn.Module:
+    found = LlamaRMSNorm(16, eps=1e-5)
+    nn.init.normal_(found.weight)
+    return found
+
+
+def mlp() -> nn.Module:
+    return LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=24, hidden_act="silu", num_attention_heads=2))
+
+
+@pytest.mark.parametrize("make", [norm, mlp])
+def test_values_and_gradients_are_the_layers_own(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module, x, pull = make(), torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    own = gradients(module, x, pull)
+    assert lighten(module) == 1
+    for ours, theirs in zip(gradients(module, x, pull), own, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [norm, mlp])
+def test_gradients_by_finite_differences(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make().double()
+    lighten(module)
+    x = torch.randn(1, 3, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(module, (x,))
+
+
+@pytest.mark.parametrize(("make", "width"), [(norm, 16), (mlp, 24)])
+def test_less_is_kept(make: Callable[[], nn.Module], width: int) -> None:
+    """A norm's quotient, or the activated gate: one number for each of 50 tokens and the layer's width."""
+
+    def kept(module: nn.Module) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(t: Tensor) -> Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        x = torch.randn(1, 50, 16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            out = module(x)
+        assert out.grad_fn is not None
+        return sum(sizes.values())
+
+    module = make()
+    before = kept(module)
+    lighten(module)
+    assert before - kept(module) == 4 * 50 * width
+
+
+def test_bfloat16_inputs_round_where_the_layer_rounds() -> None:
+    torch.manual_seed(0)
+    for module in (norm(), mlp()):
+        x, pull = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            own = gradients(module, x, pull)
+            lighten(module)
+            ours = gradients(module, x, pull)
+        assert [a.dtype for a in ours] == [b.dtype for b in own]
+        for a, b in zip(ours, own, strict=True):
+            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+def test_a_layer_that_computes_something_else_stays() -> None:
+    gemma = GemmaRMSNorm(16)  # multiplies by 1 + weight
+    nn.init.normal_(gemma.weight)
+    gelu = LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=24, hidden_act="gelu", num_attention_heads=2))
+    for module in (gemma, gelu):
+        assert lighten(module) == 0
+        assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mixtral", "olmo2", "smollm3", "gpt2"])
+def test_whole_models_give_the_same(
+    name: str, tiny: Callable[..., Policy], trees: Callable[..., list[Branches]]
+) -> None:
+    """In float64, against the same model with its own layers, and dense gradients of its embeddings, put back."""
+    found = tiny(name, precision="fp64")
+    some = trees([(5, [4, 7, 2]), (3, [1, 6])])
+
+    def both() -> list[Tensor]:
+        logp = forward(found, some).token_logp
+        return [logp, *torch.autograd.grad(logp.sum(), [p for _, p in found.trainable()], allow_unused=True)]
+
+    ours = both()
+    for module in found.model.modules():
+        vars(module).pop("forward", None)
+        if isinstance(module, nn.Embedding):
+            module.sparse = False
+    for a, b in zip(ours, both(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert not a.is_sparse
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,56 @@
+"""Blobs: what is written is read, by every later opener, and damage is survived."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from prospect.blobs import CHUNK, SCAN, Blobs
+from prospect.collector import waiting
+from prospect.errors import RunError
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    items = {i.to_bytes(16, "little"): b"v" * (i % 3000) for i in range(2 * SCAN * CHUNK)}
+    Blobs(tmp_path / "sub" / "t.sqlite").write(items.items())
+    again = Blobs(tmp_path / "sub" / "t.sqlite")
+    assert again.read([*items, b"absent"]) == items
+    few = {key: items[key] for key in list(items)[: len(items) // SCAN - 1]}
+    assert again.read([*few, b"absent"]) == few
+    assert again.read([]) == {}
+    again.write([(bytes(16), b"new")])
+    assert again.read([bytes(16)]) == {bytes(16): b"new"}
+
+
+def test_all_or_none_is_written(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "t.sqlite")
+    with pytest.raises(ZeroDivisionError):
+        blobs.write((b"%d" % i, b"%d" % (1 // (2 - i))) for i in range(3))
+    assert blobs.read([b"0", b"1"]) == {}
+
+
+def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    path.write_bytes(b"this is no database" * 100)
+    assert Blobs(path).read([b"k"]) == {}
+    assert path.with_suffix(".damaged").exists()
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "t.sqlite").mkdir()
+    with pytest.raises(RunError, match=r"t\.sqlite cannot be used.*--cache"):
+        Blobs(tmp_path / "t.sqlite").read([b"k"])
+
+
+def test_the_collector_waits_and_goes_on() -> None:
+    assert gc.isenabled()
+    with waiting():
+        assert not gc.isenabled()
+        with waiting():
+            pass
+        assert not gc.isenabled()
+    with pytest.raises(ValueError, match="x"), waiting():
+        raise ValueError("x")
+    assert gc.isenabled()

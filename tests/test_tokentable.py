@@ -1,0 +1,124 @@
+"""The table of token ids: nothing in it differs from what the tokenizer says, and nothing is tokenised twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prospect import tokentable
+from prospect.errors import DataError
+from prospect.feedback.records import Record
+from prospect.template import Template
+from prospect.tokens import Tree, build_trees
+from tests.toy_tokenizers import CHATML, GEMMA, byte_level, chat, cut_off, llama_like, record
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """The records that the template was asked for."""
+    found: list[Record] = []
+    original = Template.encode
+
+    def encode(self: Template, records: Any) -> Any:
+        found.extend(records)
+        return original(self, records)
+
+    monkeypatch.setattr(Template, "encode", encode)
+    return found
+
+
+def rows() -> list[Record]:
+    made = [record(chat(f"question {i}", system="Be kind."), "four", f"{i} and é", "") for i in range(1100)]
+    made[3] = cut_off(made[3])
+    made[4] = dataclasses.replace(made[4], completions=())
+    made[5] = record("the boat crossed", "the river", " the river")
+    return [dataclasses.replace(r, id=f"r{i}") for i, r in enumerate(made)]
+
+
+def same(some: list[Tree], others: list[Tree]) -> bool:
+    def plain(tree: Tree) -> Any:
+        done = [None if ids is None else (ids.dtype, ids.tolist()) for ids in tree.completions]
+        return tree.record, tree.prompt.dtype, tree.prompt.tolist(), done
+
+    return [plain(tree) for tree in some] == [plain(tree) for tree in others]
+
+
+@pytest.mark.parametrize("over_long", ["drop", "cut_prompt", "cut_completion"])
+@pytest.mark.parametrize("length", [12, 100])
+def test_from_the_table_comes_what_the_tokenizer_says(
+    tmp_path: Path, asked: list[Record], over_long: Any, length: int
+) -> None:
+    tokenizer, records = byte_level(CHATML), rows()
+    plain, report = build_trees(records, tokenizer, max_length=length, over_long=over_long)
+    for _ in range(2):
+        asked.clear()
+        kept, again = build_trees(records, tokenizer, max_length=length, over_long=over_long, cache=tmp_path)
+        assert same(plain, kept)
+        assert again == report
+    if length == 100:
+        assert asked == []
+
+
+def test_straddled_tokens_are_counted_from_the_table_too(tmp_path: Path) -> None:
+    r = record("a t", "he")
+    reports = [build_trees([r], llama_like(), max_length=64, cache=cache)[1] for cache in (None, tmp_path, tmp_path)]
+    assert reports[0].straddled == 1
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_only_what_is_new_is_tokenised(tmp_path: Path, asked: list[Record]) -> None:
+    tokenizer, records = byte_level(CHATML), rows()
+    build_trees(records[:600], tokenizer, max_length=64, cache=tmp_path)
+    asked.clear()
+    build_trees(records[500:900], tokenizer, max_length=64, cache=tmp_path)
+    assert asked == records[600:900]
+    changed = [
+        cut_off(records[0]),
+        record(chat("question 0"), "four"),
+        dataclasses.replace(records[0], tools=({"name": "add"},)),
+        dataclasses.replace(records[0], template_kwargs={"enable_thinking": False}),
+        dataclasses.replace(records[0], completions=records[0].completions[::-1]),
+    ]
+    asked.clear()
+    build_trees(changed, tokenizer, max_length=64, cache=tmp_path)
+    assert asked == changed
+    asked.clear()
+    build_trees([dataclasses.replace(records[0], id="other", source="x")], tokenizer, max_length=64, cache=tmp_path)
+    assert asked == []
+
+
+def test_another_tokenizer_or_template_has_another_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [byte_level(), byte_level(CHATML), byte_level(GEMMA), byte_level(CHATML, bos_token="<|end|>"), llama_like()]
+    names = [tokentable.identity(Template(tokenizer)) for tokenizer in made]
+    assert len(set(names)) == 5
+    assert None not in names
+    assert tokentable.identity(Template(byte_level(CHATML))) == names[1]
+    dated = byte_level(CHATML + "{{ strftime_now('%d %b %Y') }}")
+    today = tokentable.identity(Template(dated))
+    monkeypatch.setattr(time, "strftime", lambda form: "another day")
+    assert tokentable.identity(Template(dated)) != today
+
+
+def test_errors_are_not_kept(tmp_path: Path, asked: list[Record]) -> None:
+    records = [record(chat("Hi"), "four"), record(chat("Hi", system="Be kind."), "four")]
+    for _ in range(2):
+        with pytest.raises(DataError, match="System role not supported"):
+            build_trees(records, byte_level(GEMMA), max_length=64, cache=tmp_path)
+
+
+def test_a_disk_that_refuses_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = build_trees(rows()[:10], byte_level(CHATML), max_length=64)[0]
+    (tmp_path / "tokens").write_text("a file where a folder should be")
+    assert same(build_trees(rows()[:10], byte_level(CHATML), max_length=64, cache=tmp_path)[0], plain)
+
+
+def test_kept_ids_are_int32_and_cannot_be_changed(tmp_path: Path) -> None:
+    for _ in range(2):
+        tree = build_trees([record(chat("Hi"), "four")], byte_level(CHATML), max_length=64, cache=tmp_path)[0][0]
+    assert tree.prompt.dtype == np.int32
+    assert not tree.prompt.flags.writeable
