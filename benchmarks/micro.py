@@ -78,35 +78,32 @@ def job(loss: str, data: str, batch: int, steps: int, **options: Any) -> Job:
     return with_reference(prepared(asked, Marks(scratch / "marks.jsonl", "micro")))
 
 
-def steps(quick: bool) -> Facts:
+def steps(quick: bool, data: str) -> Facts:
     """A KTO step over an SFT step on the same trained tokens, reference cached, in turn; the utilisation of both."""
-    found: Facts = {}
-    for data in ("hh",) if quick else ("hh", "cje"):
-        kto = job("kto", data, 8, 3 if quick else 6)
-        peak = matmul_peak(kto.policy.device, COMPUTED_IN[kto.policy.precision])
-        parameters = kto.policy.trainable()
-        optimizer = make_optimizer(parameters, kto.config)
-        took: dict[str, list[float]] = {"kto": [], "sft": []}
-        work = {"kto": 0.0, "sft": 0.0}
-        for k, step in enumerate(kto.schedule.steps * (1 if quick else 3)):
-            micros = matched(kto.corpus, step.rows, 1, kto.token_budget)[0]
-            for kind in ("kto", "sft"):
-                began, done = time.perf_counter(), kto.policy.flops
-                if kind == "kto":
-                    gradient.gradient(kto, step, z0.reference_point(kto, step, None))
-                else:
-                    imitate(kto.policy, micros)
-                torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 10.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                if k:
-                    took[kind].append(time.perf_counter() - began)
-                    work[kind] += kto.policy.flops - done
-        found[data] = {kind: spread(times) for kind, times in took.items()}
-        found[data] |= {f"{kind}_utilisation": work[kind] / sum(took[kind]) / peak for kind in took}
-        found[data] |= {"ratio": spread(a / b for a, b in zip(took["kto"], took["sft"], strict=True))}
-        found[data] |= {"ratio_of_work": work["kto"] / work["sft"]}
-    return found
+    kto = job("kto", data, 8, 3 if quick else 6)
+    peak = matmul_peak(kto.policy.device, COMPUTED_IN[kto.policy.precision])
+    parameters = kto.policy.trainable()
+    optimizer = make_optimizer(parameters, kto.config)
+    took: dict[str, list[float]] = {"kto": [], "sft": []}
+    work = {"kto": 0.0, "sft": 0.0}
+    for k, step in enumerate(kto.schedule.steps * (1 if quick else 2)):
+        micros = matched(kto.corpus, step.rows, 1, kto.token_budget)[0]
+        for kind in ("kto", "sft"):
+            began, done = time.perf_counter(), kto.policy.flops
+            if kind == "kto":
+                gradient.gradient(kto, step, z0.reference_point(kto, step, None))
+            else:
+                imitate(kto.policy, micros)
+            torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 10.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if k:
+                took[kind].append(time.perf_counter() - began)
+                work[kind] += kto.policy.flops - done
+    found: Facts = {kind: spread(times) for kind, times in took.items()}
+    found |= {f"{kind}_utilisation": work[kind] / sum(took[kind]) / peak for kind in took}
+    ratios = spread(a / b for a, b in zip(took["kto"], took["sft"], strict=True))
+    return found | {"ratio": ratios, "ratio_of_work": work["kto"] / work["sft"]}
 
 
 def imitate(policy: Policy, micros: list[Micro]) -> None:
@@ -187,9 +184,9 @@ def reference(quick: bool) -> Facts:
         ways = {str(size): partial(all_of_it, size, list(trees.values()), ready.policy) for size in sizes}
         done = ready.policy.flops
         took = in_turn(ways, 2 if quick else 7)
-        rate = (ready.policy.flops - done) / len(ways) / (3 if quick else 8)
+        work = (ready.policy.flops - done) / len(ways) / (3 if quick else 8)
         peak = matmul_peak(ready.policy.device, COMPUTED_IN[ready.policy.precision])
-        found[data] = {size: spread(times) | {"utilisation": rate / min(times) / peak} for size, times in took.items()}
+        found[data] = {size: spread(times) | {"utilisation": work / min(times) / peak} for size, times in took.items()}
     return found
 
 
@@ -212,7 +209,8 @@ def sweep(quick: bool) -> Facts:
 
 PARTS = {
     "matmul peak": kernels.peak, "start-up": startup, "head": heads, "attention": attention, "planning": planning,
-    "steps": steps, "shared prompt": sharing, "length": lengths, "reference": reference, "sweep": sweep,
+    "steps, hh": partial(steps, data="hh"), "steps, cje": partial(steps, data="cje"), "shared prompt": sharing,
+    "length": lengths, "reference": reference, "sweep": sweep,
 }  # fmt: skip
 
 
