@@ -29,8 +29,8 @@ from prospect.train.objective import Objective
 from prospect.train.runlog import RunLog
 
 NO_GRAD_FACTOR = {"cuda": 4}
-"""A pass without gradients holds no activations, so its micro-batches may be this much larger. On a CPU they would not
-be faster: more tokens at once than training's leave the cache (`python -m benchmarks.micro --only reference`)."""
+"""A pass without gradients holds no activations, so its micro-batches may be this much larger. On a CPU
+that buys little or nothing (`python -m benchmarks.micro --only reference`) and takes memory."""
 
 
 @dataclass
