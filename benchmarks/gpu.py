@@ -177,12 +177,18 @@ def everything(options: argparse.Namespace) -> Facts:
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if options.site:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(options.site), os.environ.get("PYTHONPATH"))))
-    found: Facts = {"commit": commit(), "data": options.data, "batch": options.batch, "cells": [], "left_out": []}
+    found: Facts = {
+        "commit": options.commit or commit(),
+        "data": options.data,
+        "batch": options.batch,
+        "cells": [],
+        "left_out": [],
+    }
     found |= parts(options)
     rows, tokenizer = rows_and_tokenizer(options.work, options.data, options.batch * options.steps, options.tiny)
     work = sides(options.micro, options.batch, importable(environment))
     longest: dict[str, float] = {}
-    for name in ["tiny"] if options.tiny else [n for n in SHAPES if n != "tiny"]:
+    for name in ["tiny"] if options.tiny else [n for n in SHAPES if n != "tiny" and options.only in n]:
         for side, settings in work.items():
             # A run that may not end in time would only take it from the others.
             if clock.left() < longest.get(side, 45.0) * 1.1:
@@ -274,6 +280,8 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--minutes", type=float, default=8.5)
     flags.add_argument("--work", type=Path, default=BUILD / "gpu", help="where models and rows are made")
     flags.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    flags.add_argument("--commit", help="what is measured, where the folder came without its history")
+    flags.add_argument("--only", default="", help="part of a model's name, such as 1.5b")
     options = flags.parse_args(arguments)
     if options.tiny:
         options.batch, options.steps = min(options.batch, 4), 2

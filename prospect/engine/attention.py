@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 
 from prospect.engine.plain import plain_attention, plain_is_faster
 from prospect.engine.transfer import move
-from prospect.engine.varlen import Flat, attend_flat, lay_out, suits
+from prospect.engine.varlen import Flat, attend_flat, computed_in, lay_out, suits
 
 NAME = "prospect_tree"
 CALL_COST = 4096
@@ -203,7 +203,9 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D)."""
+    """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
+    dtype of autocast, which norms and rotations of queries and keys have widened."""
+    query, key, value = (states.to(computed_in(query)) for states in (query, key, value))
     if segments.memory is not None and segments.past:
         key, value = segments.memory.before(module, key, value)
     elif segments.memory is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ CHUNK = 1 << 25
 """Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
 IN_CACHE = 1 << 20
 """Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
-ON_CUDA = 4
-"""CHUNK is so much larger on CUDA, where every part costs launches, and nothing is cut further. Not measured yet."""
-KEPT = 1 << 27
-"""Bytes of derivatives by logits that forward keeps for backward."""
+KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
+"""Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat: 6 % of a step on
+an H200 with a vocabulary of 151,936."""
 AT_ONCE = 2048
 """Tokens of the vocabulary in a float32 product on a CPU."""
 
@@ -119,7 +119,8 @@ def token_logp(
     frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
     logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
-    keep = torch.is_grad_enabled() and len(hidden) * len(weight) * compute_dtype.itemsize <= KEPT
+    kept = KEPT.get(hidden.device.type, KEPT["cpu"])
+    keep = torch.is_grad_enabled() and len(hidden) * len(weight) * compute_dtype.itemsize <= kept
     logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
 
@@ -134,28 +135,33 @@ class _Logits:
     dtype: torch.dtype
     want_sum_p2: bool
 
-    def look(self, raw: Tensor, targets: Tensor, want_slopes: bool) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Of products (m, V) the scores (m,) and, where asked for, the slopes: the derivatives (m, V) of the log-probs,
-        and of the sums of p^2, by the products, in the dtype of these."""
+    def look(self, raw: Tensor, targets: Tensor, slopes: Tensor) -> Scores:
+        """Scores (m,) of products (m, V). Into `slopes` (0 or more, m, V), the first of which may be `raw` itself, go
+        the derivatives by the products: of minus the log-probs, and of the sums of p^2."""
         logp = raw.new_empty(len(raw), dtype=_wide(self.dtype))
         sum_p2 = torch.empty_like(logp) if self.want_sum_p2 else None
-        slopes = [torch.empty_like(raw) for _ in range((1 + self.want_sum_p2) * want_slopes)]
         for rows in _chunks(raw, raw.shape[1], IN_CACHE if raw.device.type == "cpu" else CHUNK):
-            z, bend = finish(raw[rows], self.bias, self.scale, self.softcap)
-            p = z.log_softmax(-1)
+            p, bend = self._log_probs(raw[rows])
             at = targets[rows, None]
             logp[rows] = p.gather(-1, at)[:, 0]
-            if slopes or sum_p2 is not None:
+            if len(slopes) or sum_p2 is not None:
                 p.exp_()
             if sum_p2 is not None:
                 sum_p2[rows] = p.square().sum(-1)
-            if not slopes:
+            if not len(slopes):
                 continue
             if sum_p2 is not None:
-                slopes[1][rows] = self._unscaled((p - sum_p2[rows, None]).mul_(p).mul_(2), bend)
-            # 1 - p of the target from its log-prob: the difference would lose what matters of a p close to 1.
-            slopes[0][rows] = self._unscaled(p.neg_().scatter_(-1, at, -logp[rows, None].expm1()), bend)
-        return logp, sum_p2, slopes
+                slopes[1, rows] = self._unscaled((p - sum_p2[rows, None]).mul_(p).mul_(2), bend)
+            # p - 1 of the target from its log-prob: the difference would lose what matters of a p close to 1.
+            slopes[0, rows] = self._unscaled(p.scatter_(-1, at, logp[rows, None].expm1()), bend)
+        return logp, sum_p2
+
+    def _log_probs(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of products (m, V) all log-probs, and `finish`'s derivative."""
+        if self.bias is None and self.scale == 1.0 and self.softcap is None:
+            return raw.log_softmax(-1, dtype=_wide(raw.dtype)), None
+        z, bend = finish(raw, self.bias, self.scale, self.softcap)
+        return z.log_softmax(-1), bend
 
     def _unscaled(self, by_logits: Tensor, bend: Tensor | None) -> Tensor:
         """From the derivative by finished logits to the one by products (in place)."""
@@ -170,57 +176,78 @@ class _TokenLogp(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logits: _Logits, keep: bool
     ) -> Scores:
         logp = hidden.new_empty(len(hidden), dtype=_wide(logits.dtype))
-        sum_p2, kept = torch.empty_like(logp) if logits.want_sum_p2 else None, []
+        sum_p2 = torch.empty_like(logp) if logits.want_sum_p2 else None
+        kept = hidden.new_empty((1 + logits.want_sum_p2) * keep, len(hidden), len(weight), dtype=logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
-            for rows in _chunks(hidden, len(weight), CHUNK):
-                raw = _products(hidden[rows].to(logits.dtype), head)
-                logp[rows], squares, slopes = logits.look(raw, targets[rows], keep)
+            for rows in _parts(hidden, len(weight), keep):
+                raw = _products(hidden[rows].to(logits.dtype), head, kept[0, rows] if keep else None)
+                logp[rows], squares = logits.look(raw, targets[rows], kept[:, rows])
                 if sum_p2 is not None and squares is not None:
                     sum_p2[rows] = squares
-                kept += slopes
-        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, kept)
         ctx.logits = logits
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, kept = ctx.saved_tensors
         dtype, wide = ctx.logits.dtype, _wide(ctx.logits.dtype)
-        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        by_hidden, by_weight, by_bias = (torch.zeros_like(x, dtype=wide) if wants else None for x, wants in wanted)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        by_hidden: list[Tensor] = []
+        by_weight: Tensor | None = None
+        by_bias: Tensor | None = None
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype)
-            for rows in _chunks(hidden, len(weight), CHUNK):
-                h = hidden[rows]
-                slopes = kept[: 1 + ctx.logits.want_sum_p2]
-                del kept[: len(slopes)]
-                slopes = slopes or ctx.logits.look(_products(h.to(dtype), head), targets[rows], True)[2]
-                for grad, slope in zip(grads, slopes, strict=False):
-                    if grad is None:
-                        continue
-                    # A row's factor is put on the narrow sides of the products.
-                    factor = grad[rows, None]
-                    if by_hidden is not None:
-                        by_hidden[rows] += (slope @ head).to(wide).mul_(factor)
-                    if by_weight is not None:
-                        by_weight += slope.T @ (h * factor).to(dtype)
-                    if by_bias is not None:
-                        by_bias += (slope.to(wide) * factor).sum(0)
-        found = zip((by_hidden, by_weight, by_bias), (hidden, weight, bias), strict=True)
+            for rows in _parts(hidden, len(weight), bool(len(kept))):
+                h, slopes = hidden[rows], kept
+                if not len(kept):
+                    slopes = h.new_empty(1 + ctx.logits.want_sum_p2, len(h), len(weight), dtype=dtype)
+                    ctx.logits.look(_products(h.to(dtype), head, slopes[0]), targets[rows], slopes)
+                pulled = zip((-1, 1), grads, slopes, strict=False)
+                terms = [(sign * grad[rows, None], slope) for sign, grad, slope in pulled if grad is not None]
+                # A row's factor is put on the narrow sides of the products.
+                if wants_hidden:
+                    by_hidden.append(reduce(torch.add, [(slope @ head).to(wide).mul_(f) for f, slope in terms]))
+                for factor, slope in terms:
+                    if wants_weight:
+                        by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), wide)
+                    if wants_bias:
+                        by_bias = _plus(by_bias, (slope.to(wide) * factor).sum(0), wide)
+        found = zip(
+            (torch.cat(by_hidden) if wants_hidden else None, by_weight, by_bias), (hidden, weight, bias), strict=True
+        )
         return *(None if g is None else g.to(x.dtype) for g, x in found), None, None, None
 
 
-def _products(hidden: Tensor, head: Tensor) -> Tensor:
-    """(M, V). In float32 on a CPU some of the vocabulary at a time: with few rows the library's product of the whole is
-    up to half as fast (`python -m benchmarks.micro --only head`)."""
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-        return hidden @ head.T
-    raw = hidden.new_empty(len(hidden), len(head))
-    for begin in range(0, len(head), AT_ONCE):
-        part = slice(begin, begin + AT_ONCE)
+def _plus(total: Tensor | None, part: Tensor, wide: torch.dtype) -> Tensor:
+    return part.to(wide) if total is None else total.add_(part)
+
+
+def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+    """`total` and the product of slope (m, V) and hidden (m, H) over m: on a CPU some of the vocabulary at a time, so
+    that what is rounded is widened while in the cache, and no second matrix of this size is needed."""
+    total = hidden.new_zeros(slope.shape[1], hidden.shape[1], dtype=wide) if total is None else total
+    size = AT_ONCE if hidden.device.type == "cpu" else len(total)
+    for begin in range(0, len(total), size):
+        total[begin : begin + size] += slope[:, begin : begin + size].T @ hidden
+    return total
+
+
+def _parts(hidden: Tensor, vocabulary: int, whole: bool) -> Iterator[slice]:
+    """Rows whose products are held at once: all of them where they are kept anyway."""
+    return iter([slice(0, len(hidden))]) if whole else _chunks(hidden, vocabulary, CHUNK)
+
+
+def _products(hidden: Tensor, head: Tensor, out: Tensor | None) -> Tensor:
+    """(M, V), into `out` where there is one. In float32 on a CPU some of the vocabulary at a time: with few rows the
+    library's product of the whole is up to half as fast (`python -m benchmarks.micro --only head`)."""
+    raw = hidden.new_empty(len(hidden), len(head)) if out is None else out
+    size = AT_ONCE if hidden.device.type == "cpu" and hidden.dtype == torch.float32 else len(head)
+    for begin in range(0, len(head), size):
+        part = slice(begin, begin + size)
         torch.mm(hidden, head[part].T, out=raw[:, part])
     return raw
 
@@ -230,5 +257,5 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunks(rows: Tensor, vocabulary: int, size: int) -> Iterator[slice]:
-    step = max(1, size * (ON_CUDA if rows.is_cuda else 1) // vocabulary)
+    step = max(1, size // vocabulary)
     return (slice(begin, begin + step) for begin in range(0, len(rows), step))

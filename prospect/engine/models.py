@@ -26,9 +26,9 @@ from prospect.engine import folders, fused
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.fused import Kernels
-from prospect.engine.layers import lighten
+from prospect.engine.layers import cast_inputs_once, lighten
 from prospect.engine.logprobs import Head, finish, pick
-from prospect.engine.pages import keep_freed
+from prospect.engine.pages import keep_freed, limit_caches
 from prospect.engine.precision import (
     COMPUTED_IN,
     TRAINED_IN,
@@ -101,6 +101,7 @@ class Policy:
         _no_dropout(model)
         if self.kernels == "torch":
             lighten(self.base)
+        cast_inputs_once(self.base)
         embeddings = cast(Any, self.base).get_input_embeddings()
         _sparse_where_tied(embeddings, self.head.module)
         self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config())
@@ -288,6 +289,7 @@ def load(
     how = pick_precision(precision, where)
     if where.type == "cpu":
         keep_freed()
+        limit_caches()
     keep = how == "bf16" and (frozen or adapted)
     base = read_model(base_folder, "auto" if keep else TRAINED_IN[how]).requires_grad_(not frozen and not adapted)
     network = read_adapter(base, folder, trainable=not frozen) if adapted else base

@@ -63,7 +63,7 @@ def lay_out(
 
 
 def computed_in(states: Tensor) -> torch.dtype:
-    """What a kernel receives: inside autocast its dtype, as norms on queries and keys may have widened them."""
+    """What kernels receive: inside autocast its dtype."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
@@ -71,7 +71,7 @@ def computed_in(states: Tensor) -> torch.dtype:
 def suits(query: Tensor, value: Tensor, softcap: float | None) -> bool:
     """Whether the flash kernel takes these states, (1, H, T, D) each."""
     size = query.shape[-1]
-    if query.device.type != "cuda" or softcap is not None or computed_in(query) not in (torch.bfloat16, torch.float16):
+    if query.device.type != "cuda" or softcap is not None or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     capability = _capability(query.device)
     limit = LARGEST_HEAD if capability in WIDE_BACKWARD else 192
@@ -86,8 +86,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 def attend_flat(
     query: Tensor, key: Tensor, value: Tensor, flat: Flat, scaling: float | None, window: int | None
 ) -> Tensor:
-    """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), in the dtype of `computed_in`."""
-    q, k, v = (states[0].transpose(0, 1).to(computed_in(query)) for states in (query, key, value))
+    """query (1, H, T, D), key and value (1, H or fewer, T, D), all in one dtype -> (1, T, H, D)."""
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     if flat.keys is not None:
         k, v = k.index_select(0, flat.keys), v.index_select(0, flat.keys)
     return kernel(q, k, v, flat, scaling, (window - 1 if window else -1, 0))[None]

@@ -125,15 +125,16 @@ def test_bfloat16_products_give_float32_scores_and_stored_gradients(
 def test_logits_are_never_held_for_all_tokens(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """But for as many of their derivatives as may be kept."""
     monkeypatch.setattr(logprobs, "CHUNK", 50 * 10)
-    monkeypatch.setattr(logprobs, "KEPT", kept)
+    monkeypatch.setattr(logprobs, "IN_CACHE", 50 * 10)
+    monkeypatch.setattr(logprobs, "KEPT", {"cpu": kept})
     made = []
-    original = logprobs.finish
+    original = logprobs._Logits._log_probs
 
-    def watched(z: Any, *rest: Any) -> Any:
-        made.append(z.numel())
-        return original(z, *rest)
+    def watched(self: Any, raw: Any) -> Any:
+        made.append(raw.numel())
+        return original(self, raw)
 
-    monkeypatch.setattr(logprobs, "finish", watched)
+    monkeypatch.setattr(logprobs._Logits, "_log_probs", watched)
     hidden, weight = torch.randn(400, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
     logp, _ = token_logp(hidden, weight, torch.zeros(400, dtype=torch.long), compute_dtype=torch.float32)
     saved = logp.grad_fn.saved_tensors

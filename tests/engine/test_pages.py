@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, and what is built for shapes does not pile up."""
 
 from __future__ import annotations
 
@@ -36,3 +36,30 @@ def test_the_system_zeroes_no_page_twice() -> None:
     if told[1] == "False":
         pytest.skip("the C library has no mallopt")
     assert int(faults[1]) * 10 < int(faults[0])
+
+
+SHAPES = """
+import sys, torch
+from prospect.engine.pages import limit_caches
+if sys.argv[1] == "limited":
+    limit_caches()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+weight = torch.randn(64, 64).bfloat16()
+for rows in range(1, 1200):
+    torch.randn(rows, 64).bfloat16() @ weight
+    if rows == 300:
+        before = resident()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of a process's memory")
+def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
+    default, limited = (
+        int(subprocess.run([sys.executable, "-c", SHAPES, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("default", "limited")
+    )
+    if default < 30 << 20:
+        pytest.skip("products keep nothing on this processor")
+    assert limited * 3 < default * 2

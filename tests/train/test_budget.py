@@ -146,13 +146,16 @@ def test_running_out_of_memory_for_real(make_job: MakeJob, monkeypatch: pytest.M
         move(job)
     expected = gradients(plain)[0]
     assert len(matched(tight.corpus, tight.schedule.steps[0].rows, 1, 400)[0]) == 1
-    original = job_module.compute
 
-    def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-        if len(micro.trees) > 4 and torch.is_grad_enabled():
-            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-        return original(policy, micro, *args, **options)
+    def short_of_memory(original: Any) -> Any:
+        def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
+            if len(micro.trees) > 4 and torch.is_grad_enabled():
+                torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+            return original(policy, micro, *args, **options)
 
-    monkeypatch.setattr(job_module, "compute", compute)
+        return compute
+
+    for name in ("compute", "compute_with"):
+        monkeypatch.setattr(job_module, name, short_of_memory(getattr(job_module, name)))
     close(gradients(tight)[0], expected, 1e-12)
     assert tight.token_budget < 400
