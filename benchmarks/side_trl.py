@@ -35,7 +35,10 @@ def trainer_of(job: Facts, marks: Marks) -> Any:
     shared |= {"disable_tqdm": True, "save_strategy": "no", "max_length": job["context"], "num_train_epochs": 1}
     # In the order of the file, as KTO in TRL demands: so that each step's tokens are known. It costs DPO nothing.
     shared |= {"per_device_train_batch_size": job["batch"], "train_sampling_strategy": "sequential"}
-    args = config_type(**(shared | job.get("settings", {})))
+    given = shared | job.get("settings", {})
+    if "activation_checkpointing" in given and not hasattr(config_type, "activation_checkpointing"):
+        given["gradient_checkpointing"] = given.pop("activation_checkpointing")  # its name before transformers 5.23
+    args = config_type(**given)
 
     def load(folder: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

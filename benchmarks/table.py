@@ -13,11 +13,11 @@ STYLE = """<style>text{font:12px system-ui,sans-serif;fill:#222}.tick,.label{fil
 .dot{fill:#9aa7b5}.dot.main{fill:#3478b5}svg{background:#fff}</style>"""
 
 
-def summary(marks: list[Facts], epoch_tokens: int) -> Facts:
+def summary(marks: list[Facts], epoch_tokens: int, warm: int = 1) -> Facts:
     """One run in figures; rates in real tokens per second.
 
     Between `loaded` and the first step lie tokenising and the reference pass, which grow with the data, and what does
-    not. The first step warms up and counts as overhead beyond its share. A whole first epoch is then
+    not. The first `warm` steps warm up and count as overhead beyond their share. A whole first epoch is then
 
         (tokenising + reference) * epoch tokens / sample tokens + overhead + epoch tokens / rate of the later steps
     """
@@ -28,8 +28,8 @@ def summary(marks: list[Facts], epoch_tokens: int) -> Facts:
     ends = [start, *(step["seconds"] for step in steps)]
     took = [b - a for a, b in pairwise(ends)]
     tokens = [step["tokens"] for step in steps]
-    rate = sum(tokens[1:]) / sum(took[1:])
-    overhead = start - grows + max(0.0, took[0] - tokens[0] / rate)
+    rate = sum(tokens[warm:]) / sum(took[warm:])
+    overhead = start - grows + max(0.0, sum(took[:warm]) - sum(tokens[:warm]) / rate)
     sample = last["prepared"]["tokens"]
     epoch = grows * epoch_tokens / sample + overhead + epoch_tokens / rate
     return {
@@ -43,7 +43,7 @@ def summary(marks: list[Facts], epoch_tokens: int) -> Facts:
         "sample_tokens": sample,
         "peak_rss": max(step["peak_rss"] for step in steps),
         "loaded": {k: last["loaded"][k] for k in ("versions", "threads", "precision")},
-        "utilisation": _utilisation(steps[1:], took[1:]),
+        "utilisation": _utilisation(steps[warm:], took[warm:]),
     }
 
 
