@@ -205,7 +205,8 @@ def everything(options: argparse.Namespace) -> Facts:
                 continue
             model = make_model(options.work, name, tokenizer, options.device)
             cell = measure(side, model, rows, settings, options, environment, clock.left())
-            while "out of memory" in cell.get("failed", "") and (settings := halved(settings)):
+            while "out of memory" in cell.get("failed", "") and (smaller := halved(settings)):
+                settings = smaller
                 cell = measure(side, model, rows, settings, options, environment, clock.left())
             cell["settings"] = settings
             longest[side] = max(cell["wall"], longest.get(side, 0.0))

@@ -65,7 +65,8 @@ def ensure(models: Sequence[str] = ("42m-32k",)) -> Facts:
     made_from = "real" if found.get("source") == "real" else source()
     wanted = {"source": made_from, "seed": SEED, "context": CONTEXT, "tokens": TOKENS}
     if any(found.get(key) != value for key, value in wanted.items()):
-        shutil.rmtree(BUILD, ignore_errors=True)
+        for made in ("text", "tokenizer", "models", "samples", "cells", "gradients"):
+            shutil.rmtree(BUILD / made, ignore_errors=True)
         found = wanted | {"data": _text()}
         write_json(stamp, found)
     for name in models:

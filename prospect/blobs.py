@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from prospect.errors import RunError
@@ -31,8 +31,11 @@ class Blobs:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._create()
-        except sqlite3.DatabaseError:
-            path.replace(path.with_suffix(".damaged"))
+        except RunError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
+            with suppress(FileNotFoundError):  # a run beside this one may have put it aside
+                path.replace(path.with_suffix(".damaged"))
             self._create()
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
@@ -40,7 +43,9 @@ class Blobs:
         wanted = sorted(keys)  # in the order of the file, so that each page is read once
         found: dict[bytes, bytes] = {}
         with self._open() as database:
-            if SCAN * len(wanted) > self._size:
+            most = SCAN * len(wanted)
+            (size,) = database.execute("select count(*) from (select 1 from rows limit ?)", (most,)).fetchone()
+            if size < most:
                 some = set(wanted)
                 return {key: value for key, value in database.execute("select hash, value from rows") if key in some}
             for start in range(0, len(wanted), CHUNK):
@@ -57,7 +62,7 @@ class Blobs:
     def _create(self) -> None:
         with self._open() as database:
             database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
-            self._size: int = database.execute("select count(*) from rows").fetchone()[0]
+            database.execute("select hash from rows limit 1").fetchall()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -65,7 +70,8 @@ class Blobs:
         try:
             with closing(sqlite3.connect(self.path, timeout=120)) as database, database:
                 yield database
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise RunError(
-                f"the table {self.path} cannot be used: {error}. Make room, or choose another place with --cache"
+                f"the table {self.path} cannot be used: {error}. Make room, delete the file if it is damaged, "
+                f"or choose another place with --cache"
             ) from error

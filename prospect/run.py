@@ -8,6 +8,7 @@ run.report()
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -209,6 +210,9 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
         ranks.barrier()
         if ranks.any_rank(stop(), job.policy.device):
             raise Interrupted("stopped during the reference pass; what it computed is kept")
+    if policy is not job.policy:
+        del policy
+        gc.collect()  # layers refer to themselves, and the device's memory is wanted at once
     job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.path.stem)
     return found
 

@@ -77,8 +77,11 @@ def identity(template: Template) -> str | None:
     if backend is None:
         return None
     chat = json.dumps(tokenizer.chat_template)
-    parts = [Path(templates.__file__).read_text(encoding="utf-8"), version("tokenizers"), version("transformers")]
-    parts += [type(tokenizer).__name__, backend.to_str(), chat, str(template.text_prefix)]
+    try:
+        parts = [Path(templates.__file__).read_text(encoding="utf-8"), backend.to_str()]
+    except Exception:  # tokenizers raises nothing narrower for parts written in Python
+        return None
+    parts += [version("tokenizers"), version("transformers"), type(tokenizer).__name__, chat, str(template.text_prefix)]
     parts += [str(tokenizer.special_tokens_map), str(getattr(tokenizer, "split_special_tokens", False))]
     parts += [time.strftime("%Y-%m-%d")] if "strftime_now" in chat else []  # such a template prints the day
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:24]

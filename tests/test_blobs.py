@@ -38,6 +38,18 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     assert path.with_suffix(".damaged").exists()
 
 
+def test_later_damage_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    items = {i.to_bytes(16, "little"): b"v" * 9000 for i in range(200)}
+    blobs = Blobs(path)
+    blobs.write(items.items())
+    whole = bytearray(path.read_bytes())
+    whole[8192:-8192] = b"\xff" * (len(whole) - 16384)
+    path.write_bytes(whole)
+    with pytest.raises(RunError, match=r"t\.sqlite cannot be used.*delete the file"):
+        blobs.read(items)
+
+
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.sqlite").mkdir()
     with pytest.raises(RunError, match=r"t\.sqlite cannot be used.*--cache"):

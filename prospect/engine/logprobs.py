@@ -120,7 +120,8 @@ def token_logp(
     """
     logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
     kept = KEPT.get(hidden.device.type, KEPT["cpu"])
-    keep = torch.is_grad_enabled() and len(hidden) * len(weight) * compute_dtype.itemsize <= kept
+    size = (1 + want_sum_p2) * len(hidden) * len(weight) * compute_dtype.itemsize
+    keep = torch.is_grad_enabled() and size <= kept
     logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
 
@@ -214,8 +215,8 @@ class _TokenLogp(torch.autograd.Function):
                 for factor, slope in terms:
                     if wants_weight:
                         by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), wide)
-                    if wants_bias:
-                        by_bias = _plus(by_bias, (slope.to(wide) * factor).sum(0), wide)
+                    for part in _chunks(slope, len(weight), CHUNK) if wants_bias else ():
+                        by_bias = _plus(by_bias, (slope[part].to(wide) * factor[part]).sum(0), wide)
         found = zip(
             (torch.cat(by_hidden) if wants_hidden else None, by_weight, by_bias), (hidden, weight, bias), strict=True
         )

@@ -41,6 +41,7 @@ class Cost:
 def cost_of(decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any) -> Cost:
     """The cost of a model from its matrices and its text config. Of experts a token meets as many as are chosen."""
     used = getattr(config, "num_experts_per_tok", None) or 1
+    used = sum(used) / len(used) if isinstance(used, (list, tuple)) else used  # some name it layer by layer
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     body = [0.0, 0.0]
     looked_up = {id(p) for p in embeddings.parameters()}
@@ -50,13 +51,14 @@ def cost_of(decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: 
             body[0] += met
             body[1] += met * p.requires_grad
     outs = [p for p in head.parameters() if p.ndim > 1]
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # without attention there are none
+    size = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
     return Cost(
         body[0],
         body[1],
         float(sum(p.numel() for p in outs)),
         float(sum(p.numel() for p in outs if p.requires_grad)),
-        2.0 * config.num_hidden_layers * config.num_attention_heads * size,
+        2.0 * config.num_hidden_layers * heads * size,
     )
 
 

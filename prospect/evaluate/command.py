@@ -55,6 +55,7 @@ def evaluate_feedback(
         over_long=over_long,
         chat_template=chat_template,
         threshold=threshold,
+        cache=cache_folder(cache),
     )
     partners = mismatched_partners(held, policy.context)
     table = _reference(policy, reference, heldout.queries(held.trees, held.rows, partners), cache, progress)

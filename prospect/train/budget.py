@@ -21,7 +21,7 @@ KNEE = 16384
 SHARE = 0.85
 """Of the free memory: the rest is for what fragments, and for rows that take more than the two measured ones."""
 SMALL = 2048
-"""Tokens of the smaller measurement; the larger has twice as many. Enough for the head to work in chunks."""
+"""Tokens of the smaller measurement; the larger has twice as many."""
 STATE = {"adamw": 8, "rmsprop": 4}
 """Bytes that an optimizer keeps per trainable parameter."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from prospect.engine.forest import Branches, pack
 from prospect.engine.forward import forward
@@ -77,11 +81,11 @@ def test_less_is_kept(make: Callable[[], nn.Module], width: int) -> None:
 
 def test_bfloat16_inputs_round_where_the_layer_rounds() -> None:
     torch.manual_seed(0)
-    for module in (norm(), mlp()):
-        x, pull = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    for module, dtype in ((norm(), torch.bfloat16), (norm(), torch.float32), (mlp(), torch.float32)):
+        x, pull = torch.randn(2, 5, 16).to(dtype), torch.randn(2, 5, 16)
         with torch.autocast("cpu", torch.bfloat16):
             own = gradients(module, x, pull)
-            lighten(module)
+            assert lighten(module) == 1
             ours = gradients(module, x, pull)
         assert [a.dtype for a in ours] == [b.dtype for b in own]
         for a, b in zip(ours, own, strict=True):
@@ -92,9 +96,38 @@ def test_a_layer_that_computes_something_else_stays() -> None:
     gemma = GemmaRMSNorm(16)  # multiplies by 1 + weight
     nn.init.normal_(gemma.weight)
     gelu = LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=24, hidden_act="gelu", num_attention_heads=2))
-    for module in (gemma, gelu):
+    olmo = Olmo2RMSNorm(16)  # rounds once, at the end
+    silent = mlp()
+    nn.init.zeros_(silent.down_proj.weight)  # gives nothing to compare
+    for module in (gemma, gelu, olmo, silent, Clamped(10.0)):
         assert lighten(module) == 0
         assert "forward" not in vars(module)
+    both = nn.ModuleList([Clamped(math.inf), Clamped(10.0)])
+    assert lighten(both) == 1
+    assert "forward" in vars(both[0]) and "forward" not in vars(both[1])
+
+
+class Clamped(LlamaMLP):
+    """Gated activations with a limit, which models of one class may have layer by layer."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(LlamaConfig(hidden_size=16, intermediate_size=24, hidden_act="silu", num_attention_heads=2))
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.act_fn(self.gate_proj(x).clamp(max=self.limit)) * self.up_proj(x).clamp(-self.limit, self.limit)
+        found: Tensor = self.down_proj(inner)
+        return found
+
+
+def test_a_model_survives_copying_and_pickling() -> None:
+    module = mlp()
+    x = torch.randn(2, 16)
+    lighten(module)
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(again(x), module(x))
+        nn.init.zeros_(again.down_proj.weight)
+        assert not again(x).any() and module(x).any()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mixtral", "olmo2", "smollm3", "gpt2"])
@@ -103,6 +136,8 @@ def test_whole_models_give_the_same(
 ) -> None:
     """In float64, against the same model with its own layers, and dense gradients of its embeddings, put back."""
     found = tiny(name, precision="fp64")
+    if name in ("llama", "qwen3"):
+        assert sum("forward" in vars(module) for module in found.base.modules()) >= 5
     some = trees([(5, [4, 7, 2]), (3, [1, 6])])
 
     def both() -> list[Tensor]:
