@@ -28,7 +28,7 @@ from prospect.engine.forward import forward
 from prospect.engine.models import Policy
 from prospect.engine.transfer import move
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
 
 Ids = npt.NDArray[np.int32]
