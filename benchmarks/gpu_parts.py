@@ -16,6 +16,7 @@ from benchmarks.kernels import random_trees
 from benchmarks.marks import Facts, spread
 from prospect.engine import attention, varlen
 from prospect.engine.forest import Forest, pack
+from prospect.engine.work import matmul_peak
 
 
 def clock(work: Callable[[], Any], device: torch.device, repeats: int = 10, warm: int = 2) -> Facts:
@@ -32,12 +33,8 @@ def clock(work: Callable[[], Any], device: torch.device, repeats: int = 10, warm
 
 
 def matmul_rate(device: torch.device, tiny: bool) -> float:
-    """The fastest bfloat16 matrix product of a few sizes, FLOP/s: what utilisation is measured against."""
-    rates = []
-    for size in (64,) if tiny else (4096, 8192, 16384):
-        a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-        rates.append(2 * size**3 / clock(partial(torch.matmul, a, b), device)["min"])
-    return max(rates)
+    """The fastest bfloat16 matrix product of a few sizes, FLOP/s."""
+    return max(matmul_peak(device, torch.bfloat16, size) for size in ((64,) if tiny else (4096, 8192, 16384)))
 
 
 def forest_of(device: torch.device, tiny: bool, branches: int) -> Forest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from prospect.engine.forest import Branches, pack
 from prospect.engine.logprobs import token_logp
 from prospect.engine.pages import keep_freed
 from prospect.engine.precision import COMPUTED_IN, pick_precision
+from prospect.engine.work import matmul_peak
 from prospect.schedule import Row, cut, plan
 
 HIDDEN, HEADS = 512, 8
@@ -54,14 +54,10 @@ def native() -> torch.dtype:
 
 def peak(quick: bool) -> Facts:
     """The fastest matrix product of a few shapes, FLOP/s, for bf16 and fp32."""
-    found: Facts = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        rates = []
-        for size in (1024,) if quick else (1024, 2048, 4096):
-            a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
-            rates.append(2 * size**3 / clock(partial(torch.matmul, a, b), 5)["min"])
-        found[name] = max(rates)
-    return found
+    sizes = (1024,) if quick else (1024, 2048, 4096)
+    kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    cpu = torch.device("cpu")
+    return {name: max(matmul_peak(cpu, dtype, size) for size in sizes) for name, dtype in kinds.items()}
 
 
 def head(kind: str, vocabulary: int, tokens: int) -> Facts:

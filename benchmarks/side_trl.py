@@ -56,7 +56,7 @@ def trainer_of(job: Facts, marks: Marks) -> Any:
         versions={name: importlib.metadata.version(name) for name in names},
     )
 
-    class Told(TrainerCallback):  # type: ignore[misc]
+    class Told(TrainerCallback):
         """Marks every optimizer step."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -62,7 +62,6 @@ class Blobs:
     def _create(self) -> None:
         with self._open() as database:
             database.execute("create table if not exists rows (hash blob primary key, value blob) without rowid")
-            database.execute("select hash from rows limit 1").fetchall()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -48,6 +48,11 @@ def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+def test_the_median_step_counts() -> None:
+    """Two steps warm up; of 10, 2 and 15 tokens a second the middle."""
+    assert gpu.median_rate({"step_tokens": [9, 9, 10, 10, 30], "step_seconds": [9, 9, 1, 5, 2]}, 2) == 10
+
+
 def test_what_the_sides_are_told() -> None:
     assert list(gpu.sides(16, 32, set())) == ["prospect"]
     every = gpu.sides(16, 32, {"trl", "liger_kernel", "cut_cross_entropy"})

@@ -104,6 +104,16 @@ def test_another_tokenizer_or_template_has_another_table(monkeypatch: pytest.Mon
     assert tokentable.identity(Template(dated)) != today
 
 
+def test_a_tokenizer_with_parts_in_python_is_not_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backend:
+        def to_str(self) -> str:
+            raise Exception("Custom PreTokenizer cannot be serialized")  # as tokenizers says it
+
+    template = Template(byte_level(), "plain")
+    monkeypatch.setattr(type(template.tokenizer), "backend_tokenizer", Backend())
+    assert tokentable.identity(template) is None
+
+
 def test_errors_are_not_kept(tmp_path: Path, asked: list[Record]) -> None:
     records = [record(chat("Hi"), "four"), record(chat("Hi", system="Be kind."), "four")]
     for _ in range(2):

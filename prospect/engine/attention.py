@@ -205,7 +205,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
     dtype of autocast, which norms and rotations of queries and keys have widened."""
-    query, key, value = (states.to(computed_in(query)) for states in (query, key, value))
+    dtype = computed_in(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if segments.memory is not None and segments.past:
         key, value = segments.memory.before(module, key, value)
     elif segments.memory is not None:

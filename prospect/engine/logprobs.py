@@ -26,8 +26,7 @@ CHUNK = 1 << 25
 IN_CACHE = 1 << 20
 """Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
 KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
-"""Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat: 6 % of a step on
-an H200 with a vocabulary of 151,936."""
+"""Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat."""
 AT_ONCE = 2048
 """Tokens of the vocabulary in a float32 product on a CPU."""
 

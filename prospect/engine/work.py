@@ -63,9 +63,10 @@ def cost_of(decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: 
 
 
 @lru_cache
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of a few products of square matrices, measured once in a process."""
-    size = SIZE.get(device.type, SIZE["cpu"])
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of the fastest of a few products of square matrices of `size` rows (None: SIZE), measured once in a
+    process."""
+    size = size or SIZE.get(device.type, SIZE["cpu"])
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def wait() -> None:

@@ -96,7 +96,7 @@ def test_where_it_is_not_asked(package: Any, why: str) -> None:
 
 def test_off_cuda_and_not_installed() -> None:
     for kernels in ("auto", "torch"):
-        assert fused.pick_kernels(kernels, torch.device("cpu")) == "torch"  # type: ignore[arg-type]
+        assert fused.pick_kernels(kernels, torch.device("cpu")) == "torch"
     with pytest.raises(ConfigError, match="runs on CUDA only, and this is cpu"):
         fused.pick_kernels("fused", torch.device("cpu"))
     if not (fused.importlib.util.find_spec("liger_kernel") and fused.importlib.util.find_spec("cut_cross_entropy")):

@@ -138,6 +138,8 @@ def test_whole_models_give_the_same(
     found = tiny(name, precision="fp64")
     if name in ("llama", "qwen3"):
         assert sum("forward" in vars(module) for module in found.base.modules()) >= 5
+    tied = found.base.get_output_embeddings().weight is found.base.get_input_embeddings().weight
+    assert found.base.get_input_embeddings().sparse == tied
     some = trees([(5, [4, 7, 2]), (3, [1, 6])])
 
     def both() -> list[Tensor]:

@@ -145,6 +145,16 @@ def test_logits_are_never_held_for_all_tokens(monkeypatch: pytest.MonkeyPatch, k
     assert held == (0 if kept < 4 * 400 * 50 else 400 * 50)
 
 
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_bound_of_what_is_kept_counts_both_derivatives(monkeypatch: pytest.MonkeyPatch, short: int) -> None:
+    monkeypatch.setattr(logprobs, "KEPT", {"cpu": 2 * 4 * 10 * 50 - short})
+    hidden, weight = torch.randn(10, 4, requires_grad=True), torch.randn(50, 4)
+    targets = torch.zeros(10, dtype=torch.long)
+    logp, _ = token_logp(hidden, weight, targets, compute_dtype=torch.float32, want_sum_p2=True)
+    *_, kept = logp.grad_fn.saved_tensors
+    assert kept.shape == (0 if short else 2, 10, 50)
+
+
 class Wrapped(nn.Module):
     """A head that is no plain Linear, like one with an adapter."""
 

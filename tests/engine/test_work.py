@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from prospect.engine.forest import Branches, pack
 from prospect.engine.forward import forward, forward_more
 from prospect.engine.models import Policy
 from prospect.engine.padded import forward_padded
-from prospect.engine.work import matmul_peak
+from prospect.engine.work import cost_of, matmul_peak
 
 BODY = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)  # q; k and v of 2 heads of 8; o; gate, up, down; 2 layers
 HEAD = 101 * 32
@@ -73,3 +74,16 @@ def test_the_peak_is_measured_once() -> None:
     found = matmul_peak(torch.device("cpu"), torch.float32)
     assert 1e8 < found < 1e15
     assert matmul_peak(torch.device("cpu"), torch.float32) == found
+
+
+def test_models_of_other_kinds_have_a_cost() -> None:
+    """Without attention, or with experts chosen layer by layer: half of eight met on average."""
+    layer = torch.nn.Module()
+    layer.experts = torch.nn.Linear(4, 6, bias=False)
+    words, head = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False)
+    plain = cost_of(layer, words, head, SimpleNamespace(num_hidden_layers=2, hidden_size=4))
+    assert (plain.body, plain.head, plain.attention) == (24, 20, 0)
+    config = SimpleNamespace(num_hidden_layers=2, hidden_size=4, num_attention_heads=2, num_experts=8)
+    config.num_experts_per_tok = [2, 6]
+    mixed = cost_of(layer, words, head, config)
+    assert (mixed.body, mixed.attention) == (12, 2 * 2 * 2 * 2)
