@@ -33,6 +33,9 @@ NAME = "prospect_tree"
 CALL_COST = 4096
 """A kernel call costs about as much as this many padded query-key pairs (CPU, forward and backward; flat optimum)."""
 
+ROUND = 16
+"""Lengths in a group are multiples of this, so that shapes come again: a product in bfloat16 is built anew for each."""
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -147,7 +150,7 @@ def segment(
         query_lengths = key_lengths if causal else lengths
         for rows in _group(np.flatnonzero(chosen), query_lengths, key_lengths):
             q, k, prompt = query_lengths[rows, None], key_lengths[rows, None], prompt_lengths[rows, None]
-            query_slots, key_slots = np.arange(q.max()), np.arange(k.max())
+            query_slots, key_slots = (np.arange(-(-n.max() // ROUND) * ROUND) for n in (q, k))
             query_is_real, key_is_real = query_slots < q, key_slots < k
             query_positions = np.where(query_is_real, query_slots + k - q, 0)
             key_positions = np.where(key_is_real, key_slots, 0)

@@ -46,6 +46,9 @@ def choose_path(policy: Policy, engine: Engine = "auto") -> None:
     with torch.no_grad(), _exact(policy) as tolerance:
         head_problem = _check_head(policy, tolerance)
         problem = "padded as asked for" if engine == "padded" else _check_trees(policy, tolerance)
+        if problem and engine != "padded" and policy.short_last:
+            policy.short_last = False  # perhaps its last layer is not what it looks like
+            problem = _check_trees(policy, tolerance)
     if not problem and _in_half(policy):
         problem = _check_half(policy)
     if engine == "tree" and problem:

@@ -1,8 +1,8 @@
 """Norms and gated activations that keep less for backward, and inputs that are cast once.
 
 Written operator by operator, as models have them, a norm keeps its quotient beside its input, and a gated activation
-the activated gate beside gate and product. These compute that again in backward, which is cheap. The arithmetic is the
-models' own; a layer gets them only where its own output is the same, on small and on large numbers.
+the activated gate and the product beside gate and up. These compute that again in backward, which is cheap. The
+arithmetic is the models' own; a layer gets them only where its own output is the same, on small and on large numbers.
 
 Autocast casts the input of every product by itself, and every product keeps its copy: queries, keys and values three
 of the same, gate and up two. Here it is cast before them.
@@ -62,6 +62,26 @@ class _Gated(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), by_up
 
 
+class _GatedDown(torch.autograd.Function):
+    """(silu(gate) * up) W^T, the product before W made again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return functional.linear(functional.silu(gate).mul_(up), weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        gate, up, weight = ctx.saved_tensors
+        active, by_weight = functional.silu(gate), None
+        if ctx.needs_input_grad[2]:
+            by_weight = grad.flatten(0, -2).T @ (active * up).flatten(0, -2)
+        by_inner = grad @ weight
+        by_up = active.mul_(by_inner)
+        return torch.ops.aten.silu_backward(by_inner.mul_(up), gate), by_up, by_weight
+
+
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
     eps = getattr(self, "variance_epsilon", None) or self.eps
     if hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype:
@@ -71,8 +91,10 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(self: Any, x: Tensor) -> Tensor:
-    inner = _Gated.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
-    return cast(Tensor, self.down_proj(inner))
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if type(down) is nn.Linear and down.bias is None:
+        return cast(Tensor, _GatedDown.apply(gate, up, down.weight.to(gate.dtype)))
+    return cast(Tensor, down(_Gated.apply(gate, up)))  # type: ignore[no-untyped-call]
 
 
 def lighten(model: nn.Module) -> int:

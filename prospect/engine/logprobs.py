@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from prospect.engine import fused
 
-CHUNK = 1 << 25
-"""Logits held at once in a matrix product: 64 MiB in bfloat16, twice that in float32."""
-IN_CACHE = 1 << 20
-"""Logits at once in softmax and its derivative on a CPU, which go over them several times in float32: 4 MiB."""
+CHUNK = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""Logits held at once in a matrix product, by kind of device: on a CPU 32 MiB in bfloat16, twice that in float32."""
+IN_CACHE = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits at once in softmax and its derivative, which go over them several times in float32: 4 MiB on a CPU."""
 KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
 """Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat."""
 AT_ONCE = 2048
@@ -118,9 +118,8 @@ def token_logp(
     frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
     """
     logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
-    kept = KEPT.get(hidden.device.type, KEPT["cpu"])
     size = (1 + want_sum_p2) * len(hidden) * len(weight) * compute_dtype.itemsize
-    keep = torch.is_grad_enabled() and size <= kept
+    keep = torch.is_grad_enabled() and size <= limit(KEPT, hidden.device)
     logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
 
@@ -140,7 +139,7 @@ class _Logits:
         the derivatives by the products: of minus the log-probs, and of the sums of p^2."""
         logp = raw.new_empty(len(raw), dtype=_wide(self.dtype))
         sum_p2 = torch.empty_like(logp) if self.want_sum_p2 else None
-        for rows in _chunks(raw, raw.shape[1], IN_CACHE if raw.device.type == "cpu" else CHUNK):
+        for rows in _chunks(raw, raw.shape[1], IN_CACHE):
             p, bend = self._log_probs(raw[rows])
             at = targets[rows, None]
             logp[rows] = p.gather(-1, at)[:, 0]
@@ -185,14 +184,14 @@ class _TokenLogp(torch.autograd.Function):
                 logp[rows], squares = logits.look(raw, targets[rows], kept[:, rows])
                 if sum_p2 is not None and squares is not None:
                     sum_p2[rows] = squares
-        ctx.save_for_backward(hidden, weight, bias, targets, kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, head if keep and head is not weight else None, kept)
         ctx.logits = logits
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, head, kept = ctx.saved_tensors
         dtype, wide = ctx.logits.dtype, _wide(ctx.logits.dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         by_hidden: list[Tensor] = []
@@ -200,7 +199,7 @@ class _TokenLogp(torch.autograd.Function):
         by_bias: Tensor | None = None
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(dtype)
+            head = weight.to(dtype) if head is None else head
             for rows in _parts(hidden, len(weight), bool(len(kept))):
                 h, slopes = hidden[rows], kept
                 if not len(kept):
@@ -229,10 +228,12 @@ def _plus(total: Tensor | None, part: Tensor, wide: torch.dtype) -> Tensor:
 def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
     """`total` and the product of slope (m, V) and hidden (m, H) over m: on a CPU some of the vocabulary at a time, so
     that what is rounded is widened while in the cache, and no second matrix of this size is needed."""
-    total = hidden.new_zeros(slope.shape[1], hidden.shape[1], dtype=wide) if total is None else total
+    first = total is None
+    total = hidden.new_empty(slope.shape[1], hidden.shape[1], dtype=wide) if total is None else total
     size = AT_ONCE if hidden.device.type == "cpu" else len(total)
     for begin in range(0, len(total), size):
-        total[begin : begin + size] += slope[:, begin : begin + size].T @ hidden
+        part, found = total[begin : begin + size], slope[:, begin : begin + size].T @ hidden
+        part.copy_(found) if first else part.add_(found)
     return total
 
 
@@ -256,6 +257,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(rows: Tensor, vocabulary: int, size: int) -> Iterator[slice]:
-    step = max(1, size // vocabulary)
+def limit(limits: dict[str, int], device: torch.device) -> int:
+    """One of the constants above for a device; other kinds are treated as CPUs."""
+    return limits.get(device.type, limits["cpu"])
+
+
+def _chunks(rows: Tensor, vocabulary: int, limits: dict[str, int]) -> Iterator[slice]:
+    step = max(1, limit(limits, rows.device) // vocabulary)
     return (slice(begin, begin + step) for begin in range(0, len(rows), step))

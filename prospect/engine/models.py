@@ -26,6 +26,7 @@ from prospect.engine import folders, fused
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.fused import Kernels
+from prospect.engine.last import shorten
 from prospect.engine.layers import cast_inputs_once, lighten
 from prospect.engine.logprobs import Head, finish, pick
 from prospect.engine.pages import keep_freed, limit_caches
@@ -61,7 +62,8 @@ class Policy:
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
     tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `path` says how `forward` runs
     the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
-    `checked_length` run padded in any case. `flops` counts what `score` has computed so far, see work.py.
+    `checked_length` run padded in any case. `short_last`: on trees, the last layer stops at what predicts nothing
+    (last.py). `flops` counts what `score` has computed so far, see work.py.
     """
 
     model: PreTrainedModel | PeftModel
@@ -77,6 +79,7 @@ class Policy:
     path_reason: str = ""
     checked_length: int = UNLIMITED
     chunked_head: bool = True
+    short_last: bool = True
     value_head: nn.Module | None = None
     decoder: nn.Module = field(init=False)
     head: Head = field(init=False)
@@ -104,7 +107,9 @@ class Policy:
         cast_inputs_once(self.base)
         embeddings = cast(Any, self.base).get_input_embeddings()
         _sparse_where_tied(embeddings, self.head.module)
-        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config())
+        tail = shorten(self.decoder)
+        self.short_last = self.short_last and tail is not None
+        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config(), tail)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -128,23 +133,27 @@ class Policy:
         """
         if want_hidden and not self.chunked_head:
             raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
-        self._count(inputs, len(index))
+        short = self.short_last and before is None and "segments" in inputs
+        self._count(inputs, len(index), short)
+        wanted = {"wanted": index} if short else {}
         with self.autocast(), self._training_layers():
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
                 return Scored(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
             states = [] if before is None else [before]
             if inputs["input_ids"].numel():
-                states.append(self.decoder(**inputs, use_cache=False)[0].flatten(0, 1))
-            hidden = (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, index)
+                states.append(self.decoder(**inputs, **wanted, use_cache=False)[0].flatten(0, 1))
+            hidden = states[0] if len(states) == 1 else torch.cat(states)
+            hidden = hidden if short else hidden.index_select(0, index)
         found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
         return Scored(*found, hidden if want_hidden else None)
 
-    def _count(self, inputs: dict[str, Any], targets: int) -> None:
+    def _count(self, inputs: dict[str, Any], targets: int, short: bool) -> None:
         rows, length = inputs["input_ids"].shape
         pairs = inputs["segments"].pairs if "segments" in inputs else rows * length * (length + 1) // 2
         tokens, backward = rows * length, torch.is_grad_enabled() and bool(self.cost.body_trained)
-        self.flops += self.cost.flops(tokens=tokens, targets=targets, pairs=pairs, backward=backward)
+        last = targets if short else tokens
+        self.flops += self.cost.flops(tokens=tokens, last=last, targets=targets, pairs=pairs, backward=backward)
 
     def add_value_head(self, seed: int) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on

@@ -5,7 +5,7 @@ zeroed page by page again: a tenth of a training step, paid for nothing, as the 
 
 PyTorch's products in bfloat16 and oneDNN below them keep what they have built for the last 1024 shapes each, half a
 megabyte for one. No two steps have the same number of tokens: it adds up to hundreds of megabytes, in pieces that lie
-between everything else.
+between everything else, where the next step's large tensors no longer fit.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGE = 1 << 30
 """Bytes up to which freed memory is kept for the next one to ask."""
 
-CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-"""Read from the environment at the first product."""
-SHAPES = 512
-"""Enough for those of a step, which every layer has again."""
+SHAPES = {"LRU_CACHE_CAPACITY": 8, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
+"""How many to keep, by variables of the environment that are read at the first product: about as many as a layer has,
+which every layer has again. PyTorch's cache holds nothing that oneDNN's does not; with 0 it crashes."""
 
 
 def limit_caches() -> None:
-    """Keep what is built for as many shapes as a step has; to be called before the first product. What the user has set
-    stays."""
-    for name in CACHES:
-        os.environ.setdefault(name, str(SHAPES))
+    """Keep what is built for as many shapes as a layer has; to be called before the first product. What the user has
+    set stays."""
+    for name, shapes in SHAPES.items():
+        os.environ.setdefault(name, str(shapes))
 
 
 def keep_freed() -> bool:

@@ -22,40 +22,51 @@ SIZE = {"cpu": 1536, "cuda": 8192}
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Weights that a token meets in the decoder, how many of them are trained, the same of the head, and attention's
-    multiplications for a query and a key."""
+    """Weights that a token meets in the decoder, how many of them are trained, the same of what may run on fewer
+    tokens (last.py; part of the body) and of the head, and attention's multiplications for a query and a key."""
 
     body: float = 0.0
     body_trained: float = 0.0
+    last: float = 0.0
+    last_trained: float = 0.0
     head: float = 0.0
     head_trained: float = 0.0
     attention: float = 0.0
 
-    def flops(self, *, tokens: int, targets: int, pairs: float, backward: bool) -> float:
-        """Of a pass over `tokens`, with log-probs of `targets` and `pairs` of a query and a key that it sees."""
-        forward = 2 * (self.body * tokens + self.head * targets + self.attention * pairs)
-        trained = 2 * (self.body_trained * tokens + self.head_trained * targets + self.attention * pairs)
+    def flops(self, *, tokens: int, last: int, targets: int, pairs: float, backward: bool) -> float:
+        """Of a pass over `tokens`, of which the last layer computes `last`, with log-probs of `targets` and `pairs` of
+        a query and a key that it sees."""
+        spared, others = tokens - last, self.attention * pairs
+        forward = 2 * (self.body * tokens - self.last * spared + self.head * targets + others)
+        trained = 2 * (self.body_trained * tokens - self.last_trained * spared + self.head_trained * targets + others)
         return 2 * forward + trained if backward else forward
 
 
-def cost_of(decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any) -> Cost:
-    """The cost of a model from its matrices and its text config. Of experts a token meets as many as are chosen."""
+def cost_of(
+    decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any, last: nn.Module | None = None
+) -> Cost:
+    """The cost of a model from its matrices and its text config, `last` being part of the decoder. Of experts a token
+    meets as many as are chosen."""
     used = getattr(config, "num_experts_per_tok", None) or 1
     used = sum(used) / len(used) if isinstance(used, (list, tuple)) else used  # some name it layer by layer
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    body = [0.0, 0.0]
     looked_up = {id(p) for p in embeddings.parameters()}
-    for name, p in decoder.named_parameters():
-        if p.ndim > 1 and id(p) not in looked_up:
-            met = p.numel() * (used / experts if "expert" in name and "shared" not in name else 1.0)
-            body[0] += met
-            body[1] += met * p.requires_grad
+
+    def met(part: nn.Module | None) -> tuple[float, float]:
+        """Weights of a part that a token meets, and how many of them are trained."""
+        every = trained = 0.0
+        for name, p in part.named_parameters() if part is not None else ():
+            if p.ndim > 1 and id(p) not in looked_up:
+                size = p.numel() * (used / experts if "expert" in name and "shared" not in name else 1.0)
+                every, trained = every + size, trained + size * p.requires_grad
+        return every, trained
+
     outs = [p for p in head.parameters() if p.ndim > 1]
     heads = getattr(config, "num_attention_heads", None) or 0  # without attention there are none
     size = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
     return Cost(
-        body[0],
-        body[1],
+        *met(decoder),
+        *met(last),
         float(sum(p.numel() for p in outs)),
         float(sum(p.numel() for p in outs if p.requires_grad)),
         2.0 * config.num_hidden_layers * heads * size,

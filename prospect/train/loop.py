@@ -56,11 +56,14 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             began, done = time.perf_counter(), job.policy.flops
             point = reference_point(job, step, z0_state)
             totals = gradient(job, step, point)
-            norm = torch.nn.utils.clip_grad_norm_([p for _, p in parameters], job.config.clip, foreach=True)
+            grads = [p.grad for _, p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads, foreach=True)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
             found = figures.read(point.figures | {"totals": totals, "grad_norm": norm})
             found = figures.means(found.pop("totals")) | found
             _require_finite(job, step, found["loss"], found["grad_norm"])
+            if found["grad_norm"] > job.config.clip:
+                torch.nn.utils.clip_grads_with_norm_([p for _, p in parameters], job.config.clip, norm, foreach=True)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
             _move_reference(job.live, job.motion, step.index, behind=True)

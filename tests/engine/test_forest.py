@@ -80,7 +80,10 @@ def test_attention_computes_little_that_is_padding(trees: Build) -> None:
         keys = (group.key_positions < 10**9).sum(1)
         queries = (group.query_positions + 1 == keys[:, None]).int().argmax(1) + 1
         needed += int((keys * queries).sum())
-        computed += group.query_positions.numel() * group.key_positions.shape[1]
+        computed += len(keys) * int(queries.max() * keys.max())
+        sizes = group.query_positions.shape[1], group.key_positions.shape[1]
+        for slots, most in zip(sizes, (queries.max(), keys.max()), strict=True):
+            assert slots % attention.ROUND == 0 and slots - most < attention.ROUND
     calls = len(forest.segments.grouped.groups)
     assert computed - needed <= attention.CALL_COST * (60 - calls)
     assert calls <= 60

@@ -50,7 +50,7 @@ def test_formula_and_gradients(
     scale: float,
     with_bias: bool,
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "CHUNK", {"cpu": chunk})
     hidden, weight, bias, targets = inputs
     bias = bias if with_bias else None
 
@@ -101,7 +101,7 @@ def test_bfloat16_products_give_float32_scores_and_stored_gradients(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, stored: torch.dtype
 ) -> None:
     """Inside and outside of autocast, in backward too, the same; float32 sums the weight gradient over the chunks."""
-    monkeypatch.setattr(logprobs, "CHUNK", 2 * V)
+    monkeypatch.setattr(logprobs, "CHUNK", {"cpu": 2 * V})
     hidden, weight, bias, targets = (x.detach().to(stored) if x.is_floating_point() else x for x in inputs)
     gradients = []
     for autocast in (False, True):
@@ -124,8 +124,8 @@ def test_bfloat16_products_give_float32_scores_and_stored_gradients(
 @pytest.mark.parametrize("kept", [4 * 400 * 50 - 1, 4 * 400 * 50])
 def test_logits_are_never_held_for_all_tokens(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """But for as many of their derivatives as may be kept."""
-    monkeypatch.setattr(logprobs, "CHUNK", 50 * 10)
-    monkeypatch.setattr(logprobs, "IN_CACHE", 50 * 10)
+    monkeypatch.setattr(logprobs, "CHUNK", {"cpu": 50 * 10})
+    monkeypatch.setattr(logprobs, "IN_CACHE", {"cpu": 50 * 10})
     monkeypatch.setattr(logprobs, "KEPT", {"cpu": kept})
     made = []
     original = logprobs._Logits._log_probs
@@ -171,7 +171,7 @@ class Wrapped(nn.Module):
 def test_any_other_head_runs_in_chunks_through_its_module(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "CHUNK", {"cpu": chunk})
     hidden, weight, bias, targets = inputs
     wrapped = Wrapped(weight, bias)
     head = Head(wrapped, V, scale=0.7, softcap=2.0)
