@@ -44,6 +44,10 @@ SHAPES: dict[str, Facts] = {
 BEST: Facts = {"bf16": True, "precompute_ref_log_probs": True, "activation_checkpointing": False}
 
 
+LEAN: dict[str, Any] = {"activation_checkpointing": "on", "token_budget": 8192}
+"""Where memory matters more than speed."""
+
+
 class Clock:
     """What is left of the time."""
 
@@ -102,11 +106,13 @@ def sides(micro: int, batch: int, there: set[str]) -> dict[str, Facts]:
     best = BEST | accumulate | {"precompute_ref_batch_size": micro}
     if "trl" in there:
         found["trl best"] = {"settings": best}
+    found["prospect lean"] = {"options": LEAN | {"kernels": "torch"}}
+    if "trl" in there:
         found["trl installed"] = {"settings": installed}
-    if {"liger_kernel", "cut_cross_entropy"} <= there:
-        found["prospect fused"] = {"options": off | {"kernels": "fused"}}
     if {"trl", "liger_kernel"} <= there:
         found["trl best, liger"] = {"settings": best | {"use_liger_kernel": True}}
+    if {"liger_kernel", "cut_cross_entropy"} <= there:
+        found["prospect fused"] = {"options": off | {"kernels": "fused"}}
     return found
 
 

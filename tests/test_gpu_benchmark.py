@@ -54,9 +54,10 @@ def test_the_median_step_counts() -> None:
 
 
 def test_what_the_sides_are_told() -> None:
-    assert list(gpu.sides(16, 32, set())) == ["prospect"]
+    assert list(gpu.sides(16, 32, set())) == ["prospect", "prospect lean"]
     every = gpu.sides(16, 32, {"trl", "liger_kernel", "cut_cross_entropy"})
-    assert list(every) == ["prospect", "trl best", "trl installed", "prospect fused", "trl best, liger"]
+    sides = ["prospect", "trl best", "prospect lean", "trl installed", "trl best, liger", "prospect fused"]
+    assert list(every) == sides
     for name in ("trl best", "trl installed"):
         settings = every[name]["settings"]
         assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 32

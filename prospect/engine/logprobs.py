@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from prospect.engine import fused
 
-CHUNK = {"cpu": 1 << 24, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 24, "cuda": 1 << 25}
 """Logits held at once in a matrix product, by kind of device: on a CPU 32 MiB in bfloat16, twice that in float32."""
-IN_CACHE = {"cpu": 1 << 20, "cuda": 1 << 26}
+IN_CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Logits at once in softmax and its derivative, which go over them several times in float32: 4 MiB on a CPU."""
 KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
 """Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat."""

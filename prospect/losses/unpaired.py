@@ -153,4 +153,6 @@ def tgo(
 
 def class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """lambda_D or lambda_U per completion, (N,) in the dtype of `like`."""
-    return torch.where(desirable, like.new_tensor(desirable_weight), like.new_tensor(undesirable_weight))
+    # Filled: to copy two numbers to a CUDA device the host would wait for all that it still has to do.
+    weight = torch.full(desirable.shape, undesirable_weight, dtype=like.dtype, device=like.device)
+    return weight.masked_fill_(desirable, desirable_weight)

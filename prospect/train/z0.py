@@ -58,8 +58,8 @@ class Point:
         assert job.point is not None, "a step with z0 has an estimator"
         for micro, _ in _passes(job, step, job.token_budget)[ranks.rank()]:
             found = _values(job, micro, None, [])
-            weights = torch.tensor([pull[key] for key in _keys(micro, step)], dtype=found.dtype, device=found.device)
-            (found * weights).sum().backward()
+            weights = torch.tensor([pull[key] for key in _keys(micro, step)], dtype=found.dtype)
+            (found * move(weights, found.device)).sum().backward()
 
 
 def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:

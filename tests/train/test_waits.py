@@ -1,5 +1,6 @@
-"""What would make the host wait for a device, watched for on the CPU: values that operators hand to Python, and shapes
-that depend on values. Copies are left to the GPU test, which lets PyTorch itself watch."""
+"""What would make the host wait for a device, watched for on the CPU: values that operators hand to Python, shapes that
+depend on values, and tensors made of numbers where others are. Other copies are left to the GPU tests, which let PyTorch
+itself watch."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from prospect.train.batch import matched
 from prospect.train.gradient import gradient
 from prospect.train.inputs import batch_of
 from prospect.train.z0 import reference_point
+from needs import needs_gpu
 from tests.train.conftest import MakeJob, pairs, thumbs
 
 ASKS = {
@@ -41,6 +43,14 @@ class Watch(TorchDispatchMode):
         if func in ASKS or repeats or picks:
             self.waits.append(str(func))
         return func(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def no_numbers_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a copy that the host waits for")
+
+    monkeypatch.setattr(torch.Tensor, "new_tensor", refuse)
 
 
 def test_the_watch_sees() -> None:
@@ -95,3 +105,20 @@ def test_z0_and_the_gradient_of_a_step(make_job: MakeJob, loss: str, budget: int
     with Watch() as watch:
         gradient(job, step, reference_point(job, step, None))
     assert not watch.waits
+
+
+@needs_gpu
+@pytest.mark.parametrize("budget", [60, 4000])
+@pytest.mark.parametrize("loss", ["kto", "bco", "dpo"])
+def test_a_step_on_a_gpu(make_job: MakeJob, loss: str, budget: int) -> None:
+    """The same, watched by PyTorch: no operator and no copy of a step up to its gradient waits."""
+    rows = pairs(8) if loss == "dpo" else thumbs(16)
+    job = make_job(rows, loss=loss, precision="bf16", device="cuda", token_budget=budget)
+    step = job.schedule.steps[0]
+    gradient(job, step, reference_point(job, step, None))  # what is built once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradient(job, step, reference_point(job, step, None))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
