@@ -34,7 +34,8 @@ def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     work, out = tmp_path / "work", tmp_path / "out"
     gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out)])
     found = json.loads((out / "gpu.json").read_text())
-    ours, best, installed = found["cells"]
+    ours, best, lean, installed = found["cells"]
+    assert lean["side"] == "prospect lean" and lean["steps_rate"] > 0 and lean["token_budget"] == 8192
     assert ours["side"] == "prospect" and ours["steps_rate"] > 0 and ours["utilisation"] > 0
     assert tried == [4, 2, 1] and best["settings"]["settings"]["gradient_accumulation_steps"] == 4
     assert installed["failed"] == "failed: ImportError"
@@ -44,6 +45,7 @@ def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads((out / "gpu.json").read_text())["left_out"] == [
         "prospect tiny",
         "trl best tiny",
+        "prospect lean tiny",
         "trl installed tiny",
     ]
 

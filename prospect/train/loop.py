@@ -26,7 +26,7 @@ from prospect.train import checkpoint, figures, ranks
 from prospect.train.batch import matched
 from prospect.train.gradient import gradient
 from prospect.train.job import Job
-from prospect.train.optimizer import learning_rate, make_optimizer
+from prospect.train.optimizer import learning_rate, make_optimizer, reserve
 from prospect.train.z0 import reference_point
 
 
@@ -47,6 +47,8 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
         job.token_budget = state["token_budget"]
         if job.live is not None and earlier is not None:
             job.live.restore(earlier)
+    else:
+        reserve(optimizer)
     job.log.rewind(state["step"])
     peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
     job.log.log("device", step=state["step"], matmul_flops_per_second=peak)

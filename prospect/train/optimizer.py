@@ -20,6 +20,26 @@ def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: Tra
     return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)
 
 
+def reserve(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state before the first step, as a step makes it that changes nothing and does not count.
+
+    Made in the first step, it would lie in the memory that this step's activations have just left, and on a CPU the
+    next step's would find no room between its pieces.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
     """The rate of step 1..steps: linear warm-up to `peak`, then constant, or down to 0 at the end linearly or by
     cosine."""

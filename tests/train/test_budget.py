@@ -111,8 +111,8 @@ def test_who_is_not_asked(make_job: MakeJob, watched: Any) -> None:
     meter = watched(FakeMeter(0, 1, 10**9))
     job = make_job(thumbs(12), token_budget=77)
     assert not budget.settle(job, meter) and job.token_budget == 77
-    job = make_job(thumbs(12), folder="other")
-    assert not budget.settle(job)  # on the CPU
+    job = make_job(thumbs(12), folder="other", device="cpu")
+    assert not budget.settle(job)
     job.policy.model.requires_grad_(False)
     assert not budget.settle(job, meter)
     assert not meter.tokens

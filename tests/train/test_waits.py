@@ -1,6 +1,6 @@
 """What would make the host wait for a device, watched for on the CPU: values that operators hand to Python, shapes that
-depend on values, and tensors made of numbers where others are. Other copies are left to the GPU tests, which let PyTorch
-itself watch."""
+depend on values, and tensors that are made of numbers where others lie. Other copies are left to the GPU tests, which
+let PyTorch itself watch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs import needs_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine.forward import forward
@@ -15,7 +16,6 @@ from prospect.train.batch import matched
 from prospect.train.gradient import gradient
 from prospect.train.inputs import batch_of
 from prospect.train.z0 import reference_point
-from needs import needs_gpu
 from tests.train.conftest import MakeJob, pairs, thumbs
 
 ASKS = {
