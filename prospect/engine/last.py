@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Children of a decoder layer that computes x + attention(norm(x)), then y + mlp(norm(y))."""
+RECOMPUTED_FROM_OUTSIDE = "__call__" in vars(GradientCheckpointingLayer)
+"""Whether transformers checkpoints what `forward` of an instance may be, or what it is in the class (from 5.23)."""
 
 
 def shorten(decoder: nn.Module) -> nn.Module | None:
@@ -24,18 +27,26 @@ def shorten(decoder: nn.Module) -> nn.Module | None:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return None
     layer: Any = layers[-1]
-    if {name for name, _ in layer.named_children()} != PARTS:
+    own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    if {name for name, _ in layer.named_children()} != PARTS or own:
         return None
     layer.forward = partial(_last, layer)
     out = getattr(layer.self_attn, "o_proj", None)
     return nn.ModuleList(part for part in (layer.mlp, out) if part is not None)
 
 
-def _last(layer: Any, hidden_states: Tensor, *, wanted: Tensor | None = None, **inputs: Any) -> Any:
+def _last(layer: Any, hidden_states: Tensor, *args: Any, wanted: Tensor | None = None, **inputs: Any) -> Any:
     if wanted is None:
-        return type(layer).forward(layer, hidden_states, **inputs)
+        return type(layer).forward(layer, hidden_states, *args, **inputs)
+    work: Any = partial(_short, layer, wanted=wanted, **inputs)
+    recomputed = getattr(layer, "gradient_checkpointing", False) and layer.training and not RECOMPUTED_FROM_OUTSIDE
+    return layer._gradient_checkpointing_func(work, hidden_states) if recomputed else work(hidden_states)
 
+
+def _short(layer: Any, hidden_states: Tensor, *, wanted: Tensor, **inputs: Any) -> Any:
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        if args[0].shape[:2] != hidden_states.shape[:2]:  # out of range, CUDA would end the process
+            raise TypeError("the attention's output projection gets states of another shape")
         return args[0].index_select(1, wanted)
 
     out = getattr(layer.self_attn, "o_proj", None)

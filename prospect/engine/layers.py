@@ -92,7 +92,7 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 def _mlp(self: Any, x: Tensor) -> Tensor:
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-    if type(down) is nn.Linear and down.bias is None:
+    if type(down) is nn.Linear and down.bias is None and not (down._forward_hooks or down._forward_pre_hooks):
         return cast(Tensor, _GatedDown.apply(gate, up, down.weight.to(gate.dtype)))
     return cast(Tensor, down(_Gated.apply(gate, up)))  # type: ignore[no-untyped-call]
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.logprobs import CHUNK, limit
 from prospect.engine.models import Policy
 from prospect.engine.precision import COMPUTED_IN
+
+LOGITS = 1 << 25
+"""How many of them `token_kl` should hold at once."""
 
 
 class LiveReference:
@@ -77,4 +79,4 @@ def token_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches]
 
 def kl_tokens(policy: Policy) -> int:
     """How many tokens `token_kl` should be asked for at once."""
-    return max(1, limit(CHUNK, policy.device) // policy.head.vocabulary)
+    return max(1, LOGITS // policy.head.vocabulary)

@@ -26,7 +26,8 @@ CHUNK = {"cpu": 1 << 24, "cuda": 1 << 25}
 IN_CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Logits at once in softmax and its derivative, which go over them several times in float32: 4 MiB on a CPU."""
 KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
-"""Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat."""
+"""Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat. The head in the
+dtype of the products is kept beside them."""
 AT_ONCE = 2048
 """Tokens of the vocabulary in a float32 product on a CPU."""
 

@@ -62,8 +62,8 @@ class Policy:
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
     tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `path` says how `forward` runs
     the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
-    `checked_length` run padded in any case. `short_last`: on trees, the last layer stops at what predicts nothing
-    (last.py). `flops` counts what `score` has computed so far, see work.py.
+    `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts
+    nothing (last.py). `flops` counts what `score` has computed so far, see work.py.
     """
 
     model: PreTrainedModel | PeftModel
@@ -133,7 +133,9 @@ class Policy:
         """
         if want_hidden and not self.chunked_head:
             raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
-        short = self.short_last and before is None and "segments" in inputs
+        tokens = inputs["input_ids"].numel()
+        short = self.short_last and self.chunked_head and before is None and "segments" in inputs
+        short = short and len(index) <= tokens  # a prompt's last token is there once for each of its answers
         self._count(inputs, len(index), short)
         wanted = {"wanted": index} if short else {}
         with self.autocast(), self._training_layers():

@@ -47,7 +47,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
         job.token_budget = state["token_budget"]
         if job.live is not None and earlier is not None:
             job.live.restore(earlier)
-    else:
+    elif job.policy.device.type == "cpu":
         reserve(optimizer)
     job.log.rewind(state["step"])
     peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])

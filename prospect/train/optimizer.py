@@ -23,8 +23,8 @@ def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: Tra
 def reserve(optimizer: torch.optim.Optimizer) -> None:
     """Make the state before the first step, as a step makes it that changes nothing and does not count.
 
-    Made in the first step, it would lie in the memory that this step's activations have just left, and on a CPU the
-    next step's would find no room between its pieces.
+    For CPUs: made in the first step, it would lie in the memory that this step's activations have just left, and the
+    next step's would find no room between its pieces. A parameter that never has a gradient gets a state, too.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

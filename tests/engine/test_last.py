@@ -56,6 +56,27 @@ def test_a_wrong_path_stays_wrong_without_it(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_is_recomputed_as_any_other_layer(tiny: Tiny, trees: Trees, checkpointing: bool) -> None:
+    policy, some = tiny("llama"), trees([(9, [2, 3]), (7, [4])])
+    policy.checkpoint_activations(checkpointing)
+    seen: list[int] = []
+    for k, layer in enumerate(policy.decoder.layers):
+        layer.input_layernorm.register_forward_hook(lambda *_, k=k: seen.append(k))
+    forward(policy, some).logp().sum().backward()
+    assert seen == ([0, 1, 1, 0] if checkpointing else [0, 1])
+
+
+def test_more_answers_than_tokens_run_whole(tiny: Tiny, trees: Trees) -> None:
+    """A prompt of 2 with five one-token answers: 2 tokens computed, of which one predicts five."""
+    policy, some = tiny("llama", precision="fp64"), trees([(2, [1, 1, 1, 1, 1])])
+    seen: list[int] = []
+    policy.decoder.layers[-1].mlp.register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
+    found = forward(policy, some).token_logp
+    assert seen == [2]
+    torch.testing.assert_close(found, forward_padded(policy, some).token_logp, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_with_an_adapter_and_recomputed_layers(tiny: Tiny, trees: Trees, checkpointing: bool) -> None:
     policy, some = tiny("llama", precision="fp64"), trees([(9, [2, 3]), (7, [4])])
     policy.model.requires_grad_(False)

@@ -1,13 +1,17 @@
-"""State that is made before the first step changes no step."""
+"""State that is made before the first step changes no step, and gradients are cut where they are too long."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from prospect.train import loop
 from prospect.train.config import from_dict
 from prospect.train.optimizer import make_optimizer, reserve
+from tests.train.conftest import MakeJob, thumbs
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
@@ -42,3 +46,24 @@ def test_rates_stay() -> None:
     found.param_groups[0]["lr"] = 0.5
     reserve(found)
     assert found.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0, float("inf")])
+def test_a_gradient_is_cut_to_the_clip(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """`clip` at so many times the norm: its length is the smaller of both, its direction stays; below it, every bit."""
+    taken: list[list[Tensor]] = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            taken.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(loop, "make_optimizer", lambda parameters, _: Recorder([p for _, p in parameters]))
+    monkeypatch.setattr(loop, "reserve", lambda _: None)
+    loop.fit(make_job(thumbs(8), "whole", clip=1e9))
+    norm = float(torch.cat([g.flatten() for g in taken[0]]).norm())
+    loop.fit(make_job(thumbs(8), "cut", clip=share * norm))
+    whole, cut = (torch.cat([g.flatten() for g in grads]) for grads in taken)
+    if share > 1:
+        assert torch.equal(whole, cut)
+    else:
+        torch.testing.assert_close(cut, share * whole, rtol=1e-5, atol=0)

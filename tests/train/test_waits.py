@@ -50,7 +50,9 @@ def no_numbers_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a copy that the host waits for")
 
+    make = torch.tensor
     monkeypatch.setattr(torch.Tensor, "new_tensor", refuse)
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: refuse() if k.get("device") is not None else make(*a, **k))
 
 
 def test_the_watch_sees() -> None:
@@ -65,6 +67,9 @@ def test_the_watch_sees() -> None:
         with Watch() as watch:
             work()
         assert watch.waits
+    for work in (lambda: values.new_tensor(1), lambda: torch.tensor(1, device=values.device)):
+        with pytest.raises(AssertionError, match="waits for"):
+            work()
     with Watch() as watch:
         torch.repeat_interleave(values, values, output_size=3)
         values[[0, 1]].sum()
