@@ -123,8 +123,8 @@ def settings_of(side: str, cell: Cell, micro: int) -> Facts:
 
 
 def best_micro(cell: Cell, fresh: bool) -> int:
-    """The micro-batch with which TRL is fastest at the cell's batch size, by four steps of each, the first of which warms
-    up. Two were too few: a step of short rows hid what the padding of long ones costs."""
+    """The micro-batch with which TRL is fastest at the cell's batch size, by four steps of each, of which one warms up.
+    Two were too few: a step of short rows hid what the padding of long ones costs."""
     rates = {}
     for micro in [m for m in (2, 4, 8) if m <= cell.batch]:
         small = replace(cell, rows=4 * cell.batch)
