@@ -42,9 +42,7 @@ SHAPES: dict[str, Facts] = {
 }
 """The shapes of Qwen2.5 with its vocabulary, and a Llama of 1.5 B parameters with a small one."""
 BEST: Facts = {"bf16": True, "precompute_ref_log_probs": True, "activation_checkpointing": False}
-
-
-LEAN: dict[str, Any] = {"activation_checkpointing": "on", "token_budget": 8192}
+LEAN: Facts = {"activation_checkpointing": "on", "token_budget": 8192, "kernels": "torch"}
 """Where memory matters more than speed."""
 
 
@@ -106,7 +104,7 @@ def sides(micro: int, batch: int, there: set[str]) -> dict[str, Facts]:
     best = BEST | accumulate | {"precompute_ref_batch_size": micro}
     if "trl" in there:
         found["trl best"] = {"settings": best}
-    found["prospect lean"] = {"options": LEAN | {"kernels": "torch"}}
+    found["prospect lean"] = {"options": LEAN}
     if "trl" in there:
         found["trl installed"] = {"settings": installed}
     if {"trl", "liger_kernel"} <= there:

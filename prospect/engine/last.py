@@ -31,8 +31,13 @@ def shorten(decoder: nn.Module) -> nn.Module | None:
     if {name for name, _ in layer.named_children()} != PARTS or own:
         return None
     layer.forward = partial(_last, layer)
-    out = getattr(layer.self_attn, "o_proj", None)
+    out = _out(layer)
     return nn.ModuleList(part for part in (layer.mlp, out) if part is not None)
+
+
+def _out(layer: Any) -> nn.Module | None:
+    """The attention's output projection as it is now: an adapter may have taken its place."""
+    return getattr(layer.self_attn, "o_proj", None)
 
 
 def _last(layer: Any, hidden_states: Tensor, *args: Any, wanted: Tensor | None = None, **inputs: Any) -> Any:
@@ -49,7 +54,7 @@ def _short(layer: Any, hidden_states: Tensor, *, wanted: Tensor, **inputs: Any) 
             raise TypeError("the attention's output projection gets states of another shape")
         return args[0].index_select(1, wanted)
 
-    out = getattr(layer.self_attn, "o_proj", None)
+    out = _out(layer)
     hook = None if out is None else out.register_forward_pre_hook(pick)
     try:
         attended, *_ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **inputs)

@@ -33,7 +33,7 @@ def reserve(optimizer: torch.optim.Optimizer) -> None:
             p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for state in optimizer.state.values():
+    for state in optimizer.state.values():  # RMSprop has squared the weight decay, and both have counted the step
         for value in state.values():
             value.zero_()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
