@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.engine import attention
+from prospect.engine import attention, groups
 from prospect.engine.attention import attend
 from prospect.engine.forest import Branches, pack
 
@@ -46,10 +46,13 @@ def test_a_tree_needs_tokens() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 100])
-@pytest.mark.parametrize("cost", [-1, 4096])
-def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: int | None, cost: int) -> None:
-    """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to."""
-    monkeypatch.setattr(attention, "CALL_COST", cost)
+@pytest.mark.parametrize("cost", [None, -1, 4096])
+def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: int | None, cost: int | None) -> None:
+    """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to: in
+    spans, and in groups."""
+    if cost is not None:
+        monkeypatch.setattr(attention, "on_cpu", lambda _: False)
+        monkeypatch.setattr(groups, "CALL_COST", cost)
     branches = trees([(4, [3, 1, 6, 2]), (1, [1]), (2, [9]), (7, [2, 2])])
     forest = pack(branches)
     t = forest.tokens
@@ -71,7 +74,7 @@ def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: in
     assert softly.tolist() == expected
 
 
-def test_attention_computes_little_that_is_padding(trees: Build) -> None:
+def test_groups_compute_little_that_is_padding(trees: Build) -> None:
     rng = np.random.default_rng(0)
     shapes = [(int(rng.integers(5, 300)), rng.integers(1, 200, size=3).tolist()) for _ in range(20)]
     forest = pack(trees(shapes))
@@ -81,9 +84,6 @@ def test_attention_computes_little_that_is_padding(trees: Build) -> None:
         queries = (group.query_positions + 1 == keys[:, None]).int().argmax(1) + 1
         needed += int((keys * queries).sum())
         computed += len(keys) * int(queries.max() * keys.max())
-        sizes = group.query_positions.shape[1], group.key_positions.shape[1]
-        for slots, most in zip(sizes, (queries.max(), keys.max()), strict=True):
-            assert slots % attention.ROUND == 0 and slots - most < attention.ROUND
     calls = len(forest.segments.grouped.groups)
-    assert computed - needed <= attention.CALL_COST * (60 - calls)
+    assert computed - needed <= groups.CALL_COST * (60 - calls)
     assert calls <= 60

@@ -53,13 +53,15 @@ def test_equal_to_a_pass_of_their_own(tiny: Build, trees: Build, name: str, chec
     assert (gradients[0] - gradients[1]).norm() <= 1e-12 * gradients[0].norm()
 
 
-def test_in_one_flash_call(tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout for CUDA's kernel, which is here a plain one."""
+@pytest.mark.parametrize("flash", [False, True])
+def test_where_there_is_no_cpu(tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, flash: bool) -> None:
+    """In groups, and in the layout for CUDA's kernel, which is here a plain one."""
     policy = tiny("llama", "fp64")
     branches, more, alone = further(policy, trees)
     with torch.no_grad():
         expected = forward(policy, alone).token_logp
-        monkeypatch.setattr(attention, "suits", lambda *_: True)
+        monkeypatch.setattr(attention, "on_cpu", lambda _: False)
+        monkeypatch.setattr(attention, "suits", lambda *_: flash)
         monkeypatch.setattr(kernels, "varlen_attn", plain_varlen)
         monkeypatch.setattr(varlen, "_asks_for_sharing", lambda: False)
         prompts = forward(policy, branches, want_prompts=True).prompts

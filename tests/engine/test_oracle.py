@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine import attention
+from prospect.engine import attention, groups, spans
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.models import Policy
@@ -99,14 +99,44 @@ def test_order_and_company_do_not_matter(tiny: Build, trees: Build, name: str) -
 
 @pytest.mark.parametrize("cost", [-1, 0, 10**9])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
-def test_grouping_of_segments_does_not_matter(
+def test_in_groups_as_in_spans(
     tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, cost: int
 ) -> None:
+    """The way of other devices, however its segments are grouped: log-probs and gradients."""
     policy, branches = tiny(name, "fp64"), trees(SHAPES)
-    with torch.no_grad():
-        expected = forward(policy, branches).token_logp
-        monkeypatch.setattr(attention, "CALL_COST", cost)
-        torch.testing.assert_close(forward(policy, branches).token_logp, expected, rtol=0, atol=1e-12)
+    found = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(attention, "on_cpu", lambda _, on_cpu=on_cpu: on_cpu)
+        monkeypatch.setattr(groups, "CALL_COST", cost)
+        logp = forward(policy, branches).token_logp
+        grads = torch.autograd.grad(logp.sin().sum(), [p for _, p in policy.trainable()])
+        found.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("kept", [0, 16])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_how_spans_are_computed_does_not_matter(
+    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, block: int, kept: int
+) -> None:
+    """In smaller blocks of queries, and with weights that backward computes again."""
+    policy = tiny(name, "fp64")
+    branches = trees([*SHAPES, (40, [30, 2]), (3, [70])])
+    parameters = [p for _, p in policy.trainable()]
+    found = []
+    for smaller in (False, True):
+        if smaller:
+            monkeypatch.setattr(spans, "BLOCK", block)
+            monkeypatch.setattr(spans, "KEPT_KEYS", kept)
+            spans._later.cache_clear()
+        logp = forward(policy, branches).token_logp
+        grads = torch.autograd.grad(logp.sin().sum(), parameters)
+        found.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))
+    spans._later.cache_clear()
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
 
 
 def test_sum_of_squared_probabilities(tiny: Build, trees: Build) -> None:

@@ -59,8 +59,9 @@ def told_varlen(query: Tensor, key: Tensor, *others: Any, enable_gqa: bool = Fal
 
 
 @pytest.fixture(params=[plain_varlen, told_varlen])
-def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every state suits, and the kernel is a stand-in."""
+def flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a GPU: every state suits, and the kernel is a stand-in."""
+    monkeypatch.setattr(attention, "on_cpu", lambda _: False)
     monkeypatch.setattr(kernels, "varlen_attn", request.param)
     monkeypatch.setattr(attention, "suits", lambda query, value, softcap: softcap is None)
     varlen._asks_for_sharing.cache_clear()
@@ -72,7 +73,7 @@ def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("shapes", [SHAPES, [(3, [4]), (1, [1]), (6, [1])], [(2, [1, 1, 1])]])
 def test_values_and_gradients_are_those_of_the_groups(
-    trees: Build, on_cpu: None, monkeypatch: pytest.MonkeyPatch, shapes: Any, heads: int, window: int | None
+    trees: Build, flash: None, monkeypatch: pytest.MonkeyPatch, shapes: Any, heads: int, window: int | None
 ) -> None:
     forest = pack(trees(shapes))
     torch.manual_seed(0)
@@ -102,7 +103,7 @@ def test_what_the_kernel_is_given(trees: Build) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2"])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_whole_models_equal_the_padded_oracle(
-    tiny: Build, trees: Build, on_cpu: None, name: str, checkpointed: bool
+    tiny: Build, trees: Build, flash: None, name: str, checkpointed: bool
 ) -> None:
     policy, branches = tiny(name, "fp64"), trees(SHAPES)
     assert policy.path == "tree"
@@ -139,7 +140,7 @@ def test_who_is_suited(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, i
         assert not varlen.suits(query, value, softcap)
 
 
-def test_inside_autocast_states_are_narrowed(trees: Build, on_cpu: None) -> None:
+def test_inside_autocast_states_are_narrowed(trees: Build, flash: None) -> None:
     """Norms on queries and keys widen them; SDPA would narrow them by itself, the flash kernel refuses."""
     forest = pack(trees(SHAPES))
     query = torch.randn(1, 4, forest.tokens, 8)
