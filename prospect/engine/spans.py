@@ -152,8 +152,8 @@ def _pull(
     how: How,
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of a segment, but for the scaling: by queries into `by_query` (length, H, D), by keys and values
-    (G, K, D). `grad` (H, Q, D) and `mean` (H, Q, 1) are 0 where queries are padding, and so is what comes of them. Without
-    `weights` they are computed again."""
+    (G, K, D). `grad` (H, Q, D) and `mean` (H, Q, 1) are 0 where queries are padding, and so is what comes of them.
+    Without `weights` they are computed again."""
     wide, by_k, by_v = None if weights else _widened(q, k, how), None, None
     for n in reversed(range(len(blocks))):  # the last one sees all keys, unless there is a window
         rows, keys, _ = block = blocks[n]
