@@ -1,6 +1,6 @@
-"""Plain attention beside the fused kernel: python -m benchmarks.attention. One thread, processor time.
+"""Attention in spans beside PyTorch's fused kernel: python -m benchmarks.attention. One thread, processor time.
 
-What `PLAIN_KEYS` in prospect/engine/plain.py rests on.
+What prospect/engine/spans.py rests on. The fused kernel gets the same segments as one rectangle, without any padding.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine.pages import keep_freed
-from prospect.engine.plain import plain_attention
+from prospect.engine.pages import keep_freed, limit_caches
+from prospect.engine.spans import How, Span, attend_spans
 
 
 def milliseconds(attend: Callable[[], Tensor], pull: Tensor, times: int = 5) -> float:
@@ -27,24 +27,27 @@ def milliseconds(attend: Callable[[], Tensor], pull: Tensor, times: int = 5) -> 
 
 
 def main() -> None:
-    """A table: rows of keys, both times, and their ratio."""
+    """A table: segments and their keys, both times, and their ratio."""
     torch.set_num_threads(1)
     keep_freed()
-    print("dtype     rows  keys  fused ms  plain ms  ratio")
+    limit_caches()
+    print("dtype     segments  keys  fused ms  spans ms  ratio")
     for dtype in (torch.bfloat16, torch.float32):
-        for rows, keys in ((16, 30), (8, 60), (4, 150), (4, 300), (2, 600), (1, 1000)):
-            shape = (rows, 8, keys, 64)
-            q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
-            pull = torch.randn(shape).to(dtype)
+        how = How(dtype, 64**-0.5)
+        for count, keys in ((16, 30), (8, 60), (4, 150), (4, 300), (2, 600), (1, 1000), (1, 2000), (1, 4000)):
+            spans = [Span(0, 0, k * keys, keys) for k in range(count)]
+            flat = [torch.randn(1, 8, count * keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
+            rows = [torch.randn(count, 8, keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
 
-            def fused(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
-                return scaled_dot_product_attention(q, k, v, is_causal=True)
+            def fused(rows: list[Tensor] = rows) -> Tensor:
+                return scaled_dot_product_attention(*rows, is_causal=True)
 
-            def plain(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
-                return plain_attention(q, k, v, None, 64**-0.5)
+            def ours(flat: list[Tensor] = flat, spans: list[Span] = spans, how: How = how) -> Tensor:
+                return attend_spans(flat[0], flat[1], flat[2], spans, how)
 
-            a, b = milliseconds(fused, pull), milliseconds(plain, pull)
-            print(f"{str(dtype)[6:]:8s}  {rows:4d}  {keys:4d}  {a:8.1f}  {b:8.1f}  {a / b:5.2f}")
+            a = milliseconds(fused, torch.randn(count, 8, keys, 64).to(dtype))
+            b = milliseconds(ours, torch.randn(1, count * keys, 8, 64).to(dtype))
+            print(f"{str(dtype)[6:]:8s}  {count:8d}  {keys:4d}  {a:8.1f}  {b:8.1f}  {a / b:5.2f}")
 
 
 if __name__ == "__main__":

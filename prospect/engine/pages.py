@@ -19,7 +19,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGE = 1 << 30
 """Bytes up to which freed memory is kept for the next one to ask."""
 
-SHAPES = {"LRU_CACHE_CAPACITY": 8, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 64}
+SHAPES = {"LRU_CACHE_CAPACITY": 8, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 48}
 """How many to keep, by variables of the environment that are read at the first product: about as many as a layer has,
 which every layer has again. PyTorch's cache holds nothing that oneDNN's does not; with 0 it crashes."""
 

@@ -1,28 +1,31 @@
 """Tree attention on a CPU: segment after segment as matrix products, because PyTorch's fused kernel is slow there at
-short sequences and in bfloat16.
+short sequences and in bfloat16. Only the longest segments are its.
 
 Of a segment's queries a block goes at a time, so that its scores stay in the cache, and keys behind a block are never
 touched. Lengths are rounded up with zeros, so that shapes come again: a product in bfloat16 is built anew for each.
 Backward finds the weights of short segments kept, in the dtype of the products; it computes those of longer ones again,
-so that memory does not grow by the square of the length.
+because what is kept grows by the square of the length.
 
 Shapes: T packed tokens, H query heads and G key heads of size D; Q queries and K keys of a segment or a block of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 BLOCK = 192
 """Queries at once."""
-KEPT_KEYS = 1024
+KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""
-ROUND = 16
+FUSED_KEYS = 1024
+"""Keys of a segment from which the fused kernel is as fast (`python -m benchmarks.attention`)."""
+ROUND = 32
 """What lengths are multiples of."""
 
 
@@ -84,8 +87,23 @@ def attend_spans(
     """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D) in the dtype of the products. Every token is one
     span's own. `prompts` is another row, in which the prompts lie and to
     which no gradient flows."""
-    found: Tensor = _Spans.apply(query, key, value, spans, how, prompts)  # type: ignore[no-untyped-call]
-    return found
+    long = [span for span in spans if _fused(span, how)]
+    short = spans if not long else [span for span in spans if not _fused(span, how)]
+    output: Tensor = _Spans.apply(query, key, value, short, how, prompts)  # type: ignore[no-untyped-call]
+    if not long:
+        return output
+    pieces, end, shared = [], 0, query.shape[1] != key.shape[1]
+    for span in long:
+        q, k, v = (x[:, :, span.own].to(how.dtype) for x in (query, key, value))
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=how.scaling, enable_gqa=shared)
+        pieces += [output[:, end : span.start], found.transpose(1, 2)]
+        end = span.own.stop
+    return torch.cat([*pieces, output[:, end:]], 1)
+
+
+def _fused(span: Span, how: How) -> bool:
+    plain = how.softcap is None and (how.window is None or how.window >= span.length)
+    return plain and not span.prompt and span.length >= FUSED_KEYS
 
 
 class _Spans(torch.autograd.Function):
@@ -93,7 +111,7 @@ class _Spans(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], how: How, prompts: Row | None
     ) -> Tensor:
-        output = query.new_empty(query.shape[2], query.shape[1], value.shape[3], dtype=how.dtype)
+        output = query.new_zeros(query.shape[2], query.shape[1], value.shape[3], dtype=how.dtype)
         prompt_key, prompt_value = prompts or (key, value)
         kept: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
@@ -102,7 +120,7 @@ class _Spans(torch.autograd.Function):
                 k = _rows(how.dtype, prompt_key[0, :, span.before], key[0, :, span.own])
                 v = _rows(how.dtype, prompt_value[0, :, span.before], value[0, :, span.own])
                 asked, wide, weights = how.among(k.shape[1]), _widened(q, k, how), []
-                for block in _blocks(span, q, k, asked.window):
+                for block in _blocks(span.prompt, span.length, asked.window):
                     weights.append(_weights(*wide, block, asked)[0])
                     _put(output[span.own], block, torch.bmm(weights[-1], v[:, block.keys]))
                 if any(ctx.needs_input_grad):
@@ -119,20 +137,20 @@ class _Spans(torch.autograd.Function):
         # What softmax's derivative takes from every weight's: the mean of these, which is output . grad.
         mean = (grad[0].to(how.wide) * output).sum(-1, keepdim=True).transpose(0, 1)
         grad = grad[0].transpose(0, 1)
-        found = [output.new_empty(shape[1], shape[0], shape[2], dtype=how.wide) for shape, _ in ctx.inputs]
+        found = [output.new_zeros(shape[1], shape[0], shape[2], dtype=how.wide) for shape, _ in ctx.inputs]
         by_query, by_key, by_value = found
         with torch.autocast(grad.device.type, enabled=False):
             for span in ctx.spans:
                 q, k, v = next(saved), next(saved), next(saved)
                 asked = how.among(k.shape[1])
-                blocks = list(_blocks(span, q, k, asked.window))
+                blocks = _blocks(span.prompt, span.length, asked.window)
                 weights = [next(saved) for _ in blocks] if _keeps(k, how) else []
                 pulled = _rows(how.dtype, grad[:, span.own]), _rows(how.wide, mean[:, span.own])
                 by_k, by_v = _pull(q, k, v, *pulled, blocks, weights, by_query[span.own], asked)
                 for total, part in ((by_key, by_k), (by_value, by_v)):
                     part = part.transpose(0, 1)
                     total[span.own] = part[span.prompt : span.prompt + span.length]
-                    if span.prompt:  # which was the own part of a span before
+                    if span.prompt:  # after the span whose own tokens these are
                         total[span.before] += part[: span.prompt]
         by_query *= how.scaling
         by_key *= how.scaling
@@ -187,11 +205,15 @@ def _weights(q: Tensor, k: Tensor, block: Block, how: How) -> tuple[Tensor, Tens
     return scores.softmax(-1).to(how.dtype), bend
 
 
-def _blocks(span: Span, q: Tensor, k: Tensor, window: int | None) -> Iterator[Block]:
-    for begin in range(0, q.shape[1], BLOCK):
-        end, at = min(begin + BLOCK, q.shape[1]), span.prompt + begin
+@lru_cache(4096)
+def _blocks(prompt: int, length: int, window: int | None) -> tuple[Block, ...]:
+    """A segment in blocks of queries."""
+    found, queries, keys = [], _up(length), _up(prompt + length)
+    for begin in range(0, queries, BLOCK):
+        end, at = min(begin + BLOCK, queries), prompt + begin
         low = 0 if window is None else max(0, at - window + 1) // ROUND * ROUND
-        yield Block(slice(begin, end), slice(low, min(_up(span.prompt + end), k.shape[1])), at - low)
+        found.append(Block(slice(begin, end), slice(low, min(_up(prompt + end), keys)), at - low))
+    return tuple(found)
 
 
 @lru_cache

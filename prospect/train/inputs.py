@@ -103,14 +103,16 @@ def compute_with(
 ) -> tuple[Tokens, Tokens]:
     """The same on a micro-batch that runs on trees and, without gradient, on further completions of its prompts: tree k
     of `more` has the prompt of tree `where[k]`, which is not computed again."""
-    found = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
-    assert found.prompts is not None, "the caller has asked `on_trees`"
     completions: list[tuple[Ids, ...]] = [()] * len(micro.trees)
     for k, tree in zip(where, more.trees, strict=False):  # without rows it has a tree that stands for none
         completions[k] = tree.completions
+    with policy.autocast():  # around both: the second finds the weights that the first has cast for its backward
+        found = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
+        assert found.prompts is not None, "the caller has asked `on_trees`"
+        with torch.no_grad():
+            further = forward_more(policy, found.prompts, completions) if where else forward(policy, more.trees)
+    found.prompts.memory.layers.clear()
     with torch.no_grad():
-        further = forward_more(policy, found.prompts, completions) if where else forward(policy, more.trees)
-        found.prompts.memory.layers.clear()
         beside = _tokens(policy, more, further, reference)
     return _tokens(policy, micro, found, reference), beside
 

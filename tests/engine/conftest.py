@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from prospect.engine import spans
 from prospect.engine.checks import choose_path
 from prospect.engine.forest import Branches
 from prospect.engine.models import Policy
@@ -127,3 +128,19 @@ def trees() -> Callable[..., list[Branches]]:
         return [Branches(ids(prompt), tuple(map(ids, completions))) for prompt, completions in shapes]
 
     return build
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """From its call on, attention on a CPU takes 32 queries at once."""
+
+    def forget() -> None:
+        spans._blocks.cache_clear()
+        spans._later.cache_clear()
+
+    def change() -> None:
+        monkeypatch.setattr(spans, "BLOCK", 32)
+        forget()
+
+    yield change
+    forget()

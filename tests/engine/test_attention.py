@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,17 +66,40 @@ def test_finite_differences(softcap: float | None) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 50])
-def test_long_segments_go_in_blocks(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
-    monkeypatch.setattr(spans, "BLOCK", 32)
-    spans._later.cache_clear()
+def test_long_segments_go_in_blocks(small_blocks: Callable[[], None], window: int | None) -> None:
+    small_blocks()
     some = (Span(0, 0, 0, 101), Span(0, 70, 101, 77), Span(0, 0, 178, 33))
     inputs = states(torch.float64, tokens=211, shared=2)
     found = []
     for attend in (attend_spans, masked):
         output = attend(*inputs, some, How(torch.float64, 0.3, window))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
-    spans._later.cache_clear()
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, where: int) -> None:
+    """Wherever they stand, and with branches of their prompts elsewhere in the row."""
+    lengths = [12, 12, 12]
+    lengths[where] = 40
+    starts = [0, lengths[0], lengths[0] + lengths[1]]
+    some = [Span(0, 0, start, length) for start, length in zip(starts, lengths, strict=True)]
+    some.insert(where + 1, Span(starts[where], 30, 64, 6))
+    some = sorted(some, key=lambda span: span.start)
+    inputs = states(torch.float64, tokens=70, shared=2)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        spans,
+        "scaled_dot_product_attention",
+        lambda *x, **how: calls.append(1) or scaled_dot_product_attention(*x, **how),
+    )
+    found = []
+    for keys in (1024, 40):
+        monkeypatch.setattr(spans, "FUSED_KEYS", keys)
+        output = attend_spans(*inputs, some, How(torch.float64, 0.3))
+        found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+    assert len(calls) == 1
 
 
 def test_prompts_in_another_row() -> None:
