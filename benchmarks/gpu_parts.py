@@ -71,7 +71,7 @@ def _both(work: Callable[[], Tensor], states: list[Tensor]) -> None:
 
 
 def _tree(states: list[Tensor], forest: Forest, flash: bool) -> Tensor:
-    with mock.patch.object(attention, "suits", return_value=flash):
+    with mock.patch.multiple(attention, suits=lambda *_: flash, on_cpu=lambda _: False):
         return attention.attend(torch.nn.Module(), *states, None, segments=forest.segments)[0]
 
 

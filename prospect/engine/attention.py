@@ -118,12 +118,12 @@ def attend(
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
     dtype of autocast, which norms and rotations of queries and keys have widened."""
     dtype = computed_in(query)
-    if not on_cpu(query):  # spans cast while they copy
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    noted = segments.noted(module, key, value, dtype)
-    if on_cpu(query):
+    if on_cpu(query):  # where spans cast while they copy
+        noted = segments.noted(module, key, value, dtype)
         how = How(dtype, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or None, softcap)
         return attend_spans(query, key, value, segments.spans, how, noted), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    noted = segments.noted(module, key, value, dtype)
     if noted is not None:
         key, value = torch.cat([noted[0], key], 2), torch.cat([noted[1], value], 2)
     if suits(query, value, softcap):

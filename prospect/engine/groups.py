@@ -21,7 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from prospect.engine.transfer import move
 
 CALL_COST = 4096
-"""A kernel call costs about as much as this many padded query-key pairs (CPU, forward and backward; flat optimum)."""
+"""A kernel call costs about as much as this many padded query-key pairs (measured on a CPU, when those went in groups;
+flat optimum)."""
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,10 +1,10 @@
 """Tree attention on a CPU: segment after segment as matrix products, because PyTorch's fused kernel is slow there at
-short sequences and in bfloat16. Only the longest segments are its.
+short sequences and in bfloat16. It gets the longest segments, where it can.
 
 Of a segment's queries a block goes at a time, so that its scores stay in the cache, and keys behind a block are never
 touched. Lengths are rounded up with zeros, so that shapes come again: a product in bfloat16 is built anew for each.
-Backward finds the weights of short segments kept, in the dtype of the products; it computes those of longer ones again,
-because what is kept grows by the square of the length.
+Backward finds the weights of short segments kept, in the dtype of the inputs; it computes those of longer ones and of
+soft-capped scores again. What is kept grows by the square of the length.
 
 Shapes: T packed tokens, H query heads and G key heads of size D; Q queries and K keys of a segment or a block of it.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ BLOCK = 192
 KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""
 FUSED_KEYS = 1024
-"""Keys of a segment from which the fused kernel is as fast (`python -m benchmarks.attention`)."""
+"""Keys of a segment from which the fused kernel is as fast in bfloat16 (`python -m benchmarks.attention`)."""
 ROUND = 32
 """What lengths are multiples of."""
 
@@ -47,8 +48,8 @@ class Span(NamedTuple):
 
 
 class How(NamedTuple):
-    """`dtype` is that of the products; scores and softmax are float32 at least. A query sees its own key and the
-    `window` - 1 before, None: all before."""
+    """Inputs are rounded to `dtype`, and so are weights; scores and softmax are float32 at least. A query sees its own
+    key and the `window` - 1 before, None: all before."""
 
     dtype: torch.dtype
     scaling: float
@@ -77,33 +78,38 @@ Row = tuple[Tensor, Tensor]
 
 
 def attend_spans(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    spans: Sequence[Span],
-    how: How,
-    prompts: Row | None = None,
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], how: How, prompts: Row | None = None
 ) -> Tensor:
-    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D) in the dtype of the products. Every token is one
-    span's own. `prompts` is another row, in which the prompts lie and to
-    which no gradient flows."""
-    long = [span for span in spans if _fused(span, how)]
-    short = spans if not long else [span for span in spans if not _fused(span, how)]
-    output: Tensor = _Spans.apply(query, key, value, short, how, prompts)  # type: ignore[no-untyped-call]
-    if not long:
-        return output
-    pieces, end, shared = [], 0, query.shape[1] != key.shape[1]
-    for span in long:
-        q, k, v = (x[:, :, span.own].to(how.dtype) for x in (query, key, value))
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=how.scaling, enable_gqa=shared)
-        pieces += [output[:, end : span.start], found.transpose(1, 2)]
-        end = span.own.stop
-    return torch.cat([*pieces, output[:, end:]], 1)
+    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D) in `how.dtype`. Spans come in the row's order, and
+    every token is one span's own. `prompts` is another row, in which the prompts lie and to which no gradient flows."""
+    fusible = how.softcap is None and query.shape[-1] == value.shape[-1]
+    long = [span for span in spans if fusible and _fused(span, how)]
+    short = [span for span in spans if span not in long] if long else spans
+    output: Any = None
+    if short:
+        output = _Spans.apply(query, key, value, short, how, prompts)  # type: ignore[no-untyped-call]
+    found: Tensor = _with_fused(query, key, value, long, how, output) if long else output
+    return found
 
 
 def _fused(span: Span, how: How) -> bool:
-    plain = how.softcap is None and (how.window is None or how.window >= span.length)
-    return plain and not span.prompt and span.length >= FUSED_KEYS
+    return span.length >= FUSED_KEYS and not span.prompt and how.among(span.length).window is None
+
+
+def _with_fused(
+    query: Tensor, key: Tensor, value: Tensor, long: Sequence[Span], how: How, others: Tensor | None
+) -> Tensor:
+    """What `others` (1, T, H, D) has of the row, and between it the `long` spans by the fused kernel."""
+    edges = [0, *(edge for span in long for edge in (span.own.start, span.own.stop)), query.shape[2]]
+    sizes = [stop - start for start, stop in pairwise(edges)]  # what is between them, and they: every second one
+    pieces: list[Any] = [None] * len(sizes) if others is None else list(others.split(sizes, 1))
+    for n, states in enumerate(zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)):
+        if n % 2:
+            q, k, v = (x.to(how.dtype) for x in states)
+            shared = q.shape[1] != k.shape[1]
+            found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=how.scaling, enable_gqa=shared)
+            pieces[n] = found.transpose(1, 2)
+    return torch.cat([piece for piece in pieces if piece is not None], 1)
 
 
 class _Spans(torch.autograd.Function):
@@ -113,44 +119,42 @@ class _Spans(torch.autograd.Function):
     ) -> Tensor:
         output = query.new_zeros(query.shape[2], query.shape[1], value.shape[3], dtype=how.dtype)
         prompt_key, prompt_value = prompts or (key, value)
+        pulled = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
             for span in spans:
                 q = _rows(how.dtype, query[0, :, span.own])
                 k = _rows(how.dtype, prompt_key[0, :, span.before], key[0, :, span.own])
                 v = _rows(how.dtype, prompt_value[0, :, span.before], value[0, :, span.own])
-                asked, wide, weights = how.among(k.shape[1]), _widened(q, k, how), []
+                kept += [q, k, v] if pulled else []
+                asked, wide = how.among(span.prompt + span.length), _widened(q, k, how)
                 for block in _blocks(span.prompt, span.length, asked.window):
-                    weights.append(_weights(*wide, block, asked)[0])
-                    _put(output[span.own], block, torch.bmm(weights[-1], v[:, block.keys]))
-                if any(ctx.needs_input_grad):
-                    kept += [q, k, v, *(weights if _keeps(k, how) else ())]
-        ctx.save_for_backward(output, *kept)
-        ctx.spans, ctx.how, ctx.inputs = spans, how, [(x.shape[1:], x.dtype) for x in (query, key, value)]
+                    weights, _ = _weights(*wide, block, asked)
+                    _put(output[span.own], block, torch.bmm(weights, v[:, block.keys]))
+                    kept += [weights] if pulled and _keeps(k, how) else []
+        ctx.save_for_backward(*kept)
+        ctx.spans, ctx.how, ctx.prompts_are_here = spans, how, prompts is None
+        ctx.inputs = [(x.shape[1:], x.dtype) for x in (query, key, value)]
         return output[None]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        output, *kept = ctx.saved_tensors
-        how, saved = ctx.how, iter(kept)
-        # What softmax's derivative takes from every weight's: the mean of these, which is output . grad.
-        mean = (grad[0].to(how.wide) * output).sum(-1, keepdim=True).transpose(0, 1)
-        grad = grad[0].transpose(0, 1)
-        found = [output.new_zeros(shape[1], shape[0], shape[2], dtype=how.wide) for shape, _ in ctx.inputs]
+        how, saved, grad = ctx.how, iter(ctx.saved_tensors), grad[0].transpose(0, 1)
+        found = [grad.new_zeros(shape[1], shape[0], shape[2], dtype=how.wide) for shape, _ in ctx.inputs]
         by_query, by_key, by_value = found
         with torch.autocast(grad.device.type, enabled=False):
             for span in ctx.spans:
                 q, k, v = next(saved), next(saved), next(saved)
-                asked = how.among(k.shape[1])
+                asked = how.among(span.prompt + span.length)
                 blocks = _blocks(span.prompt, span.length, asked.window)
                 weights = [next(saved) for _ in blocks] if _keeps(k, how) else []
-                pulled = _rows(how.dtype, grad[:, span.own]), _rows(how.wide, mean[:, span.own])
-                by_k, by_v = _pull(q, k, v, *pulled, blocks, weights, by_query[span.own], asked)
+                pull = _rows(how.dtype, grad[:, span.own])
+                by_k, by_v = _pull(q, k, v, pull, blocks, weights, by_query[span.own], asked)
                 for total, part in ((by_key, by_k), (by_value, by_v)):
                     part = part.transpose(0, 1)
-                    total[span.own] = part[span.prompt : span.prompt + span.length]
-                    if span.prompt:  # after the span whose own tokens these are
+                    total[span.own] += part[span.prompt : span.prompt + span.length]
+                    if span.prompt and ctx.prompts_are_here:
                         total[span.before] += part[: span.prompt]
         by_query *= how.scaling
         by_key *= how.scaling
@@ -163,24 +167,25 @@ def _pull(
     k: Tensor,
     v: Tensor,
     grad: Tensor,
-    mean: Tensor,
     blocks: Sequence[Block],
     weights: Sequence[Tensor],
     by_query: Tensor,
     how: How,
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of a segment, but for the scaling: by queries into `by_query` (length, H, D), by keys and values
-    (G, K, D). `grad` (H, Q, D) and `mean` (H, Q, 1) are 0 where queries are padding, and so is what comes of them.
-    Without `weights` they are computed again."""
+    (G, K, D). `grad` (H, Q, D) is 0 where queries are padding, and so is what comes of it. Without `weights` they are
+    computed again."""
     wide, by_k, by_v = None if weights else _widened(q, k, how), None, None
     for n in reversed(range(len(blocks))):  # the last one sees all keys, unless there is a window
         rows, keys, _ = block = blocks[n]
-        w, bend = _weights(*wide, block, how) if wide else (weights[n], None)
+        w, bent = _weights(*wide, block, how) if wide else (weights[n], None)
         g = _grouped(grad[:, rows], k)
         by_v = _add(by_v, torch.bmm(w.transpose(1, 2), g), keys, v, how)
         slope = torch.bmm(g, v[:, keys].transpose(1, 2)).to(how.wide)
-        slope.view(len(q), -1, slope.shape[2]).sub_(mean[:, rows])
-        slope = slope.mul_(w) if bend is None else slope.mul_(w).mul_(bend)
+        # The mean from the same rounded numbers: where a query sees one key, what is left is 0 and not a rounding.
+        slope = slope.sub_((slope * w).sum(-1, keepdim=True)).mul_(w)
+        if bent is not None:
+            slope *= 1 - bent.square()
         narrow = slope.to(how.dtype)
         _put(by_query, block, torch.bmm(narrow, k[:, keys]))
         by_k = _add(by_k, torch.bmm(narrow.transpose(1, 2), _grouped(q[:, rows], k)), keys, k, how)
@@ -189,20 +194,19 @@ def _pull(
 
 
 def _weights(q: Tensor, k: Tensor, block: Block, how: How) -> tuple[Tensor, Tensor | None]:
-    """(G, H / G * Q, K) of scaled queries and keys in wide dtype, in the dtype of the products; and the derivative of
-    soft-capped scores by those before, None: 1."""
-    heads, keys, bend = len(q), block.keys, None
+    """(G, H / G * Q, K) in `how.dtype` of scaled queries and keys in the wide one; and tanh of soft-capped scores."""
+    heads, keys, bent = len(q), block.keys, None
     scores = torch.bmm(_grouped(q[:, block.rows], k), k[:, keys].transpose(1, 2))
     if how.softcap is not None:
         bent = torch.tanh(scores / how.softcap)
-        scores, bend = bent * how.softcap, 1 - bent.square()
+        scores = bent * how.softcap
     of_head = scores.view(heads, -1, scores.shape[2])
     if how.window is None:
         diagonal = of_head[:, :, block.first :]
         diagonal.add_(_later(how.wide)[: diagonal.shape[1], : diagonal.shape[2]])
     else:
         of_head.add_(_hidden(of_head.shape[1], of_head.shape[2], block.first, how))
-    return scores.softmax(-1).to(how.dtype), bend
+    return scores.softmax(-1).to(how.dtype), bent
 
 
 @lru_cache(4096)

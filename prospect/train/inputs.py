@@ -106,7 +106,9 @@ def compute_with(
     completions: list[tuple[Ids, ...]] = [()] * len(micro.trees)
     for k, tree in zip(where, more.trees, strict=False):  # without rows it has a tree that stands for none
         completions[k] = tree.completions
-    with policy.autocast():  # around both: the second finds the weights that the first has cast for its backward
+    # Around both: the second finds most of the weights that the first has cast for its backward. Not around `_tokens`:
+    # a live reference puts other weights into the same parameters, which is all that autocast looks at.
+    with policy.autocast():
         found = forward(policy, micro.trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
         assert found.prompts is not None, "the caller has asked `on_trees`"
         with torch.no_grad():

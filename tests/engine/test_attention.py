@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prospect.engine import spans
+from prospect.engine.attention import attend
+from prospect.engine.forest import pack
 from prospect.engine.spans import How, Span, attend_spans
 
 TWO_BRANCHES = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6))
@@ -71,53 +74,81 @@ def test_long_segments_go_in_blocks(small_blocks: Callable[[], None], window: in
     some = (Span(0, 0, 0, 101), Span(0, 70, 101, 77), Span(0, 0, 178, 33))
     inputs = states(torch.float64, tokens=211, shared=2)
     found = []
-    for attend in (attend_spans, masked):
-        output = attend(*inputs, some, How(torch.float64, 0.3, window))
+    for way in (attend_spans, masked):
+        output = way(*inputs, some, How(torch.float64, 0.3, window))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, where: int) -> None:
-    """Wherever they stand, and with branches of their prompts elsewhere in the row."""
-    lengths = [12, 12, 12]
-    lengths[where] = 40
-    starts = [0, lengths[0], lengths[0] + lengths[1]]
-    some = [Span(0, 0, start, length) for start, length in zip(starts, lengths, strict=True)]
-    some.insert(where + 1, Span(starts[where], 30, 64, 6))
-    some = sorted(some, key=lambda span: span.start)
-    inputs = states(torch.float64, tokens=70, shared=2)
-    calls: list[int] = []
-    monkeypatch.setattr(
-        spans,
-        "scaled_dot_product_attention",
-        lambda *x, **how: calls.append(1) or scaled_dot_product_attention(*x, **how),
-    )
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths that the fused kernel has been asked for."""
+    lengths: list[int] = []
+
+    def told(query: Tensor, *others: Tensor, **options: Any) -> Tensor:
+        lengths.append(query.shape[2])
+        return scaled_dot_product_attention(query, *others, **options)
+
+    monkeypatch.setattr(spans, "scaled_dot_product_attention", told)
+    return lengths
+
+
+@pytest.mark.parametrize("rows", [[40, 12, 12], [12, 40, 12], [12, 12, 40], [40, 41, 12], [40]])
+def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fused: list[int], rows: list[int]) -> None:
+    """Wherever they stand, and with a branch of the longest prompt, which is not theirs, at the end of the row."""
+    starts = [sum(rows[:n]) for n in range(len(rows))]
+    some = [Span(0, 0, start, length) for start, length in zip(starts, rows, strict=True)]
+    some.append(Span(starts[rows.index(max(rows))], 30, sum(rows), 42))
+    inputs = states(torch.float64, tokens=sum(rows) + 42, shared=2)
     found = []
     for keys in (1024, 40):
         monkeypatch.setattr(spans, "FUSED_KEYS", keys)
         output = attend_spans(*inputs, some, How(torch.float64, 0.3))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
-    assert len(calls) == 1
+    assert fused == [length for length in rows if length >= 40]
+
+
+@pytest.mark.parametrize("window", [None, 39, 40])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("size", [8, 5])
+def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch, fused: list[int], window: int | None, softcap: float | None, size: int
+) -> None:
+    monkeypatch.setattr(spans, "FUSED_KEYS", 40)
+    inputs = states(torch.float64, tokens=40, sizes=(8, size))
+    some, how = (Span(0, 0, 0, 40),), How(torch.float64, 0.3, window, softcap)
+    torch.testing.assert_close(attend_spans(*inputs, some, how), masked(*inputs, some, how), rtol=0, atol=1e-12)
+    assert fused == ([40] if window != 39 and softcap is None and size == 8 else [])
 
 
 def test_prompts_in_another_row() -> None:
-    """As if they stood in this one; they get no gradient."""
+    """As if they stood in this one, but they get no gradient."""
     how = How(torch.float64, 0.3)
-    q, k, v = states(torch.float64)
-    expected = attend_spans(q, k, v, TWO_BRANCHES, how)[:, 9:13]
-    own = (x.detach()[:, :, 9:13] for x in (q, k, v))
-    found = attend_spans(*own, (Span(0, 5, 0, 4),), how, (k.detach(), v.detach()))
-    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-13)
+    inputs = states(torch.float64)
+    expected = attend_spans(*inputs, TWO_BRANCHES, how)[:, 9:13]
+    own = [x.detach()[:, :, 9:13].requires_grad_() for x in inputs]
+    _, key, value = (x.detach().requires_grad_() for x in inputs)
+    found = attend_spans(*own, (Span(0, 5, 0, 4),), how, (key, value))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    grads = torch.autograd.grad(found.sin().sum(), [*own, key, value], allow_unused=True)
+    assert grads[3:] == (None, None)
+    for mine, whole in zip(grads, torch.autograd.grad(expected.sin().sum(), inputs), strict=False):
+        torch.testing.assert_close(mine, whole[:, :, 9:13], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("keys", [3, 40, 300])
-def test_in_bfloat16_no_worse_than_the_fused_kernel(keys: int) -> None:
-    """Both against float64, in values and gradients; inside autocast too, which would round the scores."""
-    inputs = states(torch.bfloat16, keys)
+@pytest.mark.parametrize("peaked", [False, True])
+@pytest.mark.parametrize("keys", [3, 40, 300, 500, 1100])
+def test_in_bfloat16_no_worse_than_the_fused_kernel(keys: int, peaked: bool) -> None:
+    """Both against float64, in values and gradients; inside autocast too, which would round the scores. Also where a
+    query looks at few keys, and everyone at the first: then what is left of a derivative is small."""
+    inputs = states(torch.bfloat16, keys, shared=2)
+    scaling = 2.0 if peaked else 8**-0.5
+    with torch.no_grad():
+        inputs[1][:, :, 0] *= 4 if peaked else 1
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted = scaled_dot_product_attention(*exact, is_causal=True)
+    fused = {"is_causal": True, "scale": scaling, "enable_gqa": True}
+    wanted = scaled_dot_product_attention(*exact, **fused)
     pull = torch.randn_like(wanted)
     truth = [wanted, *torch.autograd.grad(wanted, exact, pull)]
 
@@ -126,6 +157,32 @@ def test_in_bfloat16_no_worse_than_the_fused_kernel(keys: int) -> None:
         return [float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in zip(found, truth, strict=True)]
 
     with torch.autocast("cpu", torch.bfloat16):
-        mine = attend_spans(*inputs, (Span(0, 0, 0, keys),), How(torch.bfloat16, 8**-0.5)).transpose(1, 2)
-        theirs = scaled_dot_product_attention(*inputs, is_causal=True)
+        mine = attend_spans(*inputs, (Span(0, 0, 0, keys),), How(torch.bfloat16, scaling)).transpose(1, 2)
+        theirs = scaled_dot_product_attention(*inputs, **fused)
     assert all(a <= 1.5 * b + 1e-3 for a, b in zip(error(mine), error(theirs), strict=True))
+
+
+def test_a_query_with_one_key_has_no_gradient() -> None:
+    """Not even one of roundings."""
+    inputs = states(torch.bfloat16, 60)
+    some = (Span(0, 0, 0, 40), Span(0, 0, 40, 20))
+    output = attend_spans(*inputs, some, How(torch.bfloat16, 0.3))
+    by_query, *_ = torch.autograd.grad(output, inputs, 100 * torch.randn_like(output))
+    assert not by_query[:, :, [0, 40]].any() and by_query[:, :, [1, 41]].all()
+
+
+def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
+    """Inside autocast a rotation has widened queries and keys, but not values; each gets a gradient of its own kind."""
+    forest = pack(trees([(5, [4, 1, 9]), (1, [1]), (200, [230, 7])]))
+    inputs = states(torch.float32, forest.tokens, shared=2)
+    inputs[2] = inputs[2].detach().bfloat16().requires_grad_()
+    rounded = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
+    pull = torch.randn(1, forest.tokens, 4, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, _ = attend(torch.nn.Module(), *inputs, None, segments=forest.segments)
+    exact, _ = attend(torch.nn.Module(), *rounded, None, segments=forest.segments)
+    assert mine.dtype == torch.bfloat16
+    found = [mine, *torch.autograd.grad(mine, inputs, pull)]
+    assert [x.dtype for x in found[1:]] == [x.dtype for x in inputs]
+    for a, b in zip(found, [exact, *torch.autograd.grad(exact, rounded, pull.double())], strict=True):
+        assert (a.double() - b).norm() <= 0.01 * b.norm()

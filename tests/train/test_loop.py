@@ -4,17 +4,19 @@ float64."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.errors import ModelError, NonFiniteError
 from prospect.train import job as job_module
 from prospect.train import loop, ranks
-from prospect.train.batch import matched, mismatched
+from prospect.train.batch import matched, mismatched, mismatched_on
 from prospect.train.gradient import gradient
 from prospect.train.job import Job
 from prospect.train.z0 import reference_point
@@ -279,3 +281,33 @@ def test_prompts_of_mismatched_answers_are_not_computed_again(
     rows = [whole.corpus.rows[i] for i in whole.schedule.steps[0].rows]
     answers = sum(whole.corpus.length(row) - 1 for row in rows)
     assert len(tokens) == 2 and tokens[1] == answers < tokens[0]
+
+
+def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob) -> None:
+    """In bfloat16. Training's numbers and gradients are the same as alone, to the bit."""
+    job = make_job(thumbs(8), precision="bf16")
+    move(job)
+    (micro,) = matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    more = mismatched_on(job.corpus, job.schedule.partners, micro, job.context)
+    parameters = dict(job.policy.trainable())
+    casts: Counter[int] = Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                casts[args[0].data_ptr()] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        mine, beside = job.compute_with(micro, more)
+    found = torch.autograd.grad(mine.token_logp.sin().sum(), list(parameters.values()))
+    once = [p for name, p in parameters.items() if name.endswith(("q_proj.weight", "o_proj.weight", "up_proj.weight"))]
+    assert once and all(casts[p.data_ptr()] == 1 for p in once)
+
+    alone = job.compute(micro)
+    expected = torch.autograd.grad(alone.token_logp.sin().sum(), list(parameters.values()))
+    assert torch.equal(mine.token_logp, alone.token_logp)
+    for name, a, b in zip(parameters, found, expected, strict=True):
+        assert torch.equal(a.to_dense(), b.to_dense()) and a.to_dense().any(), name
+    with torch.no_grad():
+        torch.testing.assert_close(beside.token_logp, job.compute(more).token_logp, rtol=0, atol=0.05)
