@@ -5,7 +5,7 @@ layer to `attend`. Shapes: T packed tokens, N branches, H query heads of size D.
 
 A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. A CPU
 computes one after the other (spans.py), one kernel call on CUDA all of them (varlen.py, half precision), and whatever
-else there is those of similar length together (groups.py).
+else there is, and a CPU where they are short, those of similar length together (groups.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from prospect.engine.spans import How, Span, attend_spans
 from prospect.engine.varlen import Flat, attend_flat, computed_in, lay_out, suits
 
 NAME = "prospect_tree"
+SHORT = 64
+"""Mean keys of a segment below which a CPU, too, computes those of similar length together."""
 Ints = npt.NDArray[np.int64]
 
 
@@ -90,6 +92,11 @@ class Segments:
         return None
 
     @property
+    def spans_are_long(self) -> bool:
+        """Whether their arithmetic is worth calls of their own."""
+        return sum(span.prompt + span.length for span in self.spans) >= SHORT * len(self.spans)
+
+    @property
     def pairs(self) -> int:
         """How many keys all queries together see."""
         own = self.lengths * self.prompt_lengths + self.lengths * (self.lengths + 1) // 2
@@ -118,7 +125,7 @@ def attend(
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
     dtype of autocast, which norms and rotations of queries and keys have widened."""
     dtype = computed_in(query)
-    if on_cpu(query):  # where spans cast while they copy
+    if on_cpu(query) and segments.spans_are_long:  # which cast while they copy
         noted = segments.noted(module, key, value, dtype)
         how = How(dtype, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or None, softcap)
         return attend_spans(query, key, value, segments.spans, how, noted), None

@@ -115,6 +115,19 @@ def test_in_groups_as_in_spans(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("short", "calls"), [(6, 0), (60, 1)])
+def test_short_segments_go_in_groups(
+    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, short: int, calls: int
+) -> None:
+    """Keys count, not only the tokens of an answer: here 6 to a segment, or 60."""
+    asked: list[int] = []
+    monkeypatch.setattr(attention, "SHORT", 30)
+    monkeypatch.setattr(attention, "attend_spans", lambda *x: asked.append(1) or spans.attend_spans(*x))
+    with torch.no_grad():
+        forward(tiny("llama"), trees([(short - 2, [3, 3, 3])] * 4))
+    assert bool(asked) == bool(calls)
+
+
 @pytest.mark.parametrize("kept", [0, 64])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_how_spans_are_computed_does_not_matter(
