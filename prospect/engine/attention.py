@@ -91,7 +91,7 @@ class Segments:
             self.memory.layers[layer] = key.detach().to(dtype), value.detach().to(dtype)
         return None
 
-    @property
+    @cached_property
     def spans_are_long(self) -> bool:
         """Whether their arithmetic is worth calls of their own."""
         return sum(span.prompt + span.length for span in self.spans) >= SHORT * len(self.spans)
