@@ -5,7 +5,7 @@ layer to `attend`. Shapes: T packed tokens, N branches, H query heads of size D.
 
 A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. A CPU
 computes one after the other (spans.py), one kernel call on CUDA all of them (varlen.py, half precision), and whatever
-else there is, and a CPU where they are short, those of similar length together (groups.py).
+else there is those of similar length together (groups.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from prospect.engine.gather import Span
 from prospect.engine.groups import Grouped, attend_groups, segment
-from prospect.engine.spans import How, Span, attend_spans
+from prospect.engine.spans import How, attend_spans
 from prospect.engine.varlen import Flat, attend_flat, computed_in, lay_out, suits
 
 NAME = "prospect_tree"
-SHORT = 64
-"""Mean keys of a segment below which a CPU, too, computes those of similar length together."""
 Ints = npt.NDArray[np.int64]
 
 
@@ -72,7 +71,7 @@ class Segments:
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """For CPUs: where every segment is. A tree's first branch stands behind its prompt."""
-        places = (self.prompt_starts, self.prompt_lengths, self.starts - self.past, self.lengths, self._answers)
+        places = (self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers)
         found = []
         for prompt_start, prompt, start, length, answers in zip(*(x.tolist() for x in places), strict=True):
             if answers:
@@ -81,20 +80,22 @@ class Segments:
                 found.append(Span(prompt_start, prompt, start, length))
         return tuple(found)
 
-    def noted(self, layer: nn.Module, key: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """What the memory has for a layer, behind a remembered row; else these go into it, if there is one."""
-        if self.memory is None:
-            return None
-        if self.past:
-            return self.memory.layers[layer]
-        if not self.memory.full:
-            self.memory.layers[layer] = key.detach().to(dtype), value.detach().to(dtype)
-        return None
+    def with_past(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of this row, behind those that it has of the remembered one."""
+        if not self.past:
+            return key, value
+        assert self.memory is not None, "what is behind a row was computed from it"
+        # One behind the other token by token, as what models give lies in memory.
+        keys, values = (
+            torch.cat([before.transpose(1, 2), own.transpose(1, 2)], 1).transpose(1, 2)
+            for before, own in zip(self.memory.layers[layer], (key, value), strict=True)
+        )
+        return keys, values
 
-    @cached_property
-    def spans_are_long(self) -> bool:
-        """Whether their arithmetic is worth calls of their own."""
-        return sum(span.prompt + span.length for span in self.spans) >= SHORT * len(self.spans)
+    def remember(self, layer: nn.Module, key: Tensor, value: Tensor, dtype: torch.dtype) -> None:
+        """Keep a layer's keys and values for more branches, where somebody wants them."""
+        if self.memory is not None and not self.past and not self.memory.full:
+            self.memory.layers[layer] = key.detach().to(dtype), value.detach().to(dtype)
 
     @property
     def pairs(self) -> int:
@@ -124,15 +125,14 @@ def attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
     dtype of autocast, which norms and rotations of queries and keys have widened."""
-    dtype = computed_in(query)
-    if on_cpu(query) and segments.spans_are_long:  # which cast while they copy
-        noted = segments.noted(module, key, value, dtype)
+    dtype, spans = computed_in(query), on_cpu(query)
+    if not spans:  # which round what they gather
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    segments.remember(module, key, value, dtype)
+    key, value = segments.with_past(module, key, value)
+    if spans:
         how = How(dtype, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or None, softcap)
-        return attend_spans(query, key, value, segments.spans, how, noted), None
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    noted = segments.noted(module, key, value, dtype)
-    if noted is not None:
-        key, value = torch.cat([noted[0], key], 2), torch.cat([noted[1], value], 2)
+        return attend_spans(query, key, value, segments.spans, how), None
     if suits(query, value, softcap):
         return attend_flat(query, key, value, segments.flat, scaling, sliding_window), None
     return attend_groups(query, key, value, segments.grouped, scaling, sliding_window, softcap), None

@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from prospect.engine import attention, spans
+from prospect.engine import gather
 from prospect.engine.checks import choose_path
 from prospect.engine.forest import Branches
 from prospect.engine.models import Policy
@@ -130,23 +130,21 @@ def trees() -> Callable[..., list[Branches]]:
     return build
 
 
+@pytest.fixture(autouse=True)
+def forget_layouts() -> Iterator[None]:
+    """Layouts are kept by where segments are, and know nothing of constants that a test may change."""
+    yield
+    gather.lay_out.cache_clear()
+    gather._band.cache_clear()
+
+
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, attention on a CPU takes 32 queries at once."""
 
-    def forget() -> None:
-        spans._blocks.cache_clear()
-        spans._later.cache_clear()
-
     def change() -> None:
-        monkeypatch.setattr(spans, "BLOCK", 32)
-        forget()
+        monkeypatch.setattr(gather, "BLOCK", 32)
+        gather.lay_out.cache_clear()
+        gather._band.cache_clear()
 
-    yield change
-    forget()
-
-
-@pytest.fixture(autouse=True)
-def spans_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention on a CPU does not turn to groups where segments are short, as they are in tests."""
-    monkeypatch.setattr(attention, "SHORT", 0)
+    return change

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine import spans
+from prospect.engine import gather, spans
 from prospect.engine.attention import attend
 from prospect.engine.forest import pack
-from prospect.engine.spans import How, Span, attend_spans
+from prospect.engine.gather import Span
+from prospect.engine.spans import How, attend_spans
 
 TWO_BRANCHES = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6))
 """A prompt of 5 with branches of 4 and 4 tokens, a row of one token and one of 6: 20 tokens."""
@@ -103,7 +104,8 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
     found = []
     for keys in (1024, 40):
         monkeypatch.setattr(spans, "FUSED_KEYS", keys)
-        output = attend_spans(*inputs, some, How(torch.float64, 0.3))
+        gather.lay_out.cache_clear()
+        output = attend_spans(*inputs, tuple(some), How(torch.float64, 0.3))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     assert fused == [length for length in rows if length >= 40]
@@ -122,19 +124,48 @@ def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
     assert fused == ([40] if window != 39 and softcap is None and size == 8 else [])
 
 
-def test_prompts_in_another_row() -> None:
-    """As if they stood in this one, but they get no gradient."""
+@pytest.mark.parametrize("longest", [6, 1024])
+def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    """As if the first tokens had no queries. A span without a prompt may take the fused kernel."""
+    monkeypatch.setattr(spans, "FUSED_KEYS", longest)
     how = How(torch.float64, 0.3)
     inputs = states(torch.float64)
-    expected = attend_spans(*inputs, TWO_BRANCHES, how)[:, 9:13]
-    own = [x.detach()[:, :, 9:13].requires_grad_() for x in inputs]
-    _, key, value = (x.detach().requires_grad_() for x in inputs)
-    found = attend_spans(*own, (Span(0, 5, 0, 4),), how, (key, value))
+    expected = attend_spans(*inputs, TWO_BRANCHES, how)[:, 9:]
+    query, key, value = inputs
+    found = attend_spans(query[:, :, 9:], key, value, TWO_BRANCHES[1:], how)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
-    grads = torch.autograd.grad(found.sin().sum(), [*own, key, value], allow_unused=True)
-    assert grads[3:] == (None, None)
-    for mine, whole in zip(grads, torch.autograd.grad(expected.sin().sum(), inputs), strict=False):
-        torch.testing.assert_close(mine, whole[:, :, 9:13], rtol=0, atol=1e-13)
+    gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+
+
+def test_segments_of_one_shape_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether their prompts are as long or not; as many as are allowed to."""
+    some = tuple(Span(0, prompt, 40 + 8 * n, 8) for n, prompt in enumerate([20, 20, 20, 7, 12]))
+    inputs = states(torch.float64, tokens=80, shared=2)
+    asked: list[int] = []
+    weights = spans._weights
+    monkeypatch.setattr(
+        spans, "_weights", lambda q, k, block, how: asked.append(block.key_heads) or weights(q, k, block, how)
+    )
+    for together, heads in ((1 << 15, [2, 10]), (2 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
+        monkeypatch.setattr(gather, "TOGETHER", together)
+        gather.lay_out.cache_clear()
+        asked.clear()
+        for window in (None, 9):
+            how = How(torch.float64, 0.3, window)
+            found = [way(*inputs, (Span(0, 0, 0, 40), *some), how) for way in (attend_spans, masked)]
+            gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in found)
+            torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+            torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+        assert asked[: len(heads)] == heads
+
+
+def test_what_is_not_a_number_stays_in_its_segment() -> None:
+    inputs = [x.detach() for x in states(torch.float32)]
+    for x in inputs:
+        x[:, :, 0] = float("nan")
+    output = attend_spans(*inputs, TWO_BRANCHES, How(torch.float32, 0.3))
+    assert output[:, :13].isnan().all() and output[:, 13:].isfinite().all()
 
 
 @pytest.mark.parametrize("peaked", [False, True])

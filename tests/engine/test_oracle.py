@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine import attention, groups, spans
+from prospect.engine import attention, gather, groups, spans
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.models import Policy
@@ -115,33 +115,21 @@ def test_in_groups_as_in_spans(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("short", "calls"), [(6, 0), (60, 1)])
-def test_short_segments_go_in_groups(
-    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, short: int, calls: int
-) -> None:
-    """Keys count, not only the tokens of an answer: here 6 to a segment, or 60."""
-    asked: list[int] = []
-    monkeypatch.setattr(attention, "SHORT", 30)
-    monkeypatch.setattr(attention, "attend_spans", lambda *x: asked.append(1) or spans.attend_spans(*x))
-    with torch.no_grad():
-        forward(tiny("llama"), trees([(short - 2, [3, 3, 3])] * 4))
-    assert bool(asked) == bool(calls)
-
-
 @pytest.mark.parametrize("kept", [0, 64])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_how_spans_are_computed_does_not_matter(
     tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, small_blocks: Callable[[], None], name: str, kept: int
 ) -> None:
-    """In smaller blocks of queries, and with weights that backward computes again."""
+    """In smaller blocks of queries, none together, and with weights that backward computes again."""
     policy = tiny(name, "fp64")
     branches = trees([*SHAPES, (40, [30, 2]), (3, [100])])
     parameters = [p for _, p in policy.trainable()]
     found = []
     for change in (None, small_blocks):
         if change is not None:
-            change()
+            monkeypatch.setattr(gather, "TOGETHER", 0)
             monkeypatch.setattr(spans, "KEPT_KEYS", kept)
+            change()
         logp = forward(policy, branches).token_logp
         grads = torch.autograd.grad(logp.sin().sum(), parameters)
         found.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))

@@ -1,0 +1,178 @@
+"""How attention on a CPU takes a packed row apart: which tokens' queries and keys stand together in one piece, heads
+before tokens.
+
+Of a segment's queries a block goes at a time, so that its scores stay in the cache, and keys behind a block are never
+touched. Short segments of one shape go together. Lengths are rounded up, so that shapes come again: a product in
+bfloat16 is built anew for each. What stands in the padding is never seen.
+
+Shapes: T packed tokens, H query heads and G key heads of size D; n segments with Q queries and K keys each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+BLOCK = 192
+"""Queries at once."""
+TOGETHER = 1 << 15
+"""Query-key pairs that short segments of one shape may have together in one product, for each head."""
+ROUND = 32
+"""What lengths are multiples of."""
+HIDDEN = -1e30
+"""Added to the score of a key that a query may not see. Not minus infinity: padding may see no key at all, and its
+softmax must be a number."""
+
+OWN, PROMPT, PADDING = 0, 1, 2
+"""What is gathered."""
+Ints = npt.NDArray[np.int64]
+
+
+class Span(NamedTuple):
+    """A segment: `length` own tokens from `start` on see each other causally, and all of `prompt` tokens before."""
+
+    prompt_start: int
+    prompt: int
+    start: int
+    length: int
+
+    @property
+    def own(self) -> slice:
+        return slice(self.start, self.start + self.length)
+
+    @property
+    def before(self) -> slice:
+        return slice(self.prompt_start, self.prompt_start + self.prompt)
+
+
+class Block(NamedTuple):
+    """Some queries of segments that have one shape, in one piece of the gathered queries, and the segments' keys in one
+    piece of those; `seen` are the keys of a segment that these queries may see, but for the `hidden` ones."""
+
+    key_heads: int  # n * G
+    queries: slice
+    keys: slice
+    seen: slice
+    hidden: Tensor  # (n or 1, 1, Q, K), what to add to scores
+
+    def of_queries(self, rows: Tensor) -> Tensor:
+        """(n * G, H / G * Q, D): heads that share keys, one behind the other."""
+        return rows[self.queries].view(self.key_heads, -1, rows.shape[1])
+
+    def of_keys(self, rows: Tensor) -> Tensor:
+        """(n * G, K, D)"""
+        return rows[self.keys].view(self.key_heads, -1, rows.shape[1])[:, self.seen]
+
+
+class Index(NamedTuple):
+    """How rows of (token, head) are gathered, and put back."""
+
+    rows: Tensor  # of the row, for each that is gathered
+    places: Tensor  # of the gathered, for each of the row where a segment owns it: one behind the last where none does
+    padding: Tensor  # those of the gathered that are none
+    prompts: tuple[Tensor, Tensor] | None  # rows that are others' prompts, and where they were gathered to
+
+    def take(self, states: Tensor, dtype: torch.dtype) -> Tensor:
+        """(1, heads, T, D) -> (gathered, D)"""
+        return states[0].transpose(0, 1).reshape(-1, states.shape[3]).to(dtype).index_select(0, self.rows)
+
+    def give(self, found: Tensor, tokens: int) -> Tensor:
+        """(gathered and a zero, D) -> (1, T, heads, D); what prompts get is added up."""
+        rows = found.index_select(0, self.places)
+        if self.prompts is not None:
+            rows.index_add_(0, self.prompts[0], found.index_select(0, self.prompts[1]))
+        return rows.view(1, tokens, -1, found.shape[1])
+
+
+class Layout(NamedTuple):
+    """How a row is taken apart."""
+
+    queries: Index
+    keys: Index
+    blocks: tuple[Block, ...]
+
+
+@lru_cache(8)
+def lay_out(
+    spans: tuple[Span, ...], own: tuple[int, int], all_keys: tuple[int, int], window: int | None, wide: torch.dtype
+) -> Layout:
+    """For so many (heads, tokens) of queries and of keys. Computed once for all layers of a pass."""
+    (heads, tokens), (key_heads, all_tokens) = own, all_keys
+    queries, keys, blocks, past = _Gathered(heads), _Gathered(key_heads), [], all_tokens - tokens
+    for some in _alike(spans):
+        length, most = _up(some[0].length), _up(some[0].prompt + some[0].length)
+        before = keys.add([np.r_[span.before, span.own] for span in some], [span.prompt for span in some], most)
+        for begin in range(0, some[0].length, BLOCK):
+            end = min(begin + BLOCK, length)
+            asked = queries.add([np.r_[span.own][begin:end] - past for span in some], [0] * len(some), end - begin)
+            at = [span.prompt + begin for span in some]
+            low = 0 if window is None else max(0, min(at) - window + 1) // ROUND * ROUND
+            seen = slice(low, min(_up(max(at) + end - begin), most))
+            each = at if len(set(at)) > 1 else at[:1]
+            hidden = [_hidden(first - low, end - begin, seen.stop - low, window, wide)[None, None] for first in each]
+            joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view
+            blocks.append(Block(len(some) * key_heads, asked, before, seen, joined))
+    return Layout(queries.index(tokens), keys.index(all_tokens), tuple(blocks))
+
+
+def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Those of one shape, as many as go together."""
+    shapes: dict[tuple[int, int], list[Span]] = {}
+    for span in spans:
+        shapes.setdefault((_up(span.length), _up(span.prompt + span.length)), []).append(span)
+    for (queries, keys), some in shapes.items():
+        size = max(1, TOGETHER // (queries * keys))
+        yield from (some[n : n + size] for n in range(0, len(some), size))
+
+
+class _Gathered:
+    """Which (token, head) of a row stands where, piece after piece of n segments, (n, heads, length) each."""
+
+    def __init__(self, heads: int) -> None:
+        self.heads, self.count = heads, 0
+        self.pieces: list[tuple[Ints, Ints]] = []  # (token, head), and whether OWN, PROMPT or PADDING
+
+    def add(self, tokens: Sequence[Ints], prompts: Sequence[int], length: int) -> slice:
+        """Where a piece of these tokens stands, the first of which are a prompt. Segments are filled up with their own,
+        so that what is not a number stays in its segment."""
+        at, of_head = np.arange(length), np.arange(self.heads)[:, None]
+        some = np.stack([own[np.where(at < len(own), at, 0)] for own in tokens])
+        ends = np.array([[len(own)] for own in tokens])
+        kinds = np.where(at < ends, np.where(at < np.array(prompts)[:, None], PROMPT, OWN), PADDING)
+        rows = some[:, None] * self.heads + of_head
+        self.pieces.append((rows.ravel(), np.broadcast_to(kinds[:, None], rows.shape).ravel()))
+        begin, self.count = self.count, self.count + rows.size
+        return slice(begin, self.count)
+
+    def index(self, tokens: int) -> Index:
+        """For a row of so many tokens."""
+        rows, kinds = (np.concatenate(some) for some in zip(*self.pieces, strict=True))
+        own, prompts, padding = (np.flatnonzero(kinds == kind) for kind in (OWN, PROMPT, PADDING))
+        places = np.full(tokens * self.heads, self.count)
+        places[rows[own]] = own
+        shared = (torch.from_numpy(rows[prompts]), torch.from_numpy(prompts)) if len(prompts) else None
+        return Index(torch.from_numpy(rows), torch.from_numpy(places), torch.from_numpy(padding), shared)
+
+
+def _hidden(first: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(queries, keys) What to add to scores where the first query's own key is number `first`."""
+    before = 1 << max(10, first.bit_length())
+    return _band(before, window, dtype)[:queries, before - first :][:, :keys]
+
+
+@lru_cache
+def _band(before: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(BLOCK, before + BLOCK + ROUND) The same for all blocks: column `before` is the first query's own key."""
+    back = before + torch.arange(BLOCK)[:, None] - torch.arange(before + BLOCK + ROUND)
+    seen = (back >= 0) & (back < (window or len(back) + before))
+    return torch.zeros(back.shape, dtype=dtype).masked_fill_(~seen, HIDDEN)
+
+
+def _up(length: int) -> int:
+    return -(-length // ROUND) * ROUND
