@@ -86,9 +86,8 @@ class _Spans(torch.autograd.Function):
         output = q.new_zeros(len(q) + 1, v.shape[1])
         kept: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):
-            wide_q, wide_k = q.to(how.wide), k.to(how.wide)
             for block in layout.blocks:
-                weights, _ = _weights(wide_q, wide_k, block, how)
+                weights, _ = _weights(q, k, block, how)
                 torch.bmm(weights, block.of_keys(v), out=block.of_queries(output))
                 kept += [weights] if any(ctx.needs_input_grad) and _keeps(block, how) else []
         ctx.save_for_backward(q, k, v, *kept)
@@ -99,14 +98,13 @@ class _Spans(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (q, k, v, *saved), layout, how = ctx.saved_tensors, ctx.layout, ctx.how
-        kept, all_are_kept = iter(saved), all(_keeps(block, how) for block in layout.blocks)
+        kept = iter(saved)
         pull = layout.queries.take(grad.transpose(1, 2), grad.dtype).index_fill_(0, layout.queries.padding, 0)
         by_query = q.new_zeros(len(q) + 1, q.shape[1])
         by_key, by_value = (x.new_zeros(len(x) + 1, x.shape[1], dtype=how.wide) for x in (k, v))
         with torch.autocast("cpu", enabled=False):
-            wide_q, wide_k = (q, k) if all_are_kept else (q.to(how.wide), k.to(how.wide))
             for block in layout.blocks:
-                w, bent = (next(kept), None) if _keeps(block, how) else _weights(wide_q, wide_k, block, how)
+                w, bent = (next(kept), None) if _keeps(block, how) else _weights(q, k, block, how)
                 g = block.of_queries(pull)
                 slope = torch.bmm(g, block.of_keys(v).transpose(1, 2)).to(how.wide)
                 # The mean from the same rounded numbers: where a query sees one key, the rest is 0 and not a rounding.
@@ -125,8 +123,9 @@ class _Spans(torch.autograd.Function):
 
 
 def _weights(q: Tensor, k: Tensor, block: Block, how: How) -> tuple[Tensor, Tensor | None]:
-    """(n * G, H / G * Q, K) in `how.dtype` of all queries and keys in the wide one; and tanh of soft-capped scores."""
-    queries, keys, hidden, bent = block.of_queries(q), block.of_keys(k).transpose(1, 2), block.hidden, None
+    """(n * G, H / G * Q, K) in `how.dtype`, of all queries and keys; and tanh of soft-capped scores."""
+    queries, keys = block.of_queries(q).to(how.wide), block.of_keys(k).to(how.wide).transpose(1, 2)
+    hidden, bent = block.hidden, None
     if how.softcap is None:
         scores = queries.new_empty(*queries.shape[:2], keys.shape[2])
         scores.view(len(hidden), -1, *hidden.shape[2:]).copy_(hidden)

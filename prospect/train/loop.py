@@ -70,7 +70,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
             _move_reference(job.live, job.motion, step.index, behind=True)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            job.policy.drop_gradients()
             _move_reference(job.live, job.motion, step.index, behind=False)
             z0_state = point.state
 
