@@ -4,8 +4,8 @@ Registered with transformers as "prospect_tree". The segments travel as a keywor
 layer to `attend`. Shapes: T packed tokens, N branches, H query heads of size D.
 
 A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. A CPU
-computes one after the other (spans.py), one kernel call on CUDA all of them (varlen.py, half precision), and whatever
-else there is those of similar length together (groups.py).
+computes one after the other, or those of one shape together (gather.py, spans.py), one kernel call on CUDA all of them
+(varlen.py, half precision), and whatever else there is those of similar length together (groups.py).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Segments:
         assert self.memory is not None, "what is behind a row was computed from it"
         # One behind the other token by token, as what models give lies in memory.
         keys, values = (
-            torch.cat([before.transpose(1, 2), own.transpose(1, 2)], 1).transpose(1, 2)
+            torch.cat([before.transpose(1, 2), own.transpose(1, 2).to(before.dtype)], 1).transpose(1, 2)
             for before, own in zip(self.memory.layers[layer], (key, value), strict=True)
         )
         return keys, values
@@ -126,7 +126,7 @@ def attend(
     """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
     dtype of autocast, which norms and rotations of queries and keys have widened."""
     dtype, spans = computed_in(query), on_cpu(query)
-    if not spans:  # which round what they gather
+    if not spans:  # spans round while they gather
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     segments.remember(module, key, value, dtype)
     key, value = segments.with_past(module, key, value)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 192
-"""Queries at once."""
+"""Queries at once, a multiple of ROUND."""
 TOGETHER = 1 << 15
 """Query-key pairs that short segments of one shape may have together in one product, for each head."""
 ROUND = 32
@@ -30,7 +30,7 @@ HIDDEN = -1e30
 softmax must be a number."""
 
 OWN, PROMPT, PADDING = 0, 1, 2
-"""What is gathered."""
+"""What a gathered row is to its segment."""
 Ints = npt.NDArray[np.int64]
 
 
@@ -75,7 +75,7 @@ class Index(NamedTuple):
 
     rows: Tensor  # of the row, for each that is gathered
     places: Tensor  # of the gathered, for each of the row where a segment owns it: one behind the last where none does
-    padding: Tensor  # those of the gathered that are none
+    padding: Tensor  # those of the gathered that fill a segment up
     prompts: tuple[Tensor, Tensor] | None  # rows that are others' prompts, and where they were gathered to
 
     def take(self, states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,7 +98,7 @@ class Layout(NamedTuple):
     blocks: tuple[Block, ...]
 
 
-@lru_cache(8)
+@lru_cache(4)
 def lay_out(
     spans: tuple[Span, ...], own: tuple[int, int], all_keys: tuple[int, int], window: int | None, wide: torch.dtype
 ) -> Layout:
@@ -107,7 +107,7 @@ def lay_out(
     queries, keys, blocks, past = _Gathered(heads), _Gathered(key_heads), [], all_tokens - tokens
     for some in _alike(spans):
         length, most = _up(some[0].length), _up(some[0].prompt + some[0].length)
-        before = keys.add([np.r_[span.before, span.own] for span in some], [span.prompt for span in some], most)
+        piece = keys.add([np.r_[span.before, span.own] for span in some], [span.prompt for span in some], most)
         for begin in range(0, some[0].length, BLOCK):
             end = min(begin + BLOCK, length)
             asked = queries.add([np.r_[span.own][begin:end] - past for span in some], [0] * len(some), end - begin)
@@ -116,8 +116,8 @@ def lay_out(
             seen = slice(low, min(_up(max(at) + end - begin), most))
             each = at if len(set(at)) > 1 else at[:1]
             hidden = [_hidden(first - low, end - begin, seen.stop - low, window, wide)[None, None] for first in each]
-            joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view
-            blocks.append(Block(len(some) * key_heads, asked, before, seen, joined))
+            joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view: no copy for each block
+            blocks.append(Block(len(some) * key_heads, asked, piece, seen, joined))
     return Layout(queries.index(tokens), keys.index(all_tokens), tuple(blocks))
 
 
@@ -127,7 +127,7 @@ def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
     for span in spans:
         shapes.setdefault((_up(span.length), _up(span.prompt + span.length)), []).append(span)
     for (queries, keys), some in shapes.items():
-        size = max(1, TOGETHER // (queries * keys))
+        size = max(1, TOGETHER // (queries * keys)) if queries <= BLOCK else 1  # several blocks are one segment's
         yield from (some[n : n + size] for n in range(0, len(some), size))
 
 
@@ -166,7 +166,7 @@ def _hidden(first: int, queries: int, keys: int, window: int | None, dtype: torc
     return _band(before, window, dtype)[:queries, before - first :][:, :keys]
 
 
-@lru_cache
+@lru_cache(16)
 def _band(before: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """(BLOCK, before + BLOCK + ROUND) The same for all blocks: column `before` is the first query's own key."""
     back = before + torch.arange(BLOCK)[:, None] - torch.arange(before + BLOCK + ROUND)

@@ -1,5 +1,5 @@
-"""Tree attention through PyTorch's fused kernel for rectangles: of short segments on a CPU, and elsewhere where flash
-does not suit (float32, soft-capped scores, older cards).
+"""Tree attention through PyTorch's fused kernel for rectangles: on devices other than CPUs, where flash does not suit
+(float32, soft-capped scores, older cards).
 
 Segments of similar length are computed together, padded to the longest of them: one kernel call per segment would cost
 a small model more than its arithmetic. Shapes: T packed tokens, H query heads of size D, and in a group B segments with

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from prospect.engine import fused
 
@@ -31,9 +30,6 @@ KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
 dtype of the products is kept beside them."""
 AT_ONCE = 2048
 """Tokens of the vocabulary in a float32 product on a CPU."""
-
-SPARE: Any = WeakTensorKeyDictionary()
-"""By head, memory for its next gradient (see `drop_gradient`)."""
 
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
@@ -217,7 +213,7 @@ class _TokenLogp(torch.autograd.Function):
                     by_hidden.append(reduce(torch.add, [(slope @ head).to(wide).mul_(f) for f, slope in terms]))
                 for factor, slope in terms:
                     if wants_weight:
-                        by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), weight)
+                        by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), wide)
                     for part in _chunks(slope, len(weight), CHUNK) if wants_bias else ():
                         by_bias = _plus(by_bias, (slope[part].to(wide) * factor[part]).sum(0), wide)
         found = zip(
@@ -230,26 +226,16 @@ def _plus(total: Tensor | None, part: Tensor, wide: torch.dtype) -> Tensor:
     return part.to(wide) if total is None else total.add_(part)
 
 
-def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
     """`total` and the product of slope (m, V) and hidden (m, H) over m: on a CPU some of the vocabulary at a time, so
     that what is rounded is widened while in the cache, and no second matrix of this size is needed."""
     first = total is None
-    if total is None:
-        total = SPARE.pop(weight, None)
-        total = hidden.new_empty(weight.shape, dtype=_wide(hidden.dtype)) if total is None else total
+    total = hidden.new_empty(slope.shape[1], hidden.shape[1], dtype=wide) if total is None else total
     size = AT_ONCE if hidden.device.type == "cpu" else len(total)
     for begin in range(0, len(total), size):
         part, found = total[begin : begin + size], slope[:, begin : begin + size].T @ hidden
         part.copy_(found) if first else part.add_(found)
     return total
-
-
-def drop_gradient(weight: Tensor) -> None:
-    """Drop a head's gradient, and on a CPU write the next one to its memory: a gap of that size in the heap would be
-    filled with activations before backward wants it again, and the heap would grow."""
-    grad, weight.grad = weight.grad, None
-    if grad is not None and grad.device.type == "cpu" and not grad.is_sparse and grad.dtype == _wide(grad.dtype):
-        SPARE[weight] = grad
 
 
 def _parts(hidden: Tensor, vocabulary: int, whole: bool) -> Iterator[slice]:

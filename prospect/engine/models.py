@@ -28,7 +28,7 @@ from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.fused import Kernels
 from prospect.engine.last import shorten
 from prospect.engine.layers import cast_inputs_once, lighten
-from prospect.engine.logprobs import Head, drop_gradient, finish, pick
+from prospect.engine.logprobs import Head, finish, pick
 from prospect.engine.pages import keep_freed, limit_caches
 from prospect.engine.precision import (
     COMPUTED_IN,
@@ -156,13 +156,6 @@ class Policy:
         tokens, backward = rows * length, torch.is_grad_enabled() and bool(self.cost.body_trained)
         last = targets if short else tokens
         self.flops += self.cost.flops(tokens=tokens, last=last, targets=targets, pairs=pairs, backward=backward)
-
-    def drop_gradients(self) -> None:
-        """After a step that was taken."""
-        if type(self.head.module) is nn.Linear:
-            drop_gradient(self.head.module.weight)
-        for _, p in self.trainable():
-            p.grad = None
 
     def add_value_head(self, seed: int) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on

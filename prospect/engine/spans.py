@@ -1,5 +1,5 @@
-"""Tree attention on a CPU: segment after segment as matrix products, because PyTorch's fused kernel is slow there at
-short sequences and in bfloat16. It gets the longest segments, where it can.
+"""Tree attention on a CPU: segment after segment, short ones of one shape together, as matrix products, because
+PyTorch's fused kernel is slow there at short sequences and in bfloat16. It gets the longest segments, where it can.
 
 Backward finds the weights of short segments kept, in the dtype of the inputs; it computes those of longer ones and of
 soft-capped scores again. What is kept grows by the square of the length.
@@ -40,8 +40,9 @@ class How(NamedTuple):
 
 
 def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], how: How) -> Tensor:
-    """query (1, H, T, D), key and value (1, G, T or more, D) -> (1, T, H, D) in `how.dtype`. Every query is one span's
-    own. Where there are more keys than queries, they are those of tokens in front of the first query."""
+    """query (1, H, T, D), key and value (1, G, T or more, D) -> (1, T, H, D) in `how.dtype`. Spans come in the row's
+    order, and every query is one span's own. Where there are more keys than queries, they are those of tokens in front
+    of the first query."""
     long: list[Span] = []
     if how.softcap is None and query.shape[3] == value.shape[3]:
         long = [span for span in spans if _is_long(span, how.window)]

@@ -58,8 +58,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             began, done = time.perf_counter(), job.policy.flops
             point = reference_point(job, step, z0_state)
             totals = gradient(job, step, point)
-            grads = [p.grad for _, p in parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+            norm = _norm(parameters)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
             found = figures.read(point.figures | {"totals": totals, "grad_norm": norm})
             found = figures.means(found.pop("totals")) | found
@@ -70,7 +69,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                 group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
             _move_reference(job.live, job.motion, step.index, behind=True)
             optimizer.step()
-            job.policy.drop_gradients()
+            optimizer.zero_grad(set_to_none=True)
             _move_reference(job.live, job.motion, step.index, behind=False)
             z0_state = point.state
 
@@ -136,6 +135,11 @@ def preflight(job: Job) -> None:
             f"average, {worst:.2g} at most. Choose --engine padded or --precision fp32, or "
             "report the model's architecture"
         )
+
+
+def _norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:
+    """Of all gradients together. Here, so that nobody holds them when the next step makes its own."""
+    return torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None], foreach=True)
 
 
 def _move_reference(live: LiveReference | None, motion: Motion | None, step: int, *, behind: bool) -> None:

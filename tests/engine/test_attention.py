@@ -125,7 +125,7 @@ def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
 
 
 @pytest.mark.parametrize("longest", [6, 1024])
-def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, fused: list[int], longest: int) -> None:
     """As if the first tokens had no queries. A span without a prompt may take the fused kernel."""
     monkeypatch.setattr(spans, "FUSED_KEYS", longest)
     how = How(torch.float64, 0.3)
@@ -136,24 +136,44 @@ def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, longest: int) -
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in (found, expected))
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+    assert fused == ([9, 6, 6] if longest == 6 else [])
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_of_one_shape_but_longer_than_a_block(small_blocks: Callable[[], None], window: int | None) -> None:
+    small_blocks()
+    some = (Span(0, 0, 0, 70), Span(0, 1, 70, 96), Span(0, 62, 166, 65))
+    inputs, how = states(torch.float64, tokens=231, shared=2), How(torch.float64, 0.3, window)
+    found = [way(*inputs, some, how) for way in (attend_spans, masked)]
+    gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in found)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 1, 700, 1030])
+@pytest.mark.parametrize("first", [0, 5, 1023, 1024, 1025, 2048])
+def test_what_is_hidden(first: int, window: int | None) -> None:
+    found = gather._hidden(first, 64, first + 96, window, torch.float32)
+    back = first + torch.arange(64)[:, None] - torch.arange(first + 96)
+    assert torch.equal(found == 0, (back >= 0) & (back < (window or 10**6)))
 
 
 def test_segments_of_one_shape_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether their prompts are as long or not; as many as are allowed to."""
-    some = tuple(Span(0, prompt, 40 + 8 * n, 8) for n, prompt in enumerate([20, 20, 20, 7, 12]))
-    inputs = states(torch.float64, tokens=80, shared=2)
+    some = tuple(Span(0, prompt, 80 + 8 * n, 8) for n, prompt in enumerate([70, 70, 70, 57, 62]))
+    inputs = states(torch.float64, tokens=120, shared=2)
     asked: list[int] = []
     weights = spans._weights
     monkeypatch.setattr(
         spans, "_weights", lambda q, k, block, how: asked.append(block.key_heads) or weights(q, k, block, how)
     )
-    for together, heads in ((1 << 15, [2, 10]), (2 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
+    for together, heads in ((1 << 15, [2, 10]), (6 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
         monkeypatch.setattr(gather, "TOGETHER", together)
         gather.lay_out.cache_clear()
         asked.clear()
         for window in (None, 9):
             how = How(torch.float64, 0.3, window)
-            found = [way(*inputs, (Span(0, 0, 0, 40), *some), how) for way in (attend_spans, masked)]
+            found = [way(*inputs, (Span(0, 0, 0, 80), *some), how) for way in (attend_spans, masked)]
             gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in found)
             torch.testing.assert_close(*found, rtol=0, atol=1e-12)
             torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

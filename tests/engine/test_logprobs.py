@@ -197,22 +197,3 @@ def test_tied_embeddings_get_both_gradients(tiny: Build, trees: Build) -> None:
         forward(each, trees([(3, [4, 2])])).logp().sum().backward()
     parts = untied.base.get_input_embeddings().weight.grad + untied.head.module.weight.grad
     torch.testing.assert_close(policy.head.module.weight.grad, parts, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_dropped_gradient_leaves_its_memory_to_the_next(tiny: Build, trees: Build, tied: bool) -> None:
-    """Where embeddings are the same matrix their gradient is added, to a copy; what is not dropped is added to."""
-    policy, branches = tiny("llama", tie_word_embeddings=tied), trees([(5, [4, 7]), (3, [6])])
-    (weight,) = policy.head.module.parameters()
-
-    def pull() -> Tensor:
-        forward(policy, branches).token_logp.sum().backward()
-        return weight.grad
-
-    first = pull().clone()
-    where = weight.grad.data_ptr()
-    policy.drop_gradients()
-    assert all(p.grad is None for _, p in policy.trainable())
-    torch.testing.assert_close(pull(), first, rtol=0, atol=0)
-    assert tied or weight.grad.data_ptr() == where
-    torch.testing.assert_close(pull(), 2 * first)

@@ -4,6 +4,7 @@ float64."""
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -169,6 +170,23 @@ def test_training_separates_the_thumbs(make_job: MakeJob) -> None:
     assert steps[-1]["margin"] > 0.5 and steps[-1]["accuracy"] > 0.8 and steps[-1]["loss"] < 0.42
     assert {"z0", "z0_raw", "z0_se", "z0_n", "grad_norm", "lr", "tokens_per_second", "utilisation"} <= steps[0].keys()
     assert steps[3]["z0_n"] == 16
+
+
+def test_a_step_starts_without_the_gradients_of_the_last(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody holds them any more: beside the activations they would be the most of a step's memory."""
+    job = make_job(thumbs(16), batch_size=4)
+    before: list[Any] = []
+    alive: list[int] = []
+
+    def watched(*args: Any) -> Tensor:
+        alive.append(sum(of() is not None for of in before))
+        found = gradient(*args)
+        before[:] = [weakref.ref(p.grad) for _, p in job.policy.trainable() if p.grad is not None]
+        return found
+
+    monkeypatch.setattr(loop, "gradient", watched)
+    loop.fit(job)
+    assert before and len(alive) > 1 and not any(alive)
 
 
 def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
