@@ -44,7 +44,7 @@ def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, .
     order, and every query is one span's own. Where there are more keys than queries, they are those of tokens in front
     of the first query."""
     long: list[Span] = []
-    if how.softcap is None and query.shape[3] == value.shape[3]:
+    if query.shape[2] >= FUSED_KEYS and how.softcap is None and query.shape[3] == value.shape[3]:
         long = [span for span in spans if _is_long(span, how.window)]
     short = tuple(span for span in spans if span not in long) if long else spans
     output: Any = None
