@@ -33,6 +33,11 @@ def move_all(arrays: Sequence[Array], device: torch.device | str, dtype: type[np
     return [part.view(tensor.shape) for part, tensor in zip(parts, found, strict=True)]
 
 
+def pick(values: Tensor, places: Sequence[int]) -> Tensor:
+    """`values[places]`: a list as an index would be copied to the device while the host waits."""
+    return values[move(torch.tensor(places, dtype=torch.int64), values.device)]
+
+
 def _pins(tensor: Tensor, device: torch.device | str) -> bool:
     return tensor.device.type == "cpu" and torch.device(device).type == "cuda"
 

@@ -20,7 +20,8 @@ class Statistics:
 
     `values` (M,) float64, on the run's device: what the estimator averages, such as r = log pi(y_j|x_i) - log
     pi_ref(y_j|x_i) in nats of the partner rows (x_i, y_j), or of the step's own answers (of pairs: chosen and
-    rejected). `desirable` (M,) bool is the answers' thumb, `prompt` (M,) int64 the same number for the same prompt.
+    rejected). `desirable` (M,) bool is the answers' thumb, `prompt` (M,) int64 the same number, below M, for the
+    same prompt.
     """
 
     values: Tensor
@@ -71,11 +72,10 @@ def prompt_mean(step: Statistics, state: State) -> tuple[Tensor, State]:
     Theorem 4.2 needs a reference point that is fixed or shared by prompts: this one it does not cover. With one answer
     per prompt it is that answer's own r, so that the loss never saturates.
     """
-    _, group = step.prompt.unique(return_inverse=True)
-    count = step.values.new_zeros(int(group.max()) + 1 if len(group) else 0).index_add(
-        0, group, torch.ones_like(step.values)
-    )
-    return (torch.zeros_like(count).index_add(0, group, step.values) / count)[group], state
+    nothing = torch.zeros_like(step.values)
+    total = nothing.index_add(0, step.prompt, step.values)
+    count = nothing.index_add(0, step.prompt, torch.ones_like(step.values))
+    return (total / count.clamp(min=1))[step.prompt], state
 
 
 def running_mean(step: Statistics, state: State) -> tuple[Tensor, State]:

@@ -67,11 +67,11 @@ def _ahead(values: Tensor, steps: int) -> Tensor:
 def _discounted_sums(values: Tensor, remaining: Tensor, rate: float) -> Tensor:
     """Sum over k >= 0 of rate^k * values[t + k] within t's answer, (T,).
 
-    By doubling: sums of 2 terms, of 4, of 8; as many rounds as the longest answer has binary digits.
+    By doubling: sums of 2 terms, of 4, of 8; as many rounds as the number of tokens has binary digits: the longest
+    answer's would do, but a device would have to be asked for it.
     """
-    longest = int(remaining.max()) if len(remaining) else 0
     span = 1
-    while span <= longest:
+    while span < len(values):
         values = values + torch.where(remaining >= span, rate**span * _ahead(values, span), 0)
         span *= 2
     return values

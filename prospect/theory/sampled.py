@@ -126,7 +126,7 @@ def reference_point(seed: int) -> Experiment:
         for _ in range(batches):
             x = torch.randperm(prompts, generator=numbers)[:batch]
             y = torch.multinomial(reference[x.roll(-1)].exp(), 1, generator=numbers)[:, 0]
-            step = Statistics(r[x, y], torch.ones(batch, dtype=torch.bool), x)
+            step = Statistics(r[x, y], torch.ones(batch, dtype=torch.bool), torch.arange(batch))
             found.append((float(unclamped(step, None)[0]), float(mismatched(step, None)[0])))
         both = torch.tensor(found, dtype=torch.float64)
         raw.append(float(both[:, 0].mean()))

@@ -36,9 +36,10 @@ def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool) -> Tensor
             counts = torch.ones_like(good), torch.ones_like(bad)
         else:
             good = bad = rewards[0]
-            counts = batch.desirable.double(), (~batch.desirable).double()
+            desirable = batch.desirable
+            counts = desirable.double(), (~desirable).double()
             beaten = rewards[0] - beta * (0.0 if batch.z0 is None else batch.z0)
-            gap = torch.where(batch.desirable, beaten, -beaten)
+            gap = torch.where(desirable, beaten, -beaten)
         values[1:] = [
             counts[0].sum(),
             counts[1].sum(),

@@ -7,7 +7,7 @@ each token drives a second pass, micro-batch by micro-batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,11 +85,15 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
             for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
                 found = job.compute(micro)
                 if micro.rows:
-                    mine.append(([place[i] for i in micro.rows], _to_cpu(batch_of(job.corpus, micro, found))))
+                    mine.append(([place[i] for i in micro.rows], batch_of(job.corpus, micro, found)))
         return torch.zeros(0)
 
     job.fitting(gather)
-    whole = _join([part for share in ranks.gather(mine) for part in share], point)
+    shares = [mine]
+    if ranks.world() > 1:
+        shares = ranks.gather([(places, batch.to("cpu")) for places, batch in mine])
+    parts = [(places, batch.to(job.policy.device)) for share in shares for places, batch in share]
+    whole = _join(parts, point)
     assert len(whole) == len(step.rows), "every row of the step is on one rank, once"
     leaves = [x.requires_grad_() for side in whole.sides for x in (side.token_logp, side.value) if x is not None]
     objective = job.objective(whole, counts)
@@ -103,24 +107,17 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
 def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
     """Batches of several micro-batches and ranks as one, its rows in the order of their places in the step."""
     places = [place for mine, _ in parts for place in mine]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    sides = zip(*(batch.sides for _, batch in parts), strict=True)
-    scores = [batch.score for _, batch in parts if batch.score is not None]
-    weight = torch.cat([batch.weight for _, batch in parts])[order]
-    z0 = point.of(sorted(places))
-    return Batch(
-        tuple(take(join(side), order) for side in sides),
-        weight,
-        torch.cat([batch.desirable for _, batch in parts])[order],
-        torch.cat(scores)[order] if len(scores) == len(parts) else None,
-        None if z0 is None else z0.to(weight),
+    batches = [batch for _, batch in parts]
+    scores = [batch.score for batch in batches if batch.score is not None]
+    joined = Batch(
+        tuple(join(side) for side in zip(*(batch.sides for batch in batches), strict=True)),
+        torch.cat([batch.weight for batch in batches]),
+        tuple(thumb for batch in batches for thumb in batch.thumbs),
+        torch.cat(scores) if len(scores) == len(parts) else None,
     )
-
-
-def _to_cpu(batch: Batch) -> Batch:
-    sides = tuple(side.each(lambda x: x.detach().cpu(), side.offsets.cpu()) for side in batch.sides)
-    score = None if batch.score is None else batch.score.cpu()
-    return Batch(sides, batch.weight.cpu(), batch.desirable.cpu(), score)
+    z0 = point.of(sorted(places))
+    ordered = joined.pick(sorted(range(len(places)), key=places.__getitem__))
+    return replace(ordered, z0=None if z0 is None else z0.to(joined.weight))
 
 
 def _nothing(found: Tokens) -> Tensor:

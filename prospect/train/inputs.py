@@ -18,7 +18,7 @@ from prospect.corpus import Corpus
 from prospect.engine.forest import Branches, Ids, Output
 from prospect.engine.forward import forward, forward_more
 from prospect.engine.models import Policy
-from prospect.engine.transfer import move
+from prospect.engine.transfer import move, pick
 from prospect.losses.segments import segment_sum
 from prospect.train.batch import Micro
 
@@ -71,16 +71,38 @@ class Tokens:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows ready for a loss. `sides` has one entry, or chosen and rejected; `z0` is a scalar or (N,); `score` (N,) is
-    an answer's score, or a pair's difference of scores."""
+    an answer's score, or a pair's difference of scores. The thumbs stay on the CPU, where rows are picked."""
 
     sides: tuple[Tokens, ...]
     weight: Tensor
-    desirable: Tensor
+    thumbs: tuple[bool, ...]
     score: Tensor | None = None
     z0: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.weight)
+
+    @property
+    def desirable(self) -> Tensor:
+        """The thumbs as a mask (N,), on the device."""
+        return move(torch.tensor(self.thumbs, dtype=torch.bool), self.weight.device)
+
+    def pick(self, rows: Sequence[int]) -> Batch:
+        """Some rows, in the order given."""
+        return Batch(
+            tuple(take(side, rows) for side in self.sides),
+            pick(self.weight, rows),
+            tuple(self.thumbs[k] for k in rows),
+            None if self.score is None else pick(self.score, rows),
+            pick(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device, or on the CPU, which waits for it; before it has a z0."""
+        assert self.z0 is None, "z0 is known on every rank"
+        sides = tuple(side.each(lambda column: move(column, device), side.offsets) for side in self.sides)
+        score = None if self.score is None else move(self.score, device)
+        return Batch(sides, move(self.weight, device), self.thumbs, score)
 
 
 def compute(
@@ -145,7 +167,7 @@ def batch_of(corpus: Corpus, micro: Micro, found: Tokens, z0: Tensor | None = No
     return Batch(
         tuple(take(found, [where[side] for where in micro.where]) for side in range(len(micro.where[0]))),
         move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
-        move(torch.tensor([bool(row.desirable) for row in rows]), device),
+        tuple(bool(row.desirable) for row in rows),
         None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
         None if z0 is None else z0.to(device, dtype),
     )
@@ -156,7 +178,7 @@ def take(found: Tokens, completions: Sequence[int]) -> Tokens:
     offsets = found.offsets.tolist()
     spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
     index = move(torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64), found.token_logp.device)
-    lengths = found.offsets.diff()[list(completions)] if completions else found.offsets[:0]
+    lengths = torch.tensor([len(span) for span in spans], dtype=torch.int64)
     return found.each(lambda column: column[index], _starts(lengths))
 
 

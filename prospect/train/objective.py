@@ -16,7 +16,7 @@ from prospect.corpus import Corpus
 from prospect.losses.functions import bound
 from prospect.losses.segments import segment_sum
 from prospect.losses.table import Change, Loss, Part, Term
-from prospect.train.inputs import Batch, take
+from prospect.train.inputs import Batch
 
 Function = Callable[..., Tensor]
 ROW_INPUTS = {"desirable", "score", "margin", "z0"}
@@ -61,7 +61,7 @@ class Objective:
         """sum(weight * loss) of one term."""
         sides = self._sides(term.rows)
         if term.rows != "all" and self.loss.view in ("binary", "scores"):
-            batch = _select(batch, batch.desirable if term.rows == "desirable" else ~batch.desirable)
+            batch = batch.pick([k for k, thumb in enumerate(batch.thumbs) if self._wants(term.rows, thumb)])
         arguments: list[Tensor] = []
         for name in term.reads:
             every = (0,) if name in ROW_INPUTS else sides
@@ -103,16 +103,3 @@ class Objective:
 
     def _wants(self, part: Part, desirable: bool) -> bool:
         return part == "all" or self.loss.view == "text" or desirable == (part == "desirable")
-
-
-def _select(batch: Batch, mask: Tensor) -> Batch:
-    """The rows where `mask` is true."""
-    index = mask.nonzero()[:, 0]
-    z0 = batch.z0
-    return Batch(
-        (take(batch.sides[0], index.tolist()),),
-        batch.weight[index],
-        batch.desirable[index],
-        None if batch.score is None else batch.score[index],
-        z0[index] if z0 is not None and z0.ndim else z0,
-    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from prospect.engine.forest import Branches, Ids
 from prospect.engine.generate import generate
 from prospect.engine.live import kl_tokens, token_kl
-from prospect.engine.transfer import move
+from prospect.engine.transfer import move, pick
 from prospect.losses.functions import load
 from prospect.losses.reference_point import Statistics
 from prospect.losses.segments import segment_sum
@@ -45,7 +45,7 @@ class Point:
 
     def of(self, places: Sequence[int]) -> Tensor | None:
         """z0 of the rows at these places of the step."""
-        return self.z0 if self.z0 is None or self.z0.ndim == 0 else self.z0[list(places)]
+        return self.z0 if self.z0 is None or self.z0.ndim == 0 else pick(self.z0, places)
 
     def backward(self, job: Job, step: Step) -> None:
         """Add the gradient that flows through z0, where one was asked for."""
@@ -54,12 +54,12 @@ class Point:
         z0, values, keys = self.graph
         by_z0 = torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad
         (by_value,) = torch.autograd.grad(z0, values, ranks.total(by_z0).to(z0))
-        pull = dict(zip(keys, by_value.tolist(), strict=True))
+        place = {key: k for k, key in enumerate(keys)}
         assert job.point is not None, "a step with z0 has an estimator"
         for micro, _ in _passes(job, step, job.token_budget)[ranks.rank()]:
             found = _values(job, micro, None, [])
-            weights = torch.tensor([pull[key] for key in _keys(micro, step)], dtype=found.dtype)
-            (found * move(weights, found.device)).sum().backward()
+            weights = pick(by_value, [place[key] for key in _keys(micro, step)])
+            (found * weights.to(found.dtype)).sum().backward()
 
 
 def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
@@ -97,7 +97,8 @@ def _statistics(job: Job, step: Step, keys: list[Key], values: Tensor) -> Statis
     good = [
         side == 0 if len(row.branches) == 2 else bool(row.desirable) for row, (_, side) in zip(own, keys, strict=True)
     ]
-    trees = torch.tensor([row.tree for row in own], dtype=torch.int64)
+    numbers: dict[int, int] = {}
+    trees = torch.tensor([numbers.setdefault(row.tree, len(numbers)) for row in own], dtype=torch.int64)
     return Statistics(values, move(torch.tensor(good, dtype=torch.bool), values.device), move(trees, values.device))
 
 
@@ -156,8 +157,7 @@ def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Te
         if own is not None:
             kept.append(mine)
         every = found.read("logp") / found.read("length") if averages == "partner_logp" else found.read("log_ratio")
-    index = torch.tensor([k for where in micro.where for k in where], dtype=torch.int64)
-    return every[move(index, every.device)]
+    return pick(every, [k for where in micro.where for k in where])
 
 
 def _sampled(job: Job, step: Step, budget: int) -> list[list[Micro]]:

@@ -160,7 +160,7 @@ def test_stateful_reference_points() -> None:
 
 
 def test_reference_points_per_prompt() -> None:
-    z0, _ = prompt_mean(statistics([1.0, 3.0, 7.0], prompts=[5, 5, 2]), None)
+    z0, _ = prompt_mean(statistics([1.0, 3.0, 7.0], prompts=[1, 1, 0]), None)
     assert z0.tolist() == [2.0, 2.0, 7.0]
 
 

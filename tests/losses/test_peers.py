@@ -210,7 +210,7 @@ def ours(case: Case, given: Answers) -> Tensor:
         sides.append(Tokens(logp[mask], offsets, reference[mask], square_sums[mask]))
     rows = len(sides[0].offsets) - 1
     z0 = torch.tensor(case.z0, dtype=case.dtype)
-    batch = Batch(tuple(sides), torch.ones(rows, dtype=case.dtype), given.liked[:rows], z0=z0)
+    batch = Batch(tuple(sides), torch.ones(rows, dtype=case.dtype), tuple(given.liked[:rows].tolist()), z0=z0)
     # A term on tokens is about the chosen answers in every case here.
     counts = [int(sides[0].offsets[-1]) if term.unit == "tokens" else rows for term in loss.terms]
     return Objective(loss, arguments(loss, case.ours))(batch, counts)

@@ -12,11 +12,13 @@ from needs import needs_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine.forward import forward
+from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
 from prospect.train.batch import matched
 from prospect.train.gradient import gradient
-from prospect.train.inputs import batch_of
+from prospect.train.job import Job
 from prospect.train.z0 import reference_point
-from tests.train.conftest import MakeJob, pairs, thumbs
+from tests.train.conftest import MakeJob, thumbs
+from tests.train.test_every_loss import job_of, with_live
 
 ASKS = {
     torch.ops.aten._local_scalar_dense.default,
@@ -55,6 +57,17 @@ def no_numbers_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "tensor", lambda *a, **k: refuse() if k.get("device") is not None else make(*a, **k))
 
 
+@pytest.fixture(autouse=True)
+def no_list_is_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.Tensor.__getitem__
+
+    def get(self: torch.Tensor, index: Any) -> torch.Tensor:
+        assert not isinstance(index, list), "an index that is copied while the host waits"
+        return plain(self, index)
+
+    monkeypatch.setattr(torch.Tensor, "__getitem__", get)
+
+
 def test_the_watch_sees() -> None:
     values = torch.arange(3)
     for work in (
@@ -70,9 +83,11 @@ def test_the_watch_sees() -> None:
     for work in (lambda: values.new_tensor(1), lambda: torch.tensor(1, device=values.device)):
         with pytest.raises(AssertionError, match="waits for"):
             work()
+    with pytest.raises(AssertionError, match="waits"):
+        values[[0, 1]]
     with Watch() as watch:
         torch.repeat_interleave(values, values, output_size=3)
-        values[[0, 1]].sum()
+        values[torch.tensor([0, 1])].sum()
     assert not watch.waits
 
 
@@ -87,25 +102,29 @@ def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
     job.policy.checkpoint_activations(False)
 
 
-@pytest.mark.parametrize("loss", ["kto", "dpo", "sft", "ipo", "simpo"])
-def test_a_micro_batch_up_to_its_gradient(make_job: MakeJob, loss: str) -> None:
-    rows = pairs(8) if loss in ("dpo", "ipo", "simpo") else thumbs(16, per_prompt=2)
-    job = make_job(rows, loss=loss, precision="fp32")
-    step = job.schedule.steps[0]
-    counts = job.objective.count(job.corpus, step.rows)
-    (micro,) = matched(job.corpus, step.rows, 1, job.token_budget)[0]
-    z0 = torch.zeros(()) if job.point is not None else None
-    with Watch() as watch:
-        batch = batch_of(job.corpus, micro, job.compute(micro), z0)
-        job.objective(batch, counts).backward()
-    assert not watch.waits
+POINTS = sorted(REFERENCE_POINTS.keys() - {"mismatched_logp", "on_policy"})
+"""KTO's; not the one that lets the policy speak: it waits for every word."""
+WAYS: list[dict[str, Any]] = [
+    *({"name": loss} for loss in LOSSES),
+    *({"name": "kto", "modify": (name,)} for name in MODIFIERS if name != "gate"),
+    {"name": "kto", "modify": ("gate",), "loss_args": {"sharpness": 5.0, "threshold": 0.1}},
+    *({"name": "kto", "reference_point": name} for name in POINTS),
+    {"name": "kto", "z0_gradient": True},
+]
+each = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+
+
+def job_for(make_job: MakeJob, way: dict[str, Any], **options: Any) -> Job:
+    job = job_of(make_job, **way, **options)
+    with_live(job)
+    return job
 
 
 @pytest.mark.parametrize("budget", [60, 4000])
-@pytest.mark.parametrize("loss", ["kto", "bco", "dpo"])
-def test_z0_and_the_gradient_of_a_step(make_job: MakeJob, loss: str, budget: int) -> None:
+@each
+def test_a_step_up_to_its_gradient(make_job: MakeJob, way: dict[str, Any], budget: int) -> None:
     """In several micro-batches, and in one that z0 shares with training."""
-    job = make_job(pairs(8) if loss == "dpo" else thumbs(16), loss=loss, precision="fp32", token_budget=budget)
+    job = job_for(make_job, way, precision="fp32", token_budget=budget)
     step = job.schedule.steps[0]
     with Watch() as watch:
         gradient(job, step, reference_point(job, step, None))
@@ -114,11 +133,10 @@ def test_z0_and_the_gradient_of_a_step(make_job: MakeJob, loss: str, budget: int
 
 @needs_gpu
 @pytest.mark.parametrize("budget", [60, 4000])
-@pytest.mark.parametrize("loss", ["kto", "bco", "dpo"])
-def test_a_step_on_a_gpu(make_job: MakeJob, loss: str, budget: int) -> None:
+@each
+def test_a_step_on_a_gpu(make_job: MakeJob, way: dict[str, Any], budget: int) -> None:
     """The same, watched by PyTorch: no operator and no copy of a step up to its gradient waits."""
-    rows = pairs(8) if loss == "dpo" else thumbs(16)
-    job = make_job(rows, loss=loss, precision="bf16", device="cuda", token_budget=budget)
+    job = job_for(make_job, way, precision="bf16", device="cuda", token_budget=budget)
     step = job.schedule.steps[0]
     gradient(job, step, reference_point(job, step, None))  # what is built once
     torch.cuda.synchronize()
