@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine.gather import Span
+from prospect.engine.gather import Span, Spans
 from prospect.engine.pages import keep_freed, limit_caches
 from prospect.engine.spans import How, attend_spans
 
@@ -36,14 +36,14 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         how = How(dtype, 64**-0.5)
         for count, keys in ((16, 30), (8, 60), (4, 150), (4, 300), (2, 600), (1, 1000), (1, 2000), (1, 4000)):
-            spans = tuple(Span(0, 0, k * keys, keys) for k in range(count))
+            spans = Spans(tuple(Span(0, 0, k * keys, keys) for k in range(count)))
             flat = [torch.randn(1, 8, count * keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
             rows = [torch.randn(count, 8, keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
 
             def fused(rows: list[Tensor] = rows) -> Tensor:
                 return scaled_dot_product_attention(*rows, is_causal=True)
 
-            def ours(flat: list[Tensor] = flat, spans: tuple[Span, ...] = spans, how: How = how) -> Tensor:
+            def ours(flat: list[Tensor] = flat, spans: Spans = spans, how: How = how) -> Tensor:
                 return attend_spans(flat[0], flat[1], flat[2], spans, how)
 
             a = milliseconds(fused, torch.randn(count, 8, keys, 64).to(dtype))

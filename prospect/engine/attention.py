@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from prospect.engine.gather import Span
+from prospect.engine.gather import Span, Spans
 from prospect.engine.groups import Grouped, attend_groups, segment
 from prospect.engine.spans import How, attend_spans
+from prospect.engine.transfer import Ints
 from prospect.engine.varlen import Flat, attend_flat, computed_in, lay_out, suits
 
 NAME = "prospect_tree"
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Segments:
         return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers, self.device)
 
     @cached_property
-    def spans(self) -> tuple[Span, ...]:
+    def spans(self) -> Spans:
         """For CPUs: where every segment is. A tree's first branch stands behind its prompt."""
         places = (self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers)
         found = []
@@ -78,7 +78,7 @@ class Segments:
                 found.append(Span(0, 0, prompt_start, prompt + length))
             elif length:
                 found.append(Span(prompt_start, prompt, start, length))
-        return tuple(found)
+        return Spans(tuple(found))
 
     def with_past(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values of this row, behind those that it has of the remembered one."""

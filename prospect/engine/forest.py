@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from prospect.engine.attention import Memory, Segments
-from prospect.engine.transfer import move, move_all
+from prospect.engine.transfer import Ints, move, move_all
 
 Ids = npt.NDArray[np.int32]
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,8 @@ class Forest:
 class Prompts:
     """What a pass remembers of its K prompts, without graph, so that other completions of them can be scored."""
 
-    starts: Places  # (K,)
-    lengths: Places  # (K,)
+    starts: Ints  # (K,)
+    lengths: Ints  # (K,)
     last: Tensor  # (K, H), the hidden states that the first tokens are predicted from
     memory: Memory
     past: int  # tokens of the pass

@@ -11,13 +11,15 @@ Shapes: T packed tokens, H query heads and G key heads of size D; n segments wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from prospect.engine.transfer import Ints
 
 BLOCK = 192
 """Queries at once, a multiple of ROUND."""
@@ -31,7 +33,6 @@ softmax must be a number."""
 
 OWN, PROMPT, PADDING = 0, 1, 2
 """What a gathered row is to its segment."""
-Ints = npt.NDArray[np.int64]
 
 
 class Span(NamedTuple):
@@ -75,7 +76,6 @@ class Index(NamedTuple):
 
     rows: Tensor  # of the row, for each that is gathered
     places: Tensor  # of the gathered, for each of the row where a segment owns it: one behind the last where none does
-    padding: Tensor  # those of the gathered that fill a segment up
     prompts: tuple[Tensor, Tensor] | None  # rows that are others' prompts, and where they were gathered to
 
     def take(self, states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,17 +95,47 @@ class Layout(NamedTuple):
 
     queries: Index
     keys: Index
+    padding: Tensor  # gathered queries that fill a segment up
     blocks: tuple[Block, ...]
+    long: tuple[Span, ...]  # which are not gathered
 
 
-@lru_cache(4)
-def lay_out(
-    spans: tuple[Span, ...], own: tuple[int, int], all_keys: tuple[int, int], window: int | None, wide: torch.dtype
-) -> Layout:
-    """For so many (heads, tokens) of queries and of keys. Computed once for all layers of a pass."""
-    (heads, tokens), (key_heads, all_tokens) = own, all_keys
-    queries, keys, blocks, past = _Gathered(heads), _Gathered(key_heads), [], all_tokens - tokens
-    for some in _alike(spans):
+class Shape(NamedTuple):
+    """What one layout serves: so many queries and keys, how far a query sees back, and from which length on another
+    kernel has a segment, one which knows neither a prompt elsewhere nor a window."""
+
+    heads: int
+    tokens: int
+    key_heads: int
+    keys: int
+    window: int | None
+    wide: torch.dtype
+    long: int | None
+
+    def is_long(self, span: Span) -> bool:
+        if self.long is None or span.length < self.long or span.prompt:
+            return False
+        return self.window is None or self.window >= span.length
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """A row's segments in order, and how the row is taken apart, computed once for all layers."""
+
+    all: tuple[Span, ...]
+    layouts: dict[Shape, Layout] = field(default_factory=dict)
+
+    def layout(self, shape: Shape) -> Layout:
+        if shape not in self.layouts:
+            self.layouts[shape] = _lay_out(self.all, shape)
+        return self.layouts[shape]
+
+
+def _lay_out(spans: Sequence[Span], shape: Shape) -> Layout:
+    queries, keys, blocks = _Gathered(shape.heads), _Gathered(shape.key_heads), []
+    past, window = shape.keys - shape.tokens, shape.window
+    long = tuple(filter(shape.is_long, spans))
+    for some in _alike([span for span in spans if span not in long]):
         length, most = _up(some[0].length), _up(some[0].prompt + some[0].length)
         piece = keys.add([np.r_[span.before, span.own] for span in some], [span.prompt for span in some], most)
         for begin in range(0, some[0].length, BLOCK):
@@ -115,10 +145,12 @@ def lay_out(
             low = 0 if window is None else max(0, min(at) - window + 1) // ROUND * ROUND
             seen = slice(low, min(_up(max(at) + end - begin), most))
             each = at if len(set(at)) > 1 else at[:1]
-            hidden = [_hidden(first - low, end - begin, seen.stop - low, window, wide)[None, None] for first in each]
+            size = end - begin, seen.stop - low
+            hidden = [_hidden(first - low, *size, window, shape.wide)[None, None] for first in each]
             joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view: no copy for each block
-            blocks.append(Block(len(some) * key_heads, asked, piece, seen, joined))
-    return Layout(queries.index(tokens), keys.index(all_tokens), tuple(blocks))
+            blocks.append(Block(len(some) * shape.key_heads, asked, piece, seen, joined))
+    padding = torch.from_numpy(queries.of_kind(PADDING))
+    return Layout(queries.index(shape.tokens), keys.index(shape.keys), padding, tuple(blocks), long)
 
 
 def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
@@ -136,7 +168,8 @@ class _Gathered:
 
     def __init__(self, heads: int) -> None:
         self.heads, self.count = heads, 0
-        self.pieces: list[tuple[Ints, Ints]] = []  # (token, head), and whether OWN, PROMPT or PADDING
+        self.rows: list[Ints] = [np.zeros(0, np.int64)]  # (token, head)
+        self.kinds: list[Ints] = [np.zeros(0, np.int64)]  # OWN, PROMPT or PADDING
 
     def add(self, tokens: Sequence[Ints], prompts: Sequence[int], length: int) -> slice:
         """Where a piece of these tokens stands, the first of which are a prompt. Segments are filled up with their own,
@@ -146,30 +179,33 @@ class _Gathered:
         ends = np.array([[len(own)] for own in tokens])
         kinds = np.where(at < ends, np.where(at < np.array(prompts)[:, None], PROMPT, OWN), PADDING)
         rows = some[:, None] * self.heads + of_head
-        self.pieces.append((rows.ravel(), np.broadcast_to(kinds[:, None], rows.shape).ravel()))
+        self.rows.append(rows.ravel())
+        self.kinds.append(np.broadcast_to(kinds[:, None], rows.shape).ravel())
         begin, self.count = self.count, self.count + rows.size
         return slice(begin, self.count)
 
     def index(self, tokens: int) -> Index:
         """For a row of so many tokens."""
-        rows, kinds = (np.concatenate(some) for some in zip(*self.pieces, strict=True))
-        own, prompts, padding = (np.flatnonzero(kinds == kind) for kind in (OWN, PROMPT, PADDING))
+        rows, own, prompts = np.concatenate(self.rows), self.of_kind(OWN), self.of_kind(PROMPT)
         places = np.full(tokens * self.heads, self.count)
         places[rows[own]] = own
         shared = (torch.from_numpy(rows[prompts]), torch.from_numpy(prompts)) if len(prompts) else None
-        return Index(torch.from_numpy(rows), torch.from_numpy(places), torch.from_numpy(padding), shared)
+        return Index(torch.from_numpy(rows), torch.from_numpy(places), shared)
+
+    def of_kind(self, kind: int) -> Ints:
+        return np.flatnonzero(np.concatenate(self.kinds) == kind)
 
 
 def _hidden(first: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """(queries, keys) What to add to scores where the first query's own key is number `first`."""
     before = 1 << max(10, first.bit_length())
-    return _band(before, window, dtype)[:queries, before - first :][:, :keys]
+    return _band(BLOCK, before, window, dtype)[:queries, before - first :][:, :keys]
 
 
 @lru_cache(16)
-def _band(before: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(BLOCK, before + BLOCK + ROUND) The same for all blocks: column `before` is the first query's own key."""
-    back = before + torch.arange(BLOCK)[:, None] - torch.arange(before + BLOCK + ROUND)
+def _band(queries: int, before: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(queries, before + queries + ROUND) The same for all blocks: column `before` is the first query's own key."""
+    back = before + torch.arange(queries)[:, None] - torch.arange(before + queries + ROUND)
     seen = (back >= 0) & (back < (window or len(back) + before))
     return torch.zeros(back.shape, dtype=dtype).masked_fill_(~seen, HIDDEN)
 

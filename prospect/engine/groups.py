@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine.transfer import move
+from prospect.engine.transfer import Ints, move
 
 CALL_COST = 4096
 """A kernel call costs about as much as this many padded query-key pairs (measured on a CPU, when those went in groups;
 flat optimum)."""
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine.gather import Block, Layout, Span, lay_out
+from prospect.engine.gather import Block, Layout, Shape, Span, Spans
 
 KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""
@@ -39,25 +39,18 @@ class How(NamedTuple):
         return torch.promote_types(self.dtype, torch.float32)
 
 
-def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], how: How) -> Tensor:
+def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: Spans, how: How) -> Tensor:
     """query (1, H, T, D), key and value (1, G, T or more, D) -> (1, T, H, D) in `how.dtype`. Spans come in the row's
     order, and every query is one span's own. Where there are more keys than queries, they are those of tokens in front
     of the first query."""
-    long: list[Span] = []
-    if query.shape[2] >= FUSED_KEYS and how.softcap is None and query.shape[3] == value.shape[3]:
-        long = [span for span in spans if _is_long(span, how.window)]
-    short = tuple(span for span in spans if span not in long) if long else spans
+    fusable = how.softcap is None and query.shape[3] == value.shape[3]
+    (heads, tokens), (key_heads, keys) = query.shape[1:3], key.shape[1:3]
+    layout = spans.layout(Shape(heads, tokens, key_heads, keys, how.window, how.wide, FUSED_KEYS if fusable else None))
     output: Any = None
-    if short:
-        layout = lay_out(short, query.shape[1:3], key.shape[1:3], how.window, how.wide)
+    if layout.blocks:
         output = _Spans.apply(query, key, value, layout, how)  # type: ignore[no-untyped-call]
-    found: Tensor = _with_fused(query, key, value, long, how, output) if long else output
+    found: Tensor = _with_fused(query, key, value, layout.long, how, output) if layout.long else output
     return found
-
-
-def _is_long(span: Span, window: int | None) -> bool:
-    """Whether the fused kernel has it, which knows neither a prompt elsewhere nor a window."""
-    return span.length >= FUSED_KEYS and not span.prompt and (window is None or window >= span.length)
 
 
 def _with_fused(
@@ -100,7 +93,7 @@ class _Spans(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (q, k, v, *saved), layout, how = ctx.saved_tensors, ctx.layout, ctx.how
         kept = iter(saved)
-        pull = layout.queries.take(grad.transpose(1, 2), grad.dtype).index_fill_(0, layout.queries.padding, 0)
+        pull = layout.queries.take(grad.transpose(1, 2), grad.dtype).index_fill_(0, layout.padding, 0)
         by_query = q.new_zeros(len(q) + 1, q.shape[1])
         by_key, by_value = (x.new_zeros(len(x) + 1, x.shape[1], dtype=how.wide) for x in (k, v))
         with torch.autocast("cpu", enabled=False):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -17,9 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prospect.engine.transfer import move_all
-
-Ints = npt.NDArray[np.int64]
+from prospect.engine.transfer import Ints, move_all
 
 LARGEST_HEAD = 256
 WIDE_BACKWARD = ((8, 0), (9, 0), (10, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +130,8 @@ def trees() -> Callable[..., list[Branches]]:
     return build
 
 
-@pytest.fixture(autouse=True)
-def forget_layouts() -> Iterator[None]:
-    """Layouts are kept by where segments are, and know nothing of constants that a test may change."""
-    yield
-    gather.lay_out.cache_clear()
-    gather._band.cache_clear()
-
-
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, attention on a CPU takes 32 queries at once."""
 
-    def change() -> None:
-        monkeypatch.setattr(gather, "BLOCK", 32)
-        gather.lay_out.cache_clear()
-        gather._band.cache_clear()
-
-    return change
+    return lambda: monkeypatch.setattr(gather, "BLOCK", 32)

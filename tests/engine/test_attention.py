@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from prospect.engine import gather, spans
 from prospect.engine.attention import attend
 from prospect.engine.forest import pack
-from prospect.engine.gather import Span
-from prospect.engine.spans import How, attend_spans
+from prospect.engine.gather import Span, Spans
+from prospect.engine.spans import How
 
 TWO_BRANCHES = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6))
 """A prompt of 5 with branches of 4 and 4 tokens, a row of one token and one of 6: 20 tokens."""
@@ -26,6 +26,10 @@ def states(dtype: torch.dtype, tokens: int = 20, shared: int = 1, sizes: tuple[i
     torch.manual_seed(0)
     shapes = ((4, sizes[0]), (4 // shared, sizes[0]), (4 // shared, sizes[1]))
     return [torch.randn(1, tokens, *s, dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
+
+
+def attend_spans(q: Tensor, k: Tensor, v: Tensor, some: tuple[Span, ...], how: How) -> Tensor:
+    return spans.attend_spans(q, k, v, Spans(some), how)
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, some: tuple[Span, ...], how: How) -> Tensor:
@@ -104,7 +108,6 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
     found = []
     for keys in (1024, 40):
         monkeypatch.setattr(spans, "FUSED_KEYS", keys)
-        gather.lay_out.cache_clear()
         output = attend_spans(*inputs, tuple(some), How(torch.float64, 0.3))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
@@ -169,7 +172,6 @@ def test_segments_of_one_shape_go_together(monkeypatch: pytest.MonkeyPatch) -> N
     )
     for together, heads in ((1 << 15, [2, 10]), (6 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
         monkeypatch.setattr(gather, "TOGETHER", together)
-        gather.lay_out.cache_clear()
         asked.clear()
         for window in (None, 9):
             how = How(torch.float64, 0.3, window)
