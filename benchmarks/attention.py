@@ -41,7 +41,7 @@ def main() -> None:
             rows = [torch.randn(count, 8, keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
 
             def fused(rows: list[Tensor] = rows) -> Tensor:
-                return scaled_dot_product_attention(*rows, is_causal=True)
+                return scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=True)
 
             def ours(flat: list[Tensor] = flat, spans: Spans = spans, how: How = how) -> Tensor:
                 return attend_spans(flat[0], flat[1], flat[2], spans, how)

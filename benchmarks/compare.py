@@ -169,9 +169,8 @@ def same_work(loss: str, precision: str, batch: int, fresh: bool) -> Facts:
     z0 = {"z0": [found["prospect"].get("z0"), found["trl"].get("kl")]} if loss == "kto" else {}
     losses = {"loss_values": [found[side]["loss"] for side in ("prospect", "trl")]}
     tokens = {"tokens": [found[side]["tokens"] for side in ("prospect", "trl")]}
-    return (
-        {"loss": loss, "precision": precision, "rows": facts["rows"]} | losses | z0 | tokens | json.loads(done.stdout)
-    )
+    difference: Facts = json.loads(done.stdout)
+    return {"loss": loss, "precision": precision, "rows": facts["rows"]} | losses | z0 | tokens | difference
 
 
 def measure(options: argparse.Namespace) -> Facts:

@@ -56,7 +56,8 @@ def feedback(policy: Policy, questions: Sequence[Question], seed: int, folder: P
     thumbs, scores = [], []
     for number, question in enumerate(questions):
         prompt = ({"role": "user", "content": question.text},)
-        liked, scored = [], []
+        liked: list[Completion] = []
+        scored: list[Completion] = []
         for k in range(ANSWERS):
             answer = given[k][number]
             verdict = users.judge(question, answer.text, complete=answer.complete)

@@ -29,8 +29,8 @@ CONTEXT = 1024
 
 def shape(kind: str, *sizes: int) -> Facts:
     """A config in transformers' words, from the kind and its sizes in the order below."""
-    names = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    names += ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    names = ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    names += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]
     return dict(zip(names, (kind, *sizes), strict=True))
 
 
@@ -181,7 +181,8 @@ def measure(
 def median_rate(cell: Facts, warm: int) -> float:
     """Tokens per second of the median step: one in which an allocator looks for memory takes several times as long."""
     steps = zip(cell["step_tokens"][warm:], cell["step_seconds"][warm:], strict=True)
-    return statistics.median(tokens / seconds for tokens, seconds in steps)
+    rate: float = statistics.median(tokens / seconds for tokens, seconds in steps)
+    return rate
 
 
 def everything(options: argparse.Namespace) -> Facts:

@@ -72,7 +72,8 @@ def _both(work: Callable[[], Tensor], states: list[Tensor]) -> None:
 
 def _tree(states: list[Tensor], forest: Forest, flash: bool) -> Tensor:
     with mock.patch.multiple(attention, suits=lambda *_: flash, on_cpu=lambda _: False):
-        return attention.attend(torch.nn.Module(), *states, None, segments=forest.segments)[0]
+        query, key, value = states
+        return attention.attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)[0]
 
 
 @cache

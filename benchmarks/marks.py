@@ -54,7 +54,8 @@ class Marks:
 
     def __call__(self, event: str, **values: Any) -> None:
         peaks = cuda_peaks()  # first: it waits for the device
-        line = {"event": event, "seconds": time.perf_counter() - self._zero, "peak_rss": peak_rss()} | peaks | values
+        line: dict[str, Any] = {"event": event, "seconds": time.perf_counter() - self._zero, "peak_rss": peak_rss()}
+        line |= peaks | values
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())

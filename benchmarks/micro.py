@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -221,7 +222,7 @@ def sweep(quick: bool) -> Facts:
     return found
 
 
-PARTS = {
+PARTS: dict[str, Callable[[bool], Facts]] = {
     "matmul peak": kernels.peak, "start-up": startup, "head": heads, "attention": attention, "planning": planning,
     "steps, hh": partial(steps, data="hh"), "steps, cje": partial(steps, data="cje"), "shared prompt": sharing,
     "length": lengths, "reference": reference, "sweep": sweep,

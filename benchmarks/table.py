@@ -51,7 +51,8 @@ def _utilisation(steps: list[Facts], took: list[float]) -> float | None:
     """Of all steps together, where they tell theirs."""
     if not all("utilisation" in step for step in steps):
         return None
-    return sum(step["utilisation"] * seconds for step, seconds in zip(steps, took, strict=True)) / sum(took)
+    busy: float = sum(step["utilisation"] * seconds for step, seconds in zip(steps, took, strict=True))
+    return busy / sum(took)
 
 
 def write(found: Facts, name: str) -> None:
