@@ -97,12 +97,12 @@ class Layout(NamedTuple):
     keys: Index
     padding: Tensor  # gathered queries that fill a segment up
     blocks: tuple[Block, ...]
-    long: tuple[Span, ...]  # which are not gathered
+    fused: tuple[Span, ...]  # which are not gathered
 
 
 class Shape(NamedTuple):
-    """What one layout serves: so many queries and keys, how far a query sees back, and from which length on another
-    kernel has a segment, one which knows neither a prompt elsewhere nor a window."""
+    """What one layout serves: so many queries and keys, how far a query sees back, and from which length on a segment
+    goes to the fused kernel, which knows neither a prompt elsewhere nor a window."""
 
     heads: int
     tokens: int
@@ -110,20 +110,20 @@ class Shape(NamedTuple):
     keys: int
     window: int | None
     wide: torch.dtype
-    long: int | None
+    fused_from: int | None
 
-    def is_long(self, span: Span) -> bool:
-        if self.long is None or span.length < self.long or span.prompt:
+    def fuses(self, span: Span) -> bool:
+        if self.fused_from is None or span.length < self.fused_from or span.prompt:
             return False
         return self.window is None or self.window >= span.length
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Spans:
-    """A row's segments in order, and how the row is taken apart, computed once for all layers."""
+    """A row's segments in order, at least one, and how the row is taken apart, computed once for all layers."""
 
     all: tuple[Span, ...]
-    layouts: dict[Shape, Layout] = field(default_factory=dict)
+    layouts: dict[Shape, Layout] = field(default_factory=dict, init=False)
 
     def layout(self, shape: Shape) -> Layout:
         if shape not in self.layouts:
@@ -134,8 +134,7 @@ class Spans:
 def _lay_out(spans: Sequence[Span], shape: Shape) -> Layout:
     queries, keys, blocks = _Gathered(shape.heads), _Gathered(shape.key_heads), []
     past, window = shape.keys - shape.tokens, shape.window
-    long = tuple(filter(shape.is_long, spans))
-    for some in _alike([span for span in spans if span not in long]):
+    for some in _alike([span for span in spans if not shape.fuses(span)]):
         length, most = _up(some[0].length), _up(some[0].prompt + some[0].length)
         piece = keys.add([np.r_[span.before, span.own] for span in some], [span.prompt for span in some], most)
         for begin in range(0, some[0].length, BLOCK):
@@ -149,8 +148,8 @@ def _lay_out(spans: Sequence[Span], shape: Shape) -> Layout:
             hidden = [_hidden(first - low, *size, window, shape.wide)[None, None] for first in each]
             joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view: no copy for each block
             blocks.append(Block(len(some) * shape.key_heads, asked, piece, seen, joined))
-    padding = torch.from_numpy(queries.of_kind(PADDING))
-    return Layout(queries.index(shape.tokens), keys.index(shape.keys), padding, tuple(blocks), long)
+    padding, fused = torch.from_numpy(queries.of_kind(PADDING)), tuple(filter(shape.fuses, spans))
+    return Layout(queries.index(shape.tokens), keys.index(shape.keys), padding, tuple(blocks), fused)
 
 
 def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:

@@ -46,20 +46,20 @@ def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: Spans, how: H
     fusable = how.softcap is None and query.shape[3] == value.shape[3]
     (heads, tokens), (key_heads, keys) = query.shape[1:3], key.shape[1:3]
     layout = spans.layout(Shape(heads, tokens, key_heads, keys, how.window, how.wide, FUSED_KEYS if fusable else None))
-    output: Any = None
+    output: Any = None  # every span may be a fused one
     if layout.blocks:
-        output = _Spans.apply(query, key, value, layout, how)  # type: ignore[no-untyped-call]
-    found: Tensor = _with_fused(query, key, value, layout.long, how, output) if layout.long else output
+        output = _Attend.apply(query, key, value, layout, how)  # type: ignore[no-untyped-call]
+    found: Tensor = _with_fused(query, key, value, layout.fused, how, output) if layout.fused else output
     return found
 
 
 def _with_fused(
-    query: Tensor, key: Tensor, value: Tensor, long: Sequence[Span], how: How, others: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, fused: Sequence[Span], how: How, others: Tensor | None
 ) -> Tensor:
-    """What `others` (1, T, H, D) has of the row, and between it the `long` spans by the fused kernel."""
+    """What `others` (1, T, H, D) has of the row, and the `fused` spans in between, by the kernel of that name."""
     past = key.shape[2] - query.shape[2]
     key, value = key[:, :, past:], value[:, :, past:]
-    edges = [0, *(edge - past for span in long for edge in (span.own.start, span.own.stop)), query.shape[2]]
+    edges = [0, *(edge - past for span in fused for edge in (span.own.start, span.own.stop)), query.shape[2]]
     sizes = [stop - start for start, stop in pairwise(edges)]  # what is between them, and they: every second one
     pieces: list[Any] = [None] * len(sizes) if others is None else list(others.split(sizes, 1))
     for n, states in enumerate(zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)):
@@ -71,7 +71,7 @@ def _with_fused(
     return torch.cat([piece for piece in pieces if piece is not None], 1)
 
 
-class _Spans(torch.autograd.Function):
+class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, how: How) -> Tensor:
         q, k, v = (

@@ -34,7 +34,7 @@ def move_all(arrays: Sequence[Array], device: torch.device | str, dtype: type[np
     return [part.view(tensor.shape) for part, tensor in zip(parts, found, strict=True)]
 
 
-def pick(values: Tensor, places: Sequence[int]) -> Tensor:
+def take(values: Tensor, places: Sequence[int]) -> Tensor:
     """`values[places]`: a list as an index would be copied to the device while the host waits."""
     return values[move(torch.tensor(places, dtype=torch.int64), values.device)]
 

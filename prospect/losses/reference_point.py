@@ -21,7 +21,7 @@ class Statistics:
     `values` (M,) float64, on the run's device: what the estimator averages, such as r = log pi(y_j|x_i) - log
     pi_ref(y_j|x_i) in nats of the partner rows (x_i, y_j), or of the step's own answers (of pairs: chosen and
     rejected). `desirable` (M,) bool is the answers' thumb, `prompt` (M,) int64 the same number, below M, for the
-    same prompt.
+    same prompt of this step; another step numbers anew.
     """
 
     values: Tensor

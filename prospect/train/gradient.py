@@ -15,7 +15,7 @@ from torch import Tensor
 from prospect.schedule import Step
 from prospect.train import figures, ranks
 from prospect.train.batch import matched
-from prospect.train.inputs import Batch, Tokens, batch_of, join, take
+from prospect.train.inputs import Batch, Tokens, batch_of, join
 from prospect.train.job import Job
 from prospect.train.z0 import Point
 
@@ -28,6 +28,7 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
     pull = _pull(job, step, point, counts)
 
     def mine() -> Tensor:
+        point.forget()
         total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
         computed, point.computed = point.computed, None  # a graph serves once
         for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
@@ -47,23 +48,25 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
         return total
 
     total = job.fitting(mine)
-    point.backward(job, step)
+    point.backward(job, step, None if pull is None else pull.z0)
     ranks.sum_gradients(p for _, p in job.policy.trainable())
     return ranks.total(total)
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """The objective of a whole step, and per side its derivatives by each token's log-prob and value."""
+    """The objective of a whole step, and its derivatives: per side by each token's log-prob and value, and by z0 where
+    the gradient goes through it."""
 
     objective: Tensor
     sides: tuple[Tokens, ...]
+    z0: Tensor | None
 
     def on(self, batch: Batch, places: list[int]) -> Tensor:
         """What has the same gradient as the whole step's objective has on these rows of it."""
         total = batch.weight.new_zeros(())
         for mine, whole in zip(batch.sides, self.sides, strict=True):
-            by = take(whole, places)
+            by = whole.take(places)
             total = total + (mine.token_logp * by.token_logp.to(mine.token_logp)).sum()
             if by.value is not None and mine.value is not None:
                 total = total + (mine.value * by.value.to(mine.value)).sum()
@@ -97,11 +100,12 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
     assert len(whole) == len(step.rows), "every row of the step is on one rank, once"
     leaves = [x.requires_grad_() for side in whole.sides for x in (side.token_logp, side.value) if x is not None]
     objective = job.objective(whole, counts)
+    leaves += [point.z0] if point.z0 is not None and point.graph is not None else []
     pulls = iter(torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True))
     sides = [
         Tokens(next(pulls), side.offsets, value=None if side.value is None else next(pulls)) for side in whole.sides
     ]
-    return Pull(objective.detach(), tuple(sides))
+    return Pull(objective.detach(), tuple(sides), next(pulls, None))
 
 
 def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
@@ -116,7 +120,7 @@ def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
         torch.cat(scores) if len(scores) == len(parts) else None,
     )
     z0 = point.of(sorted(places))
-    ordered = joined.pick(sorted(range(len(places)), key=places.__getitem__))
+    ordered = joined.take(sorted(range(len(places)), key=places.__getitem__))
     return replace(ordered, z0=None if z0 is None else z0.to(joined.weight))
 
 

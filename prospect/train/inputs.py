@@ -18,7 +18,7 @@ from prospect.corpus import Corpus
 from prospect.engine.forest import Branches, Ids, Output
 from prospect.engine.forward import forward, forward_more
 from prospect.engine.models import Policy
-from prospect.engine.transfer import move, pick
+from prospect.engine.transfer import move, take
 from prospect.losses.segments import segment_sum
 from prospect.train.batch import Micro
 
@@ -49,6 +49,14 @@ class Tokens:
 
         rest = (changed(column) for column in (self.token_reference, self.token_sum_p2, self.value))
         return Tokens(change(self.token_logp), offsets, *rest)
+
+    def take(self, completions: Sequence[int]) -> Tokens:
+        """Some completions, in the order given."""
+        offsets = self.offsets.tolist()
+        spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
+        lengths = torch.tensor([len(span) for span in spans], dtype=torch.int64)
+        index = move(torch.cat([lengths[:0], *spans]), self.token_logp.device)
+        return self.each(lambda column: column[index], _starts(lengths))
 
     def read(self, name: str) -> Tensor:
         """An input of a loss by its name, on the device: per token (T,), or per completion (N,)."""
@@ -87,14 +95,14 @@ class Batch:
         """The thumbs as a mask (N,), on the device."""
         return move(torch.tensor(self.thumbs, dtype=torch.bool), self.weight.device)
 
-    def pick(self, rows: Sequence[int]) -> Batch:
+    def take(self, rows: Sequence[int]) -> Batch:
         """Some rows, in the order given."""
         return Batch(
-            tuple(take(side, rows) for side in self.sides),
-            pick(self.weight, rows),
+            tuple(side.take(rows) for side in self.sides),
+            take(self.weight, rows),
             tuple(self.thumbs[k] for k in rows),
-            None if self.score is None else pick(self.score, rows),
-            pick(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
+            None if self.score is None else take(self.score, rows),
+            take(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -165,21 +173,12 @@ def batch_of(corpus: Corpus, micro: Micro, found: Tokens, z0: Tensor | None = No
     device, dtype = found.token_logp.device, found.token_logp.dtype
     scores = [row.score for row in rows]
     return Batch(
-        tuple(take(found, [where[side] for where in micro.where]) for side in range(len(micro.where[0]))),
+        tuple(found.take([where[side] for where in micro.where]) for side in range(len(micro.where[0]))),
         move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
         tuple(bool(row.desirable) for row in rows),
         None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
         None if z0 is None else z0.to(device, dtype),
     )
-
-
-def take(found: Tokens, completions: Sequence[int]) -> Tokens:
-    """Some completions, in the order given."""
-    offsets = found.offsets.tolist()
-    spans = [torch.arange(offsets[k], offsets[k + 1]) for k in completions]
-    index = move(torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64), found.token_logp.device)
-    lengths = torch.tensor([len(span) for span in spans], dtype=torch.int64)
-    return found.each(lambda column: column[index], _starts(lengths))
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:

@@ -61,7 +61,7 @@ class Objective:
         """sum(weight * loss) of one term."""
         sides = self._sides(term.rows)
         if term.rows != "all" and self.loss.view in ("binary", "scores"):
-            batch = batch.pick([k for k, thumb in enumerate(batch.thumbs) if self._wants(term.rows, thumb)])
+            batch = batch.take([k for k, thumb in enumerate(batch.thumbs) if self._wants(term.rows, thumb)])
         arguments: list[Tensor] = []
         for name in term.reads:
             every = (0,) if name in ROW_INPUTS else sides

@@ -17,7 +17,7 @@ from torch import Tensor
 from prospect.engine.forest import Branches, Ids
 from prospect.engine.generate import generate
 from prospect.engine.live import kl_tokens, token_kl
-from prospect.engine.transfer import move, pick
+from prospect.engine.transfer import move, take
 from prospect.losses.functions import load
 from prospect.losses.reference_point import Statistics
 from prospect.losses.segments import segment_sum
@@ -45,25 +45,33 @@ class Point:
 
     def of(self, places: Sequence[int]) -> Tensor | None:
         """z0 of the rows at these places of the step."""
-        return self.z0 if self.z0 is None or self.z0.ndim == 0 else pick(self.z0, places)
+        return self.z0 if self.z0 is None or self.z0.ndim == 0 else take(self.z0, places)
 
-    def backward(self, job: Job, step: Step) -> None:
-        """Add the gradient that flows through z0, where one was asked for."""
+    def forget(self) -> None:
+        """Drop what an attempt at the gradient has left that ran out of memory."""
+        if self.z0 is not None:
+            self.z0.grad = None
+
+    def backward(self, job: Job, step: Step, by_z0: Tensor | None) -> None:
+        """Add the gradient that flows through z0, where one was asked for. The whole step's derivative by z0 is
+        `by_z0`; None: what the ranks' micro-batches have left with z0."""
         if self.graph is None or self.z0 is None:
             return
         z0, values, keys = self.graph
-        by_z0 = torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad
-        (by_value,) = torch.autograd.grad(z0, values, ranks.total(by_z0).to(z0))
+        if by_z0 is None:
+            by_z0 = ranks.total(torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad)
+        (by_value,) = torch.autograd.grad(z0, values, by_z0.to(z0))
         place = {key: k for k, key in enumerate(keys)}
         assert job.point is not None, "a step with z0 has an estimator"
         for micro, _ in _passes(job, step, job.token_budget)[ranks.rank()]:
             found = _values(job, micro, None, [])
-            weights = pick(by_value, [place[key] for key in _keys(micro, step)])
+            weights = take(by_value, [place[key] for key in _keys(micro, step)])
             (found * weights.to(found.dtype)).sum().backward()
 
 
 def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
-    """z0 of a step, its new state, and what to log, as tensors on the device: nothing here waits for it."""
+    """z0 of a step, its new state, and what to log, as tensors on the device. Only the policy's own samples make the
+    host wait for it."""
     if job.point is None:
         return Point(state=state)
     keys: list[Key] = []
@@ -157,7 +165,7 @@ def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Te
         if own is not None:
             kept.append(mine)
         every = found.read("logp") / found.read("length") if averages == "partner_logp" else found.read("log_ratio")
-    return pick(every, [k for where in micro.where for k in where])
+    return take(every, [k for where in micro.where for k in where])
 
 
 def _sampled(job: Job, step: Step, budget: int) -> list[list[Micro]]:

@@ -137,6 +137,20 @@ def test_how_spans_are_computed_does_not_matter(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("name", "layouts"), [("llama", 1), ("gemma2", 2)])
+def test_layers_share_a_layout(
+    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, layouts: int
+) -> None:
+    """Those that see as far, also where backward computes them again."""
+    policy, made = tiny(name, "fp64"), []
+    lay_out = gather._lay_out
+    monkeypatch.setattr(gather, "_lay_out", lambda *x: made.append(x) or lay_out(*x))
+    policy.checkpoint_activations(True)
+    forward(policy, trees(SHAPES)).logp().sum().backward()
+    policy.checkpoint_activations(False)
+    assert len(made) == layouts
+
+
 def test_sum_of_squared_probabilities(tiny: Build, trees: Build) -> None:
     policy, branches = tiny("gemma2", "fp64"), trees(SHAPES)
     slow = replace(policy, path="padded", chunked_head=False)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from prospect.engine.live import LiveReference
 from prospect.errors import ConfigError, DataError
 from prospect.losses.functions import bound
-from prospect.losses.rows import LOSSES, REFERENCE_POINTS
+from prospect.losses.rows import LOSSES
 from prospect.train import loop
 from prospect.train.gradient import gradient
 from prospect.train.inputs import Tokens
@@ -51,6 +52,13 @@ def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) ->
     if job.loss.value_head:
         job.policy.add_value_head(0)
     return job
+
+
+def with_live(job: Job) -> None:
+    if job.needs_live:
+        job.live = LiveReference(job.policy)
+        if job.loss.live:
+            job.reference = job.live
 
 
 def independent(job: Job, start: Job) -> Tensor:
@@ -129,74 +137,6 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         return expected_gradient(job, objective)
     finally:
         job.policy.value_head = head
-
-
-@pytest.mark.parametrize("name", ["kto", "bco"])
-@pytest.mark.parametrize("point", [p for p in REFERENCE_POINTS if p not in ("mismatched_logp",)])
-def test_every_reference_point_in_the_loop(make_job: MakeJob, name: str, point: str) -> None:
-    """It does not depend on micro-batches, and the gradient does not flow through it unless asked."""
-    whole = job_of(make_job, name, reference_point=point)
-    with_live(whole)
-    move(whole)
-    got, z0, _ = gradients(whole)
-    whole.token_budget = 24
-    parts, again, _ = gradients(whole)
-    assert z0 is not None and again is not None and torch.allclose(z0, again, atol=1e-12)
-    assert point == "zero" or z0.abs().sum() > 0 or point == "mismatched"
-    close(parts, got, 1e-10)
-
-
-def with_live(job: Job) -> None:
-    from prospect.engine.live import LiveReference
-
-    if job.needs_live:
-        job.live = LiveReference(job.policy)
-        if job.loss.live:
-            job.reference = job.live
-
-
-@pytest.mark.parametrize("point", ["unclamped", "batch_mean", "prompt_mean", "running_mean", "token_kl"])
-def test_a_gradient_through_z0(make_job: MakeJob, point: str) -> None:
-    """--z0-gradient is the derivative of the whole objective, z0 included, along a random direction."""
-    job = job_of(make_job, "kto", reference_point=point, z0_gradient=True)
-    with_live(job)
-    move(job)
-    got, _, _ = gradients(job)
-    torch.manual_seed(0)
-    direction = {name: torch.randn_like(p) for name, p in job.policy.trainable()}
-
-    def shifted(by: float) -> float:
-        with torch.no_grad():
-            for name, p in job.policy.trainable():
-                p += by * direction[name]
-        value = gradients(job)[2][0]
-        with torch.no_grad():
-            for name, p in job.policy.trainable():
-                p -= by * direction[name]
-        return value
-
-    slope = (shifted(1e-6) - shifted(-1e-6)) / 2e-6
-    assert sum(float((got[k] * direction[k]).sum()) for k in got) == pytest.approx(slope, rel=1e-5, abs=1e-9)
-    plain = job_of(make_job, "kto", "plain", reference_point=point)
-    with_live(plain)
-    move(plain)
-    assert any((gradients(plain)[0][k] - got[k]).norm() > 1e-6 * got[k].norm() for k in got)
-
-
-def test_exact_token_kl(make_job: MakeJob) -> None:
-    job, start = job_of(make_job, "kto", reference_point="token_kl"), make_job(thumbs(2), "start")
-    with_live(job)
-    move(job)
-    point = reference_point(job, job.schedule.steps[0], None)
-    every = []
-    for i in job.schedule.steps[0].rows:
-        row = job.corpus.rows[i]
-        prompt, answer = job.corpus.trees[row.tree].prompt, job.corpus.completion(row)
-        ids = torch.tensor([[*prompt.tolist(), *answer.tolist()]])
-        with torch.no_grad(), job.policy.autocast():
-            p, q = (j.policy.model(input_ids=ids).logits[0].double().log_softmax(-1) for j in (job, start))
-        every.append((p.exp() * (p - q)).sum(-1)[len(prompt) - 1 : -1].sum())
-    assert point.z0 is not None and point.z0.item() == pytest.approx(torch.stack(every).mean().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize(
