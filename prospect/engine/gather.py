@@ -56,7 +56,7 @@ class Block(NamedTuple):
     """Some queries of segments that have one shape, in one piece of the gathered queries, and the segments' keys in one
     piece of those; `seen` are the keys of a segment that these queries may see, but for the `hidden` ones."""
 
-    key_heads: int  # n * G
+    batch: int  # n * G
     queries: slice
     keys: slice
     seen: slice
@@ -64,15 +64,15 @@ class Block(NamedTuple):
 
     def of_queries(self, rows: Tensor) -> Tensor:
         """(n * G, H / G * Q, D): heads that share keys, one behind the other."""
-        return rows[self.queries].view(self.key_heads, -1, rows.shape[1])
+        return rows[self.queries].view(self.batch, -1, rows.shape[1])
 
     def of_keys(self, rows: Tensor) -> Tensor:
         """(n * G, K, D)"""
-        return rows[self.keys].view(self.key_heads, -1, rows.shape[1])[:, self.seen]
+        return rows[self.keys].view(self.batch, -1, rows.shape[1])[:, self.seen]
 
 
 class Index(NamedTuple):
-    """How rows of (token, head) are gathered, and put back."""
+    """How rows of (token, head), number token * heads + head, are gathered, and put back."""
 
     rows: Tensor  # of the row, for each that is gathered
     places: Tensor  # of the gathered, for each of the row where a segment owns it: one behind the last where none does
@@ -101,8 +101,8 @@ class Layout(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What one layout serves: so many queries and keys, how far a query sees back, and from which length on a segment
-    goes to the fused kernel, which knows neither a prompt elsewhere nor a window."""
+    """What one layout serves: so many queries and keys, how far a query sees back, the dtype of scores, and from which
+    length on a segment goes to the fused kernel, which knows neither a prompt elsewhere nor a window."""
 
     heads: int
     tokens: int
@@ -146,7 +146,7 @@ def _lay_out(spans: Sequence[Span], shape: Shape) -> Layout:
             each = at if len(set(at)) > 1 else at[:1]
             size = end - begin, seen.stop - low
             hidden = [_hidden(first - low, *size, window, shape.wide)[None, None] for first in each]
-            joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # a view: no copy for each block
+            joined = torch.cat(hidden) if len(hidden) > 1 else hidden[0]  # the latter is a view of one band
             blocks.append(Block(len(some) * shape.key_heads, asked, piece, seen, joined))
     padding, fused = torch.from_numpy(queries.of_kind(PADDING)), tuple(filter(shape.fuses, spans))
     return Layout(queries.index(shape.tokens), keys.index(shape.keys), padding, tuple(blocks), fused)

@@ -1,5 +1,5 @@
 """Tree attention on a CPU: segment after segment, short ones of one shape together, as matrix products, because
-PyTorch's fused kernel is slow there at short sequences and in bfloat16. It gets the longest segments, where it can.
+PyTorch's fused kernel is slow there at short sequences and in bfloat16. The longest segments it gets, where it can.
 
 Backward finds the weights of short segments kept, in the dtype of the inputs; it computes those of longer ones and of
 soft-capped scores again. What is kept grows by the square of the length.
@@ -22,7 +22,8 @@ from prospect.engine.gather import Block, Layout, Shape, Span, Spans
 KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""
 FUSED_KEYS = 1024
-"""Keys of a segment from which the fused kernel is as fast in bfloat16 (`python -m benchmarks.attention`)."""
+"""Keys of a segment from which the fused kernel is as fast in bfloat16 (`python -m benchmarks.attention`; in float32 it
+is at any length, and gets those as well)."""
 
 
 class How(NamedTuple):
@@ -46,7 +47,7 @@ def attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: Spans, how: H
     fusable = how.softcap is None and query.shape[3] == value.shape[3]
     (heads, tokens), (key_heads, keys) = query.shape[1:3], key.shape[1:3]
     layout = spans.layout(Shape(heads, tokens, key_heads, keys, how.window, how.wide, FUSED_KEYS if fusable else None))
-    output: Any = None  # every span may be a fused one
+    output: Any = None  # where every span is a fused one
     if layout.blocks:
         output = _Attend.apply(query, key, value, layout, how)  # type: ignore[no-untyped-call]
     found: Tensor = _with_fused(query, key, value, layout.fused, how, output) if layout.fused else output
@@ -132,5 +133,5 @@ def _weights(q: Tensor, k: Tensor, block: Block, how: How) -> tuple[Tensor, Tens
 
 
 def _keeps(block: Block, how: How) -> bool:
-    keys = (block.keys.stop - block.keys.start) // block.key_heads
+    keys = (block.keys.stop - block.keys.start) // block.batch
     return keys <= KEPT_KEYS and how.softcap is None

@@ -28,7 +28,10 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
     pull = _pull(job, step, point, counts)
 
     def mine() -> Tensor:
+        nonlocal pull
         point.forget()
+        # What was one micro-batch before it ran out of memory is several now. On one rank alone, else there is a pull.
+        pull = pull or _pull(job, step, point, counts)
         total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
         computed, point.computed = point.computed, None  # a graph serves once
         for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
@@ -47,8 +50,12 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
             total[figures.SUMS.index("objective")] = pull.objective
         return total
 
+    def through_z0() -> Tensor:
+        return point.backward(job, step, None if pull is None else pull.z0)
+
     total = job.fitting(mine)
-    point.backward(job, step, None if pull is None else pull.z0)
+    while point.graph is not None and job.attempt(through_z0) is None:
+        total = job.fitting(mine)  # with what has failed went all gradients
     ranks.sum_gradients(p for _, p in job.policy.trainable())
     return ranks.total(total)
 

@@ -105,19 +105,24 @@ class Job:
         """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it
         again."""
         while True:
-            result = None
-            with suppress(torch.cuda.OutOfMemoryError):
-                result = work()
-            if not ranks.any_rank(result is None, self.policy.device):
-                assert result is not None
+            result = self.attempt(work)
+            if result is not None:
                 return result
-            for _, p in self.policy.trainable():
-                p.grad = None
-            if self.policy.device.type == "cuda":
-                torch.cuda.empty_cache()  # larger micro-batches have left blocks that smaller ones may not fill
-            if self.token_budget < 64:
-                raise ModelError(
-                    "out of memory even with one row at a time: use --lora, --max-length or a smaller model"
-                )
-            self.token_budget //= 2
-            self.log.say(f"out of memory: micro-batches of {self.token_budget} tokens from here on", warning=True)
+
+    def attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
+        """The result of `work`, None where CUDA has run out of memory on any rank: then no rank has a gradient, and all
+        have half the token budget."""
+        result = None
+        with suppress(torch.cuda.OutOfMemoryError):
+            result = work()
+        if not ranks.any_rank(result is None, self.policy.device):
+            return result
+        for _, p in self.policy.trainable():
+            p.grad = None
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # larger micro-batches have left blocks that smaller ones may not fill
+        if self.token_budget < 64:
+            raise ModelError("out of memory even with one row at a time: use --lora, --max-length or a smaller model")
+        self.token_budget //= 2
+        self.log.say(f"out of memory: micro-batches of {self.token_budget} tokens from here on", warning=True)
+        return None

@@ -18,6 +18,7 @@ from prospect.engine.forest import Branches, Ids
 from prospect.engine.generate import generate
 from prospect.engine.live import kl_tokens, token_kl
 from prospect.engine.transfer import move, take
+from prospect.errors import ConfigError
 from prospect.losses.functions import load
 from prospect.losses.reference_point import Statistics
 from prospect.losses.segments import segment_sum
@@ -35,13 +36,15 @@ SAMPLE_TOKENS = 128
 class Point:
     """z0 of one step, a scalar or one number per row, None where the loss has none; `state` is the estimator's new one
     and `figures` what to log. `computed` are the engine's findings with their graph, where the whole step was one
-    micro-batch and they can be used again."""
+    micro-batch and they can be used again. Where the gradient goes through z0, `graph` is what it goes through, and
+    `answers` are the policy's own, where z0 was estimated from them."""
 
     z0: Tensor | None = None
     state: Tensor | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     computed: Tokens | None = None
-    graph: tuple[Tensor, Tensor, list[tuple[int, int]]] | None = None
+    graph: tuple[Tensor, Tensor, list[Key]] | None = None
+    answers: list[Ids] | None = None
 
     def of(self, places: Sequence[int]) -> Tensor | None:
         """z0 of the rows at these places of the step."""
@@ -52,21 +55,22 @@ class Point:
         if self.z0 is not None:
             self.z0.grad = None
 
-    def backward(self, job: Job, step: Step, by_z0: Tensor | None) -> None:
-        """Add the gradient that flows through z0, where one was asked for. The whole step's derivative by z0 is
-        `by_z0`; None: what the ranks' micro-batches have left with z0."""
-        if self.graph is None or self.z0 is None:
-            return
+    def backward(self, job: Job, step: Step, by_z0: Tensor | None) -> Tensor:
+        """Add the gradient that flows through z0, where there is a `graph`. The whole step's derivative by z0 is
+        `by_z0`, which is returned; None: what the ranks' micro-batches have left with z0."""
+        assert self.graph is not None and self.z0 is not None, "the caller has looked"
         z0, values, keys = self.graph
         if by_z0 is None:
-            by_z0 = ranks.total(torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad)
-        (by_value,) = torch.autograd.grad(z0, values, by_z0.to(z0))
+            by_z0 = torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad.clone()
+            ranks.total(by_z0)
+        (by_value,) = torch.autograd.grad(z0, values, by_z0.to(z0), retain_graph=True)  # it may be asked for again
         place = {key: k for k, key in enumerate(keys)}
         assert job.point is not None, "a step with z0 has an estimator"
-        for micro, _ in _passes(job, step, job.token_budget)[ranks.rank()]:
+        for micro, _ in _passes(job, step, job.token_budget, self.answers)[ranks.rank()]:
             found = _values(job, micro, None, [])
             weights = take(by_value, [place[key] for key in _keys(micro, step)])
             (found * weights.to(found.dtype)).sum().backward()
+        return by_z0
 
 
 def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
@@ -76,10 +80,11 @@ def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
         return Point(state=state)
     keys: list[Key] = []
     kept: list[Tokens] = []
+    answers = _answers(job, step) if job.point.averages == "samples" else None
 
     def measure() -> Tensor:
         kept.clear()
-        passes = _passes(job, step, job.no_grad_budget)
+        passes = _passes(job, step, job.no_grad_budget, answers)
         keys[:] = sorted(key for mine in passes for micro, _ in mine for key in _keys(micro, step))
         place = {key: k for k, key in enumerate(keys)}
         values = torch.zeros(len(keys), dtype=torch.float64, device=job.policy.device)
@@ -93,11 +98,18 @@ def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
     through = job.config.z0_gradient and bool(keys)
     seen = _statistics(job, step, keys, values.requires_grad_(through))
     z0, state = load(job.point.function)(seen, state)
+    if z0.ndim and len(z0) != len(step.rows):
+        raise ConfigError(
+            f"step {step.index}: the reference point {job.point.name} gave {len(z0)} numbers for {len(step.rows)} "
+            "rows. Return one number, or one for every row"
+        )
+    through = through and z0.requires_grad  # an estimator may look at its state alone
     leaf = z0.detach().to(values).requires_grad_(through)
     told: dict[str, Any] = {"z0": leaf.detach().mean()}
     if keys:
         told |= {"z0_raw": seen.mean.detach(), "z0_se": seen.standard_error, "z0_n": len(keys)}
-    return Point(leaf, state, told, kept[0] if kept else None, (z0, values, keys) if through else None)
+    graph = (z0, values, keys) if through else None
+    return Point(leaf, state, told, kept[0] if kept else None, graph, answers)
 
 
 def _statistics(job: Job, step: Step, keys: list[Key], values: Tensor) -> Statistics:
@@ -114,14 +126,14 @@ Pass = tuple[Micro, Micro | None]
 """What z0 is estimated from; and the training micro-batch that is computed along with it, or is the same."""
 
 
-def _passes(job: Job, step: Step, budget: int) -> list[list[Pass]]:
+def _passes(job: Job, step: Step, budget: int, answers: Sequence[Ids] | None) -> list[list[Pass]]:
     """Every rank's passes. Where its share of the step is one micro-batch, training uses what z0 has computed."""
     assert job.point is not None, "only a step with z0 is measured"
     averages, world = job.point.averages, ranks.world()
     if averages == "nothing":
         return [[]] * world
-    if averages == "samples":
-        return [[(micro, None) for micro in part] for part in _sampled(job, step, budget)]
+    if answers is not None:
+        return [[(micro, None) for micro in part] for part in _sampled(job, step, budget, answers)]
     own = matched(job.corpus, step.rows, world, job.token_budget)
     once = len(own[0]) == 1 and not job.config.z0_gradient and (world == 1 or job.loss.couples == "none")
     if once and averages == "matched":
@@ -168,13 +180,17 @@ def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Te
     return take(every, [k for where in micro.where for k in where])
 
 
-def _sampled(job: Job, step: Step, budget: int) -> list[list[Micro]]:
-    """The step's prompts with answers that the policy gives now, [rank][micro-batch]. Every rank draws all, so that
-    none depends on the ranks."""
-    prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
+def _answers(job: Job, step: Step) -> list[Ids]:
+    """What the policy answers now to the step's prompts. Every rank draws all, so that none depends on the ranks."""
+    prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt.tolist() for i in step.rows]
     seed = job.config.seed * 1_000_003 + step.index
-    answers = generate(job.policy, [p.tolist() for p in prompts], max_new_tokens=SAMPLE_TOKENS, seed=seed)
-    ids = [np.array(answer.ids, dtype=np.int32) for answer in answers]
+    answers = generate(job.policy, prompts, max_new_tokens=SAMPLE_TOKENS, seed=seed)
+    return [np.array(answer.ids, dtype=np.int32) for answer in answers]
+
+
+def _sampled(job: Job, step: Step, budget: int, ids: Sequence[Ids]) -> list[list[Micro]]:
+    """The step's prompts with these answers, [rank][micro-batch]."""
+    prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
     costs = [len(prompt) + len(answer) for prompt, answer in zip(prompts, ids, strict=True)]
     parts = [[[k for k in part if len(ids[k])] for part in mine] for mine in cut(costs, ranks.world(), budget)]
     return [[_sampled_micro(step, prompts, ids, part) for part in mine if part] for mine in parts]

@@ -168,7 +168,7 @@ def test_segments_of_one_shape_go_together(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[int] = []
     weights = spans._weights
     monkeypatch.setattr(
-        spans, "_weights", lambda q, k, block, how: asked.append(block.key_heads) or weights(q, k, block, how)
+        spans, "_weights", lambda q, k, block, how: asked.append(block.batch) or weights(q, k, block, how)
     )
     for together, heads in ((1 << 15, [2, 10]), (6 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
         monkeypatch.setattr(gather, "TOGETHER", together)

@@ -187,6 +187,7 @@ IN_TWO: list[dict[str, Any]] = [
     {"loss": "kto", "modify": ["tr", "wpo"], "loss_args": {"every": 2.0}},
     {"loss": "kto", "reference_point": "token_kl", "z0_gradient": True},
     {"loss": "kto", "reference_point": "on_policy"},
+    {"loss": "kto:0.5,ppo:0.5", "reference_point": "batch_mean", "z0_gradient": True},
 ]
 
 
@@ -200,7 +201,7 @@ for k, options in enumerate({IN_TWO!r}):
     prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "two")!r} + str(k), **({given!r} | options))
 """
     (tmp_path / "go.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PROSPECT_CACHE": str(tmp_path / "other-cache")}
     command = [*torchrun, str(tmp_path / "go.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from prospect.errors import ConfigError
 from prospect.losses.rows import REFERENCE_POINTS
 from prospect.train import job as job_module
 from prospect.train.batch import matched
@@ -20,7 +22,7 @@ from tests.train.test_loop import close, gradients, move
 @pytest.mark.parametrize("name", ["kto", "bco"])
 @pytest.mark.parametrize("point", [p for p in REFERENCE_POINTS if p not in ("mismatched_logp",)])
 def test_every_reference_point_in_the_loop(make_job: MakeJob, name: str, point: str) -> None:
-    """It does not depend on micro-batches, and the gradient does not flow through it unless asked."""
+    """It does not depend on micro-batches."""
     whole = job_of(make_job, name, reference_point=point)
     with_live(whole)
     move(whole)
@@ -71,23 +73,55 @@ def test_a_gradient_through_z0(make_job: MakeJob, name: str, budget: int, point:
     assert any((without[k] - got[k]).norm() > 1e-6 * got[k].norm() for k in got)
 
 
-def test_a_gradient_through_z0_after_running_out_of_memory(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the attempt that failed has found of the derivative by z0 does not count."""
-    options: dict[str, Any] = {"reference_point": "unclamped", "z0_gradient": True, "token_budget": 64}
-    plain, tight = (job_of(make_job, "kto", folder, batch_size=16, **options) for folder in ("plain", "tight"))
+THROUGH: dict[str, Any] = {"reference_point": "batch_mean", "z0_gradient": True}
+
+
+@pytest.mark.parametrize("at", ["first", "second", "last"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("kto", THROUGH | {"reference_point": "unclamped", "batch_size": 16, "token_budget": 64}),
+        ("bco_pair:1,aot:0.5", THROUGH | {"token_budget": 120}),  # one micro-batch, until it does not fit
+        ("aot", {"token_budget": 120}),
+        ("ppo", {"token_budget": 120}),
+    ],
+)
+def test_running_out_of_memory_changes_nothing(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], at: str
+) -> None:
+    """Wherever it strikes among the passes with a gradient, the last of which is z0's where one flows through it."""
+    plain, tight = (job_of(make_job, name, folder, **options) for folder in ("plain", "tight"))
     for job in (plain, tight):
         move(job)
-    expected, original, passes = gradients(plain)[0], job_module.compute, []
+    original, passes, fails_at = job_module.compute, [0], 0
 
     def compute(*args: Any, **options: Any) -> Any:
-        passes.append(torch.is_grad_enabled())
-        if sum(passes) == 2:
+        passes[0] += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and passes[0] == fails_at:
             raise torch.cuda.OutOfMemoryError
         return original(*args, **options)
 
     monkeypatch.setattr(job_module, "compute", compute)
-    close(gradients(tight)[0], expected, 1e-12)
-    assert sum(passes) > 2 and tight.token_budget == 32
+    expected, _, totals = gradients(plain)
+    fails_at, passes[0] = {"first": 1, "second": min(2, passes[0]), "last": passes[0]}[at], 0
+    found, _, in_parts = gradients(tight)
+    assert passes[0] > fails_at and tight.token_budget == options["token_budget"] // 2
+    close(found, expected, 1e-11)
+    assert in_parts[0] == pytest.approx(totals[0], rel=1e-11)
+
+
+def test_estimators_of_ones_own(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that gives too few numbers is refused; through one that looks at no value flows no gradient."""
+    job = job_of(make_job, "kto", **THROUGH)
+    assert job.point is not None
+    job.point = replace(job.point, name="mine.py:half", function=lambda step, state: (step.values[:3], state))
+    with pytest.raises(ConfigError, match=r"step 1: .*mine.py:half gave 3 numbers for 8 rows"):
+        gradients(job)
+    job.point = replace(job.point, function=lambda step, state: (torch.ones(()), state))
+    found = gradients(job)[0]
+    plain = job_of(make_job, "kto", "plain", reference_point="batch_mean")
+    plain.point = job.point
+    close(found, gradients(plain)[0], 1e-12)
 
 
 def test_a_mean_per_prompt_in_every_step(make_job: MakeJob) -> None:
