@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -192,7 +192,12 @@ class _Gathered:
         return Index(torch.from_numpy(rows), torch.from_numpy(places), shared)
 
     def of_kind(self, kind: int) -> Ints:
-        return np.flatnonzero(np.concatenate(self.kinds) == kind)
+        return np.flatnonzero(self._all_kinds == kind)
+
+    @cached_property
+    def _all_kinds(self) -> Ints:
+        """Asked for when everything has been added."""
+        return np.concatenate(self.kinds)
 
 
 def _hidden(first: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""
 FUSED_KEYS = 1024
 """Keys of a segment from which the fused kernel is as fast in bfloat16 (`python -m benchmarks.attention`; in float32 it
-is at any length, and gets those as well)."""
+is at any length, and gets the same)."""
 
 
 class How(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -76,7 +77,7 @@ class Tokens:
         return _there(found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Rows ready for a loss. `sides` has one entry, or chosen and rejected; `z0` is a scalar or (N,); `score` (N,) is
     an answer's score, or a pair's difference of scores. The thumbs stay on the CPU, where rows are picked."""
@@ -90,9 +91,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.weight)
 
-    @property
+    @cached_property
     def desirable(self) -> Tensor:
-        """The thumbs as a mask (N,), on the device."""
+        """The thumbs as a mask (N,), on the device, copied there once."""
         return move(torch.tensor(self.thumbs, dtype=torch.bool), self.weight.device)
 
     def take(self, rows: Sequence[int]) -> Batch:

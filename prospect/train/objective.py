@@ -51,10 +51,12 @@ class Objective:
         for reads, function in self.weigh:
             for side in range(len(batch.sides)):
                 weight = weight * function(*(self._input(name, batch, side) for name in reads)).detach()
-        total = torch.zeros((), dtype=batch.weight.dtype, device=batch.weight.device)
+        if self.weigh:
+            batch = replace(batch, weight=weight)
+        total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         for (term, function), count in zip(self.terms, counts, strict=True):
             if count:
-                total = total + term.coefficient * self._term(term, function, replace(batch, weight=weight)) / count
+                total = total + term.coefficient * self._term(term, function, batch) / count
         return total
 
     def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:

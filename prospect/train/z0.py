@@ -78,12 +78,16 @@ def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
     host wait for it."""
     if job.point is None:
         return Point(state=state)
+    averages = job.point.averages
     keys: list[Key] = []
     kept: list[Tokens] = []
-    answers = _answers(job, step) if job.point.averages == "samples" else None
+    answers: list[Ids] | None = None
 
     def measure() -> Tensor:
+        nonlocal answers
         kept.clear()
+        if answers is None and averages == "samples":
+            answers = _answers(job, step)
         passes = _passes(job, step, job.no_grad_budget, answers)
         keys[:] = sorted(key for mine in passes for micro, _ in mine for key in _keys(micro, step))
         place = {key: k for k, key in enumerate(keys)}
@@ -180,9 +184,13 @@ def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Te
     return take(every, [k for where in micro.where for k in where])
 
 
+def _prompts(job: Job, step: Step) -> list[Ids]:
+    return [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
+
+
 def _answers(job: Job, step: Step) -> list[Ids]:
     """What the policy answers now to the step's prompts. Every rank draws all, so that none depends on the ranks."""
-    prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt.tolist() for i in step.rows]
+    prompts = [prompt.tolist() for prompt in _prompts(job, step)]
     seed = job.config.seed * 1_000_003 + step.index
     answers = generate(job.policy, prompts, max_new_tokens=SAMPLE_TOKENS, seed=seed)
     return [np.array(answer.ids, dtype=np.int32) for answer in answers]
@@ -190,7 +198,7 @@ def _answers(job: Job, step: Step) -> list[Ids]:
 
 def _sampled(job: Job, step: Step, budget: int, ids: Sequence[Ids]) -> list[list[Micro]]:
     """The step's prompts with these answers, [rank][micro-batch]."""
-    prompts = [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
+    prompts = _prompts(job, step)
     costs = [len(prompt) + len(answer) for prompt, answer in zip(prompts, ids, strict=True)]
     parts = [[[k for k in part if len(ids[k])] for part in mine] for mine in cut(costs, ranks.world(), budget)]
     return [[_sampled_micro(step, prompts, ids, part) for part in mine if part] for mine in parts]

@@ -48,7 +48,7 @@ def later_kernel(*args: Any, accum_e_fp32: bool = False, accum_c_fp32: bool = Fa
 @pytest.fixture(params=[kernel, later_kernel])
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module = ModuleType("cut_cross_entropy")
-    module.linear_cross_entropy = request.param  # type: ignore[attr-defined]
+    vars(module)["linear_cross_entropy"] = request.param
     monkeypatch.setitem(sys.modules, "cut_cross_entropy", module)
     fused._sums_exactly.cache_clear()
     asked.clear()
@@ -123,7 +123,7 @@ def liger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
                 module.forward = MethodType(patched, module)
 
     module = ModuleType("liger_kernel.transformers.monkey_patch")
-    module._apply_liger_kernel_to_instance = apply  # type: ignore[attr-defined]
+    vars(module)["_apply_liger_kernel_to_instance"] = apply
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)

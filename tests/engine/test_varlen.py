@@ -83,7 +83,7 @@ def test_values_and_gradients_are_those_of_the_groups(
     found = []
     for on in (True, False):
         monkeypatch.setattr(attention, "suits", lambda *_, on=on: on)
-        output = attend(None, *states, None, **options)[0]  # type: ignore[arg-type]
+        output = attend(torch.nn.Module(), states[0], states[1], states[2], None, **options)[0]
         pull = torch.sin(torch.arange(output.numel())).view_as(output).double()
         found.append([output, *torch.autograd.grad(output, states, pull)])
     for a, b in zip(*found, strict=True):
@@ -146,7 +146,8 @@ def test_inside_autocast_states_are_narrowed(trees: Build, flash: None) -> None:
     query = torch.randn(1, 4, forest.tokens, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert varlen.computed_in(query) == torch.bfloat16
-        assert attend(None, query, query, query.bfloat16(), None, segments=forest.segments)[0].dtype == torch.bfloat16  # type: ignore[arg-type]
+        output, _ = attend(torch.nn.Module(), query, query, query.bfloat16(), None, segments=forest.segments)
+        assert output.dtype == torch.bfloat16
     assert varlen.computed_in(query) == torch.float32
 
 

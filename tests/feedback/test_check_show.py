@@ -26,9 +26,9 @@ def thumb(n: int, prompt: str, said: str, label: bool, weight: float = 1.0) -> R
 
 
 def shown(print_: Any, width: int = 200) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    print_(console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    file = io.StringIO()
+    print_(Console(file=file, width=width, force_terminal=False))
+    return file.getvalue()
 
 
 def test_findings_for_people() -> None:

@@ -170,9 +170,9 @@ def test_data_frame() -> None:
 
 
 def test_rows_in_memory_are_copied() -> None:
-    rows = [{"prompt": [{"role": "user", "content": "hi"}], "completion": "ho", "tools": [{"name": "f"}]}]
+    rows: Any = [{"prompt": [{"role": "user", "content": "hi"}], "completion": "ho", "tools": [{"name": "f"}]}]
     record = load(rows).records[0]
-    rows[0]["prompt"][0]["content"] = rows[0]["tools"][0]["name"] = "changed"  # type: ignore[index]
+    rows[0]["prompt"][0]["content"] = rows[0]["tools"][0]["name"] = "changed"
     assert record.prompt == ({"role": "user", "content": "hi"},)
     assert record.tools == ({"name": "f"},)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from toy_feedback import BLUE, GREEN, SKY, SYSTEM, TOOLS, answers, assistant, user
 
@@ -82,7 +83,7 @@ def test_trl_unpaired_standard() -> None:
 
 
 def test_trl_unpaired_conversational_with_tools_and_template_keywords() -> None:
-    row = {
+    row: dict[str, Any] = {
         "prompt": [user("Weather in Oslo?")],
         "completion": [
             {
@@ -101,7 +102,7 @@ def test_trl_unpaired_conversational_with_tools_and_template_keywords() -> None:
     first = feedback.records[0]
     assert first.tools == tuple(TOOLS)
     assert first.template_kwargs == {"enable_thinking": False}
-    assert first.completions[0].content == row["completion"][0]  # type: ignore[index]
+    assert first.completions[0].content == row["completion"][0]
     assert first.completions[1].content == "Cold."
 
 

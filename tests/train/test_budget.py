@@ -121,7 +121,7 @@ def test_who_is_not_asked(make_job: MakeJob, watched: Any) -> None:
 def test_it_is_written_down(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle = budget.settle
     meter = FakeMeter(0, 1, 0)
-    meter.tokens, meter.peak = [], lambda work: 100  # type: ignore[method-assign, assignment]
+    meter.tokens, meter.peak = [], lambda work: 100  # type: ignore[method-assign]
     monkeypatch.setattr(budget, "settle", lambda job: settle(job, meter))
     train(model, thumbs(8), tmp_path / "run", max_steps=1, precision="fp32", samples=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"]["token_budget"] == KNEE
