@@ -27,8 +27,7 @@ from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy, load
 from prospect.engine.precision import COMPUTED_IN
-from prospect.engine.reference import Query
-from prospect.engine.reference import _batches as batches
+from prospect.engine.scoring import Query, score
 from prospect.engine.spans import How
 from prospect.engine.work import matmul_peak
 from prospect.train import gradient, loop, z0
@@ -186,17 +185,13 @@ def reference(quick: bool) -> Facts:
         ready = job("kto", data, 8, 2)
         rows = range(len(ready.corpus.rows))
         asked = ready.corpus.answered(rows) + ready.corpus.mismatched(rows, ready.schedule.partners, ready.context)
-        trees: dict[bytes, list[Query]] = {}
-        for query in asked:
-            trees.setdefault(query[0].tobytes(), []).append(query)
 
-        def all_of_it(budget: int, trees: list[list[Query]], policy: Policy) -> None:
-            with torch.no_grad():
-                for batch in batches(trees, budget):
-                    forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
+        def all_of_it(budget: int, queries: list[Query], policy: Policy) -> None:
+            for _ in score(policy, queries, token_budget=budget):
+                pass
 
         sizes = (1024, 4096, 16384)
-        ways = {str(size): partial(all_of_it, size, list(trees.values()), ready.policy) for size in sizes}
+        ways = {str(size): partial(all_of_it, size, asked, ready.policy) for size in sizes}
         done = ready.policy.flops
         took = in_turn(ways, 2 if quick else 7)
         work = (ready.policy.flops - done) / len(ways) / (3 if quick else 8)

@@ -28,7 +28,8 @@ from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak
 from prospect import prepare, run, runfolder
 from prospect.blobs import Blobs
 from prospect.engine.forest import pack
-from prospect.engine.reference import Query, ReferenceTable, row_key
+from prospect.engine.reference import ReferenceTable, row_key
+from prospect.engine.scoring import Query
 from prospect.feedback.formats import load
 from prospect.losses import table
 from prospect.train.batch import matched

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prospect import prepare, runfolder
 from prospect.corpus import Corpus
 from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
@@ -22,8 +24,9 @@ from prospect.engine.folders import cache_folder
 from prospect.engine.generate import generate
 from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy, save
-from prospect.engine.reference import Query, ReferenceTable
-from prospect.errors import Interrupted
+from prospect.engine.reference import ReferenceTable
+from prospect.engine.scoring import Query
+from prospect.errors import Interrupted, RunError
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
@@ -119,6 +122,11 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     try:
         with interruptible() as stop:
             _run(job, held, adapter, stop)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(
+            f"out of memory: {str(error).partition('. ')[0]}. What was saved before stays; start again with a smaller "
+            "--token-budget, --lora r=16, --activation-checkpointing on, or a smaller model"
+        ) from error
     except (Interrupted, KeyboardInterrupt) as error:
         message = str(error) or "stopped at once; what was saved before stays"
         raise Interrupted(f"{message}. Go on with: prospect train --resume --out {folder}") from None
@@ -150,7 +158,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
 
     def sample(step: int) -> None:
         if ranks.rank() == 0 and config.samples:
-            _sample(policy, held or job.corpus, config, folder, step)
+            _sample(job, held or job.corpus, step)
 
     job = replace(
         job,
@@ -243,12 +251,17 @@ def _take_best(job: Job, last: Heldout | None) -> bool:
     return True
 
 
-def _sample(policy: Policy, corpus: Corpus, config: TrainConfig, folder: Path, step: int) -> None:
-    """Answer the same few prompts, with the same random numbers, and append to samples.jsonl."""
-    trees = corpus.trees[: config.samples]
+def _sample(job: Job, corpus: Corpus, step: int) -> None:
+    """Answer the same few prompts, with the same random numbers, and append to samples.jsonl. They are for looking at:
+    a model that cannot answer is no reason to lose a run."""
+    trees = corpus.trees[: job.config.samples]
     prompts = [tree.prompt.tolist() for tree in trees]
-    answers = generate(policy, prompts, max_new_tokens=config.sample_tokens, seed=config.seed)
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+    try:
+        answers = generate(job.policy, prompts, max_new_tokens=job.config.sample_tokens, seed=job.config.seed)
+    except Exception as error:
+        job.log.say(f"no samples after step {step}: {type(error).__name__}: {error}", warning=True)
+        return
+    with (Path(job.config.out) / "samples.jsonl").open("a", encoding="utf-8") as file:
         for record, answer in zip(corpus.records, answers, strict=False):
             line = {"step": step, "prompt": prompt_text(record.prompt), "completion": answer.text}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -12,16 +12,19 @@ in bfloat16: packed trees as they will be computed, near the exact ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from prospect.engine.forest import Branches, Ids
 from prospect.engine.forward import forward_tree
+from prospect.engine.memory import is_out_of_memory, release
 from prospect.engine.padded import forward_padded
 from prospect.errors import ModelError
 
@@ -42,8 +45,25 @@ ALTERED = 1
 def choose_path(policy: Policy, engine: Engine = "auto") -> None:
     """Run the checks and set `path`, `path_reason`, `chunked_head` and `checked_length` of the policy.
 
-    Raises ModelError where the user insists on "tree" and a check fails.
+    Where memory runs out, windows are not looked past: that is no failed check. Raises ModelError where the user
+    insists on "tree" and a check fails, and where the model gives NaN.
     """
+    window = _window(policy)
+    # The long tree is three long rows for the oracle and, twice, a little more than one when packed.
+    if 5 * window * policy.parameters > BUDGET.get(policy.device.type, BUDGET["cpu"]):
+        policy.checked_length = window
+    try:
+        _choose_path(policy, engine)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or not 0 < window < policy.checked_length:
+            raise
+        release(policy.device)
+        policy.checked_length = window
+        _choose_path(policy, engine)
+
+
+def _choose_path(policy: Policy, engine: Engine) -> None:
+    """`choose_path` with trees as long as `checked_length` asks for."""
     with torch.no_grad(), _exact(policy) as tolerance:
         head_problem = _check_head(policy, tolerance)
         problem = "padded as asked for" if engine == "padded" else _check_trees(policy, tolerance)
@@ -56,7 +76,7 @@ def choose_path(policy: Policy, engine: Engine = "auto") -> None:
         raise ModelError(f"{policy.architecture} cannot run on trees: {problem}. Leave the choice to --engine auto")
     policy.path = "padded" if problem else "tree"
     beyond = policy.path == "tree" and policy.checked_length < policy.context
-    note = f"padded beyond the attention window of {policy.checked_length} tokens, which takes long to check"
+    note = f"padded beyond the attention window of {policy.checked_length} tokens, which costs too much to check"
     policy.path_reason = "; ".join(filter(None, (problem, head_problem, note if beyond else "")))
 
 
@@ -76,6 +96,11 @@ def _check_head(policy: Policy, tolerance: float) -> str:
     logp = []
     for policy.chunked_head in (True, False):
         logp.append(forward_padded(policy, _trees(policy, SHORT)).token_logp)
+    if logp[1].isnan().any():
+        raise ModelError(
+            f"{policy.name or policy.architecture} gives NaN for ordinary tokens before any training: "
+            f"{nan_source(policy)}. Take an intact copy of the model"
+        )
     off = _distance(*logp)
     policy.chunked_head = off <= tolerance
     return "" if policy.chunked_head else f"full logits, since the head alone is {off:.2g} nats off the model's own"
@@ -83,18 +108,15 @@ def _check_head(policy: Policy, tolerance: float) -> str:
 
 def _check_trees(policy: Policy, tolerance: float) -> str:
     """What is wrong with trees, or nothing. Whatever a model raises when it meets a packed row is an answer, too."""
-    window = _window(policy)
-    # The long tree is three long rows for the oracle and, twice, a little more than one when packed.
-    affordable = 5 * window * policy.parameters <= BUDGET.get(policy.device.type, BUDGET["cpu"])
-    if not affordable:
-        policy.checked_length = window
-    trees = _trees(policy, window + SHORT if affordable else SHORT)
+    trees = _trees(policy, _longest_check(policy))
     # Tree by tree, or the oracle would pad the short one to the long one.
     padded = torch.cat([forward_padded(policy, [tree]).token_logp for tree in trees])
     try:
         packed = forward_tree(policy, trees)
         altered = forward_tree(policy, _alter(policy, trees)).token_logp
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"a packed row raises {type(error).__name__}: {error}"
     off = _distance(packed.token_logp, padded)
     begin, end = packed.offsets[ALTERED : ALTERED + 2].tolist()
@@ -113,13 +135,14 @@ def _in_half(policy: Policy) -> bool:
 @torch.no_grad()
 def _check_half(policy: Policy) -> str:
     """What is wrong with the kernels of half precision, or nothing. By the mean: rounding alone makes a few large."""
-    window = _window(policy)
-    trees = _trees(policy, window + SHORT if policy.checked_length > window else SHORT)
+    trees = _trees(policy, _longest_check(policy))
     with _exact(policy):
         exact = forward_tree(policy, trees).token_logp
     try:
         found = forward_tree(policy, trees).token_logp
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"a packed row in bfloat16 raises {type(error).__name__}: {error}"
     off = float((found - exact).abs().mean())
     return "" if off <= TOLERANCE["bf16"] else f"packed trees in bfloat16 are {off:.2g} nats off those in float32"
@@ -147,6 +170,12 @@ def _alter(policy: Policy, trees: list[Branches]) -> list[Branches]:
     return [replace(trees[0], completions=tuple(completions)), *trees[1:]]
 
 
+def _longest_check(policy: Policy) -> int:
+    """Tokens of the longer prompt: beyond any window where that can be paid for."""
+    window = _window(policy)
+    return window + SHORT if policy.checked_length > window else SHORT
+
+
 def _window(policy: Policy) -> int:
     """The largest size below the context that the config gives to a window or chunk of positions; 0 for none."""
     config = policy.base.config.get_text_config().to_dict()
@@ -159,17 +188,64 @@ def _exact(policy: Policy) -> Iterator[float]:
     """No autocast, and weights in float32 at least as far as memory allows. Yields the tolerance for what it got."""
     precision = policy.precision
     narrow = {p: p.dtype for p in policy.model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
-    if narrow and policy.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(policy.device)
-        if free < 8 * sum(p.numel() for p in narrow):
-            yield TOLERANCE["bf16"]
-            return
+    if narrow and not _widen(narrow, policy.device):
+        yield TOLERANCE["bf16"]
+        return
     policy.precision = "fp32" if precision == "bf16" else precision
+    try:
+        yield TOLERANCE[policy.precision]
+    finally:
+        _restore(narrow)
+        policy.precision = precision
+
+
+def _widen(narrow: Mapping[nn.Parameter, torch.dtype], device: torch.device) -> bool:
+    """Turn parameters into float32; False, and nothing has changed, where there is no memory for it."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < 8 * sum(p.numel() for p in narrow):
+            return False
     try:
         for parameter in narrow:
             parameter.data = parameter.data.float()
-        yield TOLERANCE[policy.precision]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _restore(narrow)
+        release(device)
+        return False
+    return True
+
+
+def _restore(narrow: Mapping[nn.Parameter, torch.dtype]) -> None:
+    for parameter, dtype in narrow.items():
+        parameter.data = parameter.data.to(dtype)
+
+
+def nonfinite_tensors(model: nn.Module) -> list[str]:
+    """The names of the parameters that hold NaN or an infinity."""
+    return [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+
+
+@torch.no_grad()
+def nan_source(policy: Policy) -> str:
+    """Where the NaN of a model come from, in words: tensors that hold some, else the first module that makes one."""
+    names = nonfinite_tensors(policy.model)
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"NaN or infinity in its {'tensors' if len(names) > 1 else 'tensor'} {', '.join(names[:3])}{more}"
+    first: list[str] = []
+
+    def look(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        if not first and isinstance(states, torch.Tensor) and states.is_floating_point() and states.isnan().any():
+            first.append(name)
+
+    hooks = [m.register_forward_hook(partial(look, name)) for name, m in policy.model.named_modules() if name]
+    try:
+        forward_padded(policy, _trees(policy, SHORT))
     finally:
-        for parameter, dtype in narrow.items():
-            parameter.data = parameter.data.to(dtype)
-        policy.precision = precision
+        for hook in hooks:
+            hook.remove()
+    where = f"the first to make one is its module {first[0]}" if first else "ordinary tokens give none"
+    return f"all its tensors are finite, and {where}"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prospect.engine.attention import Memory, Segments
 from prospect.engine.transfer import Ints, move, move_all
+from prospect.losses.segments import segment_sum
 
 Ids = npt.NDArray[np.int32]
 
@@ -86,8 +87,7 @@ class Output:
 
     def logp(self) -> Tensor:
         """(N,) log-prob of each completion: the sum over its tokens."""
-        # Not index_add: on CUDA that one adds in any order.
-        return torch.segment_reduce(self.token_logp, "sum", lengths=self.lengths(), unsafe=True)
+        return segment_sum(self.token_logp, move(self.offsets, self.token_logp.device))
 
 
 def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None) -> Forest:

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prospect.engine.memory import is_out_of_memory, release
 from prospect.engine.models import Policy
+from prospect.errors import RunError
 
 LEAVE = 0.2
 """Rows that stopped leave the batch once they are this fraction of it: leaving copies the whole cache."""
@@ -82,21 +84,50 @@ def generate(
     """One answer per prompt (token ids, as the model sees them at inference), in the order given.
 
     An answer ends with one of `stop` (default: `stop_ids(policy)`), at `max_new_tokens`, or at the model's context.
-    Deterministic for a seed on one machine. `progress` is called with (answers done, all).
+    Deterministic for a seed on one machine. `progress` is called with (answers done, all). Where memory runs out, the
+    batches are half as large from there on. Raises RunError where one answer alone does not fit.
     """
     assert all(len(prompt) for prompt in prompts), "an empty prompt has no last token to go on from"
     ends = frozenset(stop_ids(policy) if stop is None else stop)
-    done: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    done: dict[int, list[int]] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    finished = 0
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for row, token in _sample(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends):
-            done[row].append(token)
-        finished += len(rows)
+    while len(done) < len(order):
+        rows = order[len(done) : len(done) + batch_size]
+        answers = _answers(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends)
+        if answers is None:
+            release(policy.device)
+            if len(rows) == 1:
+                raise RunError(
+                    f"out of memory for the answer to one prompt of {len(prompts[rows[0]])} tokens. Ask for a shorter "
+                    "answer, or use --precision bf16 or a smaller model"
+                )
+            batch_size = len(rows) // 2
+            continue
+        done |= answers
         if progress:
-            progress(finished, len(prompts))
-    return [_generated(policy, ids, ends) for ids in done.values()]
+            progress(len(done), len(prompts))
+    return [_generated(policy, done[row], ends) for row in range(len(prompts))]
+
+
+def _answers(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seed: int,
+    ends: frozenset[int],
+) -> dict[int, list[int]] | None:
+    """The token ids of one batch's answers by row; None where memory ran out."""
+    answers: dict[int, list[int]] = {row: [] for row in rows}
+    try:
+        for row, token in _sample(policy, prompts, rows, sampling, max_new_tokens, seed, ends):
+            answers[row].append(token)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return answers
 
 
 def stream(

@@ -29,6 +29,7 @@ from prospect.engine.fused import Kernels
 from prospect.engine.last import shorten
 from prospect.engine.layers import cast_inputs_once, lighten
 from prospect.engine.logprobs import Head, finish, pick
+from prospect.engine.memory import must_fit
 from prospect.engine.pages import keep_freed, limit_caches
 from prospect.engine.precision import (
     COMPUTED_IN,
@@ -309,11 +310,12 @@ def load(
     if chat_template is not None:
         Template(tokenizer, chat_template)
     name = str(folder) if Path(model).expanduser().exists() else str(model)
-    cast(nn.Module, network).to(where)
-    policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template, kernels)
-    if kernels == "fused":
-        require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
-    choose_path(policy, engine)
+    with must_fit(f"{model} on {where}"):
+        cast(nn.Module, network).to(where)
+        policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template, kernels)
+        if kernels == "fused":
+            require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
+        choose_path(policy, engine)
     return policy
 
 

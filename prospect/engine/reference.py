@@ -11,9 +11,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +22,12 @@ from torch import Tensor
 from prospect.blobs import Blobs
 from prospect.collector import waiting
 from prospect.engine.forest import Branches
-from prospect.engine.forward import forward
 from prospect.engine.models import Policy
+from prospect.engine.scoring import Query, score
 from prospect.engine.transfer import move
 
 ENGINE_VERSION = 2
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
-
-Ids = npt.NDArray[np.int32]
-Query = tuple[Ids, Ids]
-"""Prompt ids and completion ids."""
 
 
 def row_key(query: Query) -> bytes:
@@ -86,58 +80,16 @@ class ReferenceTable:
     ) -> None:
         """Compute what is missing with `policy`, which must be the reference model, and keep it.
 
-        Completions of one prompt share its computation. Each batch is committed, so an interrupted pass goes on where
-        it stopped; `progress(done, all)` is called after each, `stop()` asked before each. Where CUDA runs out of
-        memory, what is left goes on in batches half as large.
+        Each batch is committed, so an interrupted pass goes on where it stopped; `progress(done, all)` is called after
+        each, `stop()` asked before each. Where memory runs out, what is left goes on in batches half as large.
         """
-        trees: dict[bytes, list[Query]] = {}
-        for query in self.missing(queries):
-            trees.setdefault(query[0].tobytes(), []).append(query)
-        total, done = sum(map(len, trees.values())), 0
-        pending = deque(_batches(list(trees.values()), token_budget))
-        while pending and not stop():
-            batch = pending.popleft()
-            try:
-                with torch.no_grad():
-                    output = forward(policy, [Branches(tree[0][0], tuple(c for _, c in tree)) for tree in batch])
-            except torch.cuda.OutOfMemoryError:
-                if token_budget < 64:
-                    raise
-                token_budget //= 2
-                pending = deque(_batches([tree for part in (batch, *pending) for tree in part], token_budget))
-                continue
-            values = output.token_logp.cpu().numpy().astype(self.dtype)
-            offsets = output.offsets.tolist()
-            rows = [(row_key(q), values[a:b]) for q, a, b in zip(chain(*batch), offsets, offsets[1:], strict=False)]
+        rest = self.missing(queries)
+        done = 0
+        for batch in score(policy, rest, token_budget=token_budget, stop=stop):
+            rows = [(row_key(rest[number]), values.astype(self.dtype)) for number, values in batch]
             self._blobs.write([(key, value.tobytes()) for key, value in rows])
             self._memory.update(rows)
             done += len(rows)
             self.forwards += len(rows)
             if progress:
-                progress(done, total)
-
-
-def _batches(trees: list[list[Query]], budget: int) -> Iterable[list[list[Query]]]:
-    """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together."""
-    parts: list[tuple[int, list[Query]]] = []
-    for tree in trees:
-        part: list[Query] = []
-        cost = len(tree[0][0])
-        for query in tree:
-            if part and cost + len(query[1]) > budget:
-                parts.append((cost, part))
-                part, cost = [], len(query[0])
-            part.append(query)
-            cost += len(query[1])
-        parts.append((cost, part))
-    parts.sort(key=lambda item: item[0])
-    batch: list[list[Query]] = []
-    total = 0
-    for cost, part in parts:
-        if batch and total + cost > budget:
-            yield batch
-            batch, total = [], 0
-        batch.append(part)
-        total += cost
-    if batch:
-        yield batch
+                progress(done, len(rest))

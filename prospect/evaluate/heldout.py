@@ -231,43 +231,18 @@ def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[Query
 
 
 def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callable[[int, int], None] | None) -> Floats:
-    """log pi(answer | prompt) (N,) in nats of every query, by trees: a prompt is computed once per batch."""
-    import torch
-
-    from prospect.engine.forest import Branches
-    from prospect.engine.forward import forward
+    """log pi(answer | prompt) (N,) in nats of every query."""
+    from prospect.engine.scoring import score
 
     found = np.empty(len(asked))
     done = 0
-    for batch in _batches(asked, budget):
-        trees = [Branches(asked[members[0]][0], tuple(asked[i][1] for i in members)) for members in batch]
-        with torch.no_grad():
-            sums = forward(policy, trees).logp()
-        for i, value in zip((i for members in batch for i in members), sums.double().tolist(), strict=True):
-            found[i] = value
-            done += 1
+    for batch in score(policy, asked, token_budget=budget):
+        for number, token_logp in batch:
+            found[number] = np.sum(token_logp, dtype=np.float64)
+        done += len(batch)
         if progress:
             progress(done, len(asked))
     return found
-
-
-def _batches(asked: Sequence[Query], budget: int) -> Iterator[list[list[int]]]:
-    """Query indices as trees of one prompt each, similar lengths together, as many trees at a time as `budget` tokens
-    hold (a larger tree is alone)."""
-    trees: dict[bytes, list[int]] = {}
-    for i, (prompt, _) in enumerate(asked):
-        trees.setdefault(prompt.tobytes(), []).append(i)
-    costs = [(len(asked[t[0]][0]) + sum(len(asked[i][1]) for i in t), t) for t in trees.values()]
-    batch: list[list[int]] = []
-    total = 0
-    for cost, tree in sorted(costs):
-        if batch and total + cost > budget:
-            yield batch
-            batch, total = [], 0
-        batch.append(tree)
-        total += cost
-    if batch:
-        yield batch
 
 
 def _grid(values: Floats, resolution: float) -> Floats:

@@ -17,9 +17,12 @@ def segment_index(offsets: Tensor, like: Tensor) -> Tensor:
 
 
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sums of consecutive runs of `values` (T, ...), bounded by `offsets` (N+1,): (N, ...)."""
-    sums = values.new_zeros(len(offsets) - 1, *values.shape[1:])
-    return sums.index_add(0, segment_index(offsets, values), values)
+    """Sums of consecutive runs of `values` (T, ...), bounded by `offsets` (N+1,): (N, ...).
+
+    Every run is added in one fixed order. (index_add adds in any order on CUDA, so that no two sums are the same.)
+    """
+    lengths = offsets.diff().to(values.device)
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
 
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:

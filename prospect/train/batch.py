@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prospect.corpus import Corpus
-from prospect.engine.forest import Branches
-from prospect.engine.reference import Ids, Query
+from prospect.engine.forest import Branches, Ids
+from prospect.engine.scoring import Query
 from prospect.schedule import cut
 
 

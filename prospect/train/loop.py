@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from prospect.engine.checks import nan_source, nonfinite_tensors
 from prospect.engine.live import LiveReference
 from prospect.engine.precision import COMPUTED_IN
 from prospect.engine.work import matmul_peak
@@ -120,16 +121,18 @@ def preflight(job: Job) -> None:
         )
     if job.reference is None or job.config.reference is not None:
         return
-    worst, total, tokens = 0.0, 0.0, 0
-    with torch.no_grad():
-        for part in matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]:
-            found = job.compute(part)
-            r, lengths = found.read("log_ratio"), found.read("length")
-            worst = max(worst, float((r.abs() / lengths).max()))
-            total, tokens = total + float(r.abs().sum()), tokens + int(lengths.sum())
-    mean = total / tokens
+
+    @torch.no_grad()
+    def log_ratios() -> torch.Tensor:
+        """(2, N) |r| and tokens of the first step's answers."""
+        parts = [job.compute(part) for part in matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]]
+        columns = [torch.stack([part.read("log_ratio").abs(), part.read("length")]) for part in parts]
+        return torch.cat(columns, dim=1).double().cpu()
+
+    r, lengths = job.fitting(log_ratios)
+    worst, mean = float((r / lengths).max()), float(r.sum() / lengths.sum())
     job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
-    if (mean > 5e-3) if job.policy.precision == "bf16" else (worst > 1e-4):
+    if not (mean <= 5e-3 if job.policy.precision == "bf16" else worst <= 1e-4):
         raise ModelError(
             f"the policy should start as the reference, but its log-ratios are not 0: {mean:.2g} nats per token on "
             f"average, {worst:.2g} at most. Choose --engine padded or --precision fp32, or "
@@ -163,10 +166,22 @@ def _require_finite(job: Job, step: Step, loss: float, norm: float) -> None:
     last = checkpoint.latest(job.checkpoints)
     raise NonFiniteError(
         f"step {step.index}: the loss is {loss} and the gradient norm {norm}. Its rows: {', '.join(names[:8])}"
-        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. Lower --learning-rate, use --precision fp32, or "
-        "look at those rows" + (f"; the last good checkpoint is {last}" if last else ""),
+        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. {_remedy(job, step)}"
+        + (f"; the last good checkpoint is {last}" if last else ""),
         names,
     )
+
+
+def _remedy(job: Job, step: Step) -> str:
+    """What to do about a step that is not finite. No step has changed the model before the first."""
+    if nonfinite_tensors(job.policy.model):
+        return f"The model has {nan_source(job.policy)}. Take an intact copy of the start model"
+    if step.index == 1:
+        return (
+            "The model is still the start model, so the learning rate had no part in it: look at those rows and at the "
+            "loss's arguments, or use --precision fp32"
+        )
+    return "Lower --learning-rate, use --precision fp32, or look at those rows"
 
 
 def _due(step: int, every: int) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prospect.engine import attention, checks, spans
 from prospect.engine.checks import choose_path
 from prospect.engine.forward import forward, forward_padded, forward_tree
+from prospect.engine.models import load
 from prospect.errors import ModelError
 
 Build = Callable[..., Any]
@@ -103,13 +105,65 @@ def test_an_unknown_kind_of_logits_runs_on_the_models_own(tiny: Build, trees: Bu
     assert all(p.grad is not None for _, p in policy.trainable())
 
 
-def test_numbers_that_are_not_finite_pass_no_check(tiny: Build) -> None:
+def test_a_model_that_gives_nan_is_refused_by_the_name_of_its_tensor(model_folder: Build) -> None:
+    folder = model_folder()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"gives NaN .* before any training: .* its tensor model\.layers\.1\.mlp\.up_proj"
+    ):
+        load(folder, precision="fp32")
+
+
+def test_a_module_that_makes_nan_is_named(tiny: Build) -> None:
     policy = tiny("llama")
-    with torch.no_grad():
-        policy.head.module.weight[0, 0] = float("nan")
-    choose_path(policy)
-    assert policy.path == "padded"
-    assert not policy.chunked_head
+    policy.base.model.layers[1].post_attention_layernorm.forward = lambda x: x / 0 * 0
+    with pytest.raises(ModelError, match=r"all its tensors are finite, .* module model\.layers\.1\.post_attention"):
+        choose_path(policy)
+
+
+def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Packed rows of more tokens do not fit."""
+
+    def small(policy: Any, trees: Any, **options: Any) -> Any:
+        if sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees) > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward_tree(policy, trees, **options)
+
+    monkeypatch.setattr(checks, "forward_tree", small)
+
+
+def test_running_out_of_memory_is_no_failed_check(model_folder: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_beyond(monkeypatch, 5)
+    with pytest.raises(ModelError, match=r"does not fit into memory\. Choose --precision bf16"):
+        load(model_folder(), precision="fp32", device="cpu")
+
+
+def test_where_memory_ends_beyond_a_window_the_trees_are_shorter(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_beyond(monkeypatch, 60)
+    policy = tiny("mistral", sliding_window=40)
+    assert (policy.path, policy.checked_length) == ("tree", 40)
+    assert "beyond the attention window of 40 tokens" in policy.path_reason
+
+
+def test_where_widening_does_not_fit_nothing_has_changed(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny("llama")
+    policy.base.to(torch.bfloat16)
+    policy.precision = "bf16"
+    widened = []
+
+    def short_of_memory(tensor: torch.Tensor) -> torch.Tensor:
+        widened.append(tensor)
+        if len(widened) > 3:
+            raise torch.OutOfMemoryError
+        return tensor.to(torch.float32)
+
+    monkeypatch.setattr(torch.Tensor, "float", short_of_memory)
+    with checks._exact(policy) as tolerance:
+        assert tolerance == checks.TOLERANCE["bf16"]
+        assert {p.dtype for p in policy.model.parameters()} == {torch.bfloat16}
+    assert len(widened) == 4
 
 
 def test_checks_run_in_float32_and_leave_half_precision_as_it_was(tiny: Build, trees: Build) -> None:

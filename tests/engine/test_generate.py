@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from transformers import (
 
 from prospect.engine.generate import Sampling, generate, stop_ids, stream
 from prospect.engine.models import Policy
+from prospect.errors import RunError
 
 VOCABULARY = 50
 SIZES = {
@@ -220,3 +222,25 @@ def test_progress_reaches_the_end(policy: Policy) -> None:
 
 def test_no_prompts_no_answers(policy: Policy) -> None:
     assert generate(policy, []) == []
+
+
+def test_where_memory_runs_out_batches_are_smaller(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, sizes = some_prompts(9), []
+    expected = generate(policy, prompts, max_new_tokens=6, seed=2)
+    original = policy.model.forward
+
+    def small(input_ids: Any, **inputs: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2 and len(sizes) != 1:  # the first pass fits, the second, with a cache, does not
+            raise torch.OutOfMemoryError
+        return original(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(policy.model, "forward", functools.wraps(original)(small))
+    told: list[tuple[int, int]] = []
+    found = generate(policy, prompts, max_new_tokens=6, seed=2, progress=lambda *done: told.append(done))
+    assert found == expected
+    assert told == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
+    assert sizes[:3] == [9, 9, 4] and set(sizes[3:]) <= {1, 2}
+    monkeypatch.setattr(policy.model, "forward", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(RunError, match="out of memory for the answer to one prompt of 2 tokens"):
+        generate(policy, [[1, 2]], max_new_tokens=6)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.engine import reference
+from prospect.engine import reference, scoring
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy, load
-from prospect.engine.reference import Query, ReferenceTable, row_key
+from prospect.engine.reference import ReferenceTable, row_key
+from prospect.engine.scoring import Query
 from prospect.errors import RunError
 
 
@@ -104,7 +105,7 @@ def test_a_full_disk_is_told(tmp_path: Path, policy: Policy, monkeypatch: pytest
 def test_where_memory_runs_out_smaller_batches_follow(
     tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, original, sizes = queries(6, 3), reference.forward, []
+    asked, original, sizes = queries(6, 3), scoring.forward, []
 
     def small(policy: Policy, trees: Any) -> Any:
         sizes.append(sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees))
@@ -112,12 +113,12 @@ def test_where_memory_runs_out_smaller_batches_follow(
             raise torch.cuda.OutOfMemoryError
         return original(policy, trees)
 
-    monkeypatch.setattr(reference, "forward", small)
+    monkeypatch.setattr(scoring, "forward", small)
     told: list[tuple[int, int]] = []
     table = ReferenceTable(tmp_path, policy)
     table.fill(policy, asked, token_budget=1000, progress=lambda done, total: told.append((done, total)))
     assert sizes[0] > 100 and table.forwards == 18 and not table.missing(asked)
     assert told[-1] == (18, 18) and [done for done, _ in told] == sorted(done for done, _ in told)
-    monkeypatch.setattr(reference, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    monkeypatch.setattr(scoring, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
+    with pytest.raises(RunError, match="out of memory for one answer of .* tokens alone"):
         table.fill(policy, queries(seed=3), token_budget=1000)

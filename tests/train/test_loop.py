@@ -329,3 +329,41 @@ def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob
         assert torch.equal(a.to_dense(), b.to_dense()) and a.to_dense().any(), name
     with torch.no_grad():
         torch.testing.assert_close(beside.token_logp, job.compute(more).token_logp, rtol=0, atol=0.05)
+
+
+def test_preflight_goes_on_with_smaller_micro_batches(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, original = make_job(thumbs(16)), job_module.compute
+
+    def small(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
+        if len(micro.trees) > 2:
+            raise torch.OutOfMemoryError
+        return original(policy, micro, *args, **options)
+
+    monkeypatch.setattr(job_module, "compute", small)
+    loop.preflight(job)
+    assert job.token_budget < 4096
+    (noise,) = [m for m in job.log.metrics if m["event"] == "preflight"]
+    assert 0 <= noise["noise_max"] < 1e-10
+
+
+def test_preflight_finds_log_ratios_that_are_nan(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(thumbs(8))
+    with torch.no_grad():
+        job.policy.base.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(ModelError, match="its log-ratios are not 0: nan nats"):
+        loop.preflight(job)
+
+
+@pytest.mark.parametrize("tensor", [True, False])
+def test_a_first_step_that_is_nan_is_no_matter_of_the_learning_rate(make_job: MakeJob, tensor: bool) -> None:
+    job = make_job(thumbs(8), loss="sft")
+    if tensor:  # a token that the checks at load did not meet
+        with torch.no_grad():
+            job.policy.base.get_input_embeddings().weight[5] = float("nan")
+    else:
+        job.objective.terms[:] = [(term, lambda *x: x[0] / 0 * 0) for term, _ in job.objective.terms]
+    with pytest.raises(NonFiniteError) as caught:
+        loop.fit(job)
+    message = str(caught.value)
+    assert "Lower --learning-rate" not in message
+    assert ("tensor model.embed_tokens.weight" if tensor else "is still the start model") in message

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prospect.engine.reference import Query, row_key
+from prospect.engine.reference import row_key
+from prospect.engine.scoring import Query
 from prospect.run import reference_table
 from prospect.train.batch import matched, mismatched
 from tests.train.conftest import MakeJob, pairs, thumbs

@@ -1,0 +1,39 @@
+"""What must not end a run, and what a run says where it cannot go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prospect import run as run_module
+from prospect.errors import RunError
+from prospect.run import train
+from prospect.train import loop
+from tests.train.conftest import thumbs
+
+FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "max_steps": 2}
+
+
+def test_samples_that_fail_are_a_warning(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise AttributeError("'MambaCausalLMOutput' object has no attribute 'past_key_values'")
+
+    monkeypatch.setattr(run_module, "generate", broken)
+    run = train(model, thumbs(16), tmp_path / "run", **FAST)
+    assert (run.folder / "model" / "model.safetensors").exists() and (run.folder / "report.html").exists()
+    warnings = [m["message"] for m in run.metrics if m["event"] == "warning"]
+    assert [w for w in warnings if w.startswith("no samples after step 2: AttributeError: 'MambaCausal")]
+
+
+def test_out_of_memory_ends_in_words(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity ...")
+
+    monkeypatch.setattr(loop, "make_optimizer", broken)
+    with pytest.raises(RunError, match=r"out of memory: CUDA out of memory\. What was saved .* --token-budget, --lora"):
+        train(model, thumbs(16), tmp_path / "run", **FAST, samples=0)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
