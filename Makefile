@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Prospect needs Python 3.11, 3.12 or 3.13; this is %s. Name another with: make PYTHON=python3.12" % sys.version.split()[0])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Prospect and its pinned dependencies into $(VENV) ..."
+	@$(BIN)/python -m pip uninstall --quiet --quiet --yes prospect  # what prospect-kto was called in an older .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -14,6 +13,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from prospect.hardware import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
@@ -76,26 +77,7 @@ def spread(values: Iterable[float]) -> Facts:
 
 def hardware() -> Facts:
     """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-    useful = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in useful if flag in flags],
-        "memory_gib": round(memory / 2**30, 1),
-        "system": platform.system(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-    }
+    return describe() | {"load_at_start": round(os.getloadavg()[0], 2)}
 
 
 def commit() -> str:

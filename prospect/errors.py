@@ -19,6 +19,9 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+DISTRIBUTION = "prospect-kto"
+"""What pip calls us: on the index, "prospect" is another package."""
+
 
 class ProspectError(Exception):
     """Any error that Prospect raises on purpose. `exit_code` is what the command line ends with."""
@@ -89,7 +92,9 @@ class MissingExtra(ProspectError, ImportError):
     exit_code = 2
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f'{purpose} needs the package "{package}". Install it with: pip install "prospect[{extra}]"')
+        super().__init__(
+            f'{purpose} needs the package "{package}". Install it with: pip install "{DISTRIBUTION}[{extra}]"'
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prospect import tokens, tokentable
+from prospect import __version__, tokens, tokentable
 from prospect.engine.folders import cache_folder
 from prospect.errors import ConfigError
 from prospect.evaluate.heldout import Heldout
@@ -157,7 +157,7 @@ def note_budget(folder: Path, tokens: int) -> None:
 
 def provenance() -> dict[str, Any]:
     """Versions of what computes, and the commit of the working folder if it is a checkout."""
-    versions = {name: version(name) for name in ("prospect", "torch", "transformers", "peft", "numpy")}
+    versions = {"prospect": __version__} | {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False

@@ -78,7 +78,7 @@ def test_unknown_commands_name_the_nearest(line: list[str], hint: str, capsys: p
     ("error", "code", "word"),
     [
         (DataError("label is 2", path="f.jsonl", line=3), 2, "error: f.jsonl:3: label is 2"),
-        (MissingExtra("wandb", "wandb", "--track wandb"), 2, 'pip install "prospect[wandb]"'),
+        (MissingExtra("wandb", "wandb", "--track wandb"), 2, 'pip install "prospect-kto[wandb]"'),
         (NonFiniteError("step 3: the loss is nan", ["a", "b"]), 1, "error: step 3"),
         (Interrupted("stopped. Go on with: prospect train --resume --out r"), 130, "stopped: stopped. Go on with"),
         (KeyboardInterrupt(), 130, "stopped: "),
@@ -109,7 +109,7 @@ def test_our_own_mistakes_are_not_dressed_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reader_that_leaves_is_no_error(data: Path) -> None:
-    line = f"{sys.executable} -m prospect.cli check {data} --json | head -n 1"
+    line = f"{sys.executable} -m prospect check {data} --json | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.strip() == "{"
@@ -120,6 +120,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("prospect 0.")
     assert main(["--version"]) == 0
     assert main(["version", "now"]) == 2
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "prospect", "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: prospect COMMAND")
 
 
 # Flags

@@ -85,7 +85,7 @@ def mentioned() -> list[tuple[str, str, str]]:
         text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
         spans = re.findall(r"^    (.*)$", text, re.MULTILINE) + re.findall(r"`([^`]+)`", text)
         for span in spans:
-            for match in re.finditer(r"(?:prospect|-m prospect\.cli) ([a-z][^#;|]*)", span):
+            for match in re.finditer(r"(?:prospect|-m prospect(?:\.cli)?) ([a-z][^#;|]*)", span):
                 line = match[1]
                 name = next((n for n in COMMANDS if re.match(rf"{n}\b", line)), None)
                 if name or span.startswith("prospect "):
@@ -171,14 +171,13 @@ def test_the_yaml_of_the_guide_is_valid() -> None:
 
 
 def test_the_annotated_tree_is_the_tree() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^      (\w+(?:\.py|/)(?:, \w+\.py)*)  ", readme, re.MULTILINE)
-    named = {name for line in lines for name in line.split(", ")}
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    tree = page[page.index("    prospect/\n") :].split("\n\n")[0]
+    lines = re.findall(r"^      ((?:\w+/?, )*\w+/?) ", tree, re.MULTILINE)
     package = ROOT / "prospect"
-    there = {p.name for p in package.glob("*.py")} | {
-        f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()
-    }
-    assert named == there
+    modules = {p.stem for p in package.glob("*.py")} - {"__init__", "__main__"}
+    packages = {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
+    assert sorted(name for line in lines for name in line.split(", ")) == sorted(modules | packages)
 
 
 def test_the_page_of_losses_is_the_table() -> None:

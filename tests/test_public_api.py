@@ -6,13 +6,16 @@ import inspect
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 import prospect
+from prospect.errors import DISTRIBUTION
 
+ROOT = Path(__file__).parents[1]
 NAMES = {
     "LOSSES",
     "Completion",
@@ -58,9 +61,22 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    assert prospect.__version__ == version("prospect")
-    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## {re.escape(prospect.__version__)}$", changelog, re.MULTILINE)
+    try:
+        installed = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        pytest.skip(f"{DISTRIBUTION} is not installed under this name; `make test` installs it")
+    assert prospect.__version__ == installed
+
+
+def test_pip_is_told_the_name_that_is_ours() -> None:
+    """On the index "prospect" is a stranger's package: no word of ours may send anybody there."""
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == DISTRIBUTION
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    named = [name for page in pages for name in re.findall(r'pip install\s+"([\w-]+)\[', page.read_text())]
+    assert named and set(named) == {DISTRIBUTION}
+    assert f'"{DISTRIBUTION}[wandb]"' in str(prospect.MissingExtra("wandb", "wandb", "--track wandb"))
 
 
 def test_import_is_lazy() -> None:

@@ -1,0 +1,8 @@
+"""`python -m prospect` is the command line, also under `torchrun -m prospect`."""
+
+import sys
+
+from prospect.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
