@@ -103,6 +103,7 @@ def measured(path: Path, cache: Path) -> Facts:
 
 def zeros(self: ReferenceTable, policy: Any, queries: Sequence[Query], **_: Any) -> None:
     """In `fill`'s place: a row of the right length for every query, and no forward."""
+    assert self.path is not None
     Blobs(self.path).write((row_key(query), np.zeros(len(query[1]), self.dtype).tobytes()) for query in queries)
 
 

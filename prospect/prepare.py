@@ -33,9 +33,9 @@ LARGE = 1_000_000_000
 """Parameters from which `--activation-checkpointing auto` saves memory on CUDA."""
 
 
-def load_policy(config: TrainConfig, model: str, *, frozen: bool) -> Policy:
+def load_policy(config: TrainConfig, model: str, *, frozen: bool, wide: bool | None = None) -> Policy:
     """The start model, or another reference, as the config asks for it; `frozen` where its own weights will not
-    train."""
+    train, `wide` as in `models.load`."""
     return load(
         model,
         precision=config.precision,
@@ -44,6 +44,8 @@ def load_policy(config: TrainConfig, model: str, *, frozen: bool) -> Policy:
         engine=config.engine,
         kernels=config.kernels,
         frozen=frozen,
+        wide=wide,
+        cache=config.cache,
     )
 
 

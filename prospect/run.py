@@ -20,7 +20,7 @@ import torch
 from prospect import prepare, runfolder
 from prospect.corpus import Corpus
 from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
-from prospect.engine.folders import cache_folder
+from prospect.engine.folders import cache_folder, no_cache
 from prospect.engine.generate import generate
 from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy, save
@@ -118,6 +118,8 @@ def run(config: TrainConfig, data: Any = None) -> Run:
         _begin_folder(job, feedback, held_feedback, held)
     ranks.barrier()
     log.track(config.track)
+    if note := no_cache(config.cache):
+        log.say(note, warning=True)
     _tell(job)
     try:
         with interruptible() as stop:
@@ -197,7 +199,7 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     config = job.config
     policy = job.policy
     if config.reference is not None:
-        policy = prepare.load_policy(config, config.reference, frozen=True)
+        policy = prepare.load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
         prepare.require_same_tokens(policy, job.policy)
     numbers = sorted({i for step in job.schedule.steps for i in step.rows})
     asked: list[Query] = []
@@ -221,7 +223,7 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     if policy is not job.policy:
         del policy
         gc.collect()  # layers refer to themselves, and the device's memory is wanted at once
-    job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.path.stem)
+    job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.key)
     return found
 
 

@@ -63,7 +63,7 @@ def findings(
     cache = cache_folder(config.cache)
     asked = (max_length, config.over_long, config.chat_template, config.threshold, view)
     name, path = tokentable.identity(Template(tokenizer, config.chat_template)), None
-    if name is not None:
+    if cache is not None and name is not None:
         key = hashlib.sha256(repr((name, asked, _identity(data), held and _identity(held))).encode("utf-8", "replace"))
         # Another doctor may say something else, and so may one who cuts rows in another way.
         for file in (*sorted(Path(check.__file__).parent.glob("*.py")), Path(tokens.__file__)):

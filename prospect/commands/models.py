@@ -42,6 +42,8 @@ class EvalOptions:
     """auto, cpu or cuda."""
     seed: int = 0
     """Of the bootstrap and the mismatched partners."""
+    cache: str | None = None
+    """Where reference log-probs are kept. Default: PROSPECT_CACHE, else prospect in the user's cache folder."""
     out: str | None = None
     """Also write the figures to this JSON file."""
     json: bool = False
@@ -60,6 +62,7 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from prospect.engine.folders import no_cache
     from prospect.engine.models import load
     from prospect.evaluate.command import evaluate_feedback
 
@@ -70,8 +73,11 @@ def evaluate(arguments: list[str]) -> int:
         precision=options.precision,
         device=options.device,
         chat_template=options.chat_template,
+        cache=options.cache,
         frozen=True,
     )
+    if note := no_cache(options.cache):
+        Console(stderr=True).print(note, style="yellow", highlight=False)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks = {name: bars.add_task(name, total=None) for name in ("reference", "model")}
 
@@ -86,6 +92,7 @@ def evaluate(arguments: list[str]) -> int:
             format=options.format,
             threshold=options.threshold,
             chat_template=options.chat_template,
+            cache=options.cache,
             seed=options.seed,
             progress=progress,
         )

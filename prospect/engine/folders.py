@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
 
     Raises ModelError, saying what to do, for what does not exist, has no safetensors or no config.
     """
-    folder = Path(name).expanduser()
+    folder = local(name)
     if not folder.exists():
         folder = _from_hub(str(name), revision)
     if not folder.is_dir():
@@ -64,6 +66,14 @@ def find(name: str | Path, revision: str | None = None) -> Path:
             "adapter_model.safetensors"
         )
     return folder.resolve()
+
+
+def local(name: str | Path) -> Path:
+    """The path that a name stands for on this machine, whether or not something is there."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ of a user who has no home
+        return Path(name)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -120,8 +130,31 @@ def base_of(adapter: Path) -> Path:
         ) from error
 
 
-def cache_folder(given: str | Path | None = None) -> Path:
-    """Where Prospect keeps what it can compute again: `given`, else $PROSPECT_CACHE, else the user's cache folder."""
+def cache_folder(given: str | Path | None = None) -> Path | None:
+    """Where Prospect keeps what it can compute again: `given`, else $PROSPECT_CACHE, else the user's cache folder. None
+    where nothing can be written there: then everything is computed anew, and `no_cache` says why."""
+    try:
+        folder = _cache_place(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):
+        return None
+
+
+def no_cache(given: str | Path | None = None) -> str:
+    """For the user, why there is no cache and what to do; nothing where there is one."""
+    if cache_folder(given) is not None:
+        return ""
+    try:
+        where = f"the cache folder {_cache_place(given)} cannot be written"
+    except RuntimeError:
+        where = "there is no home folder for a cache"
+    return f"{where}: what could be kept for the next run is computed anew each time. Name another with --cache"
+
+
+def _cache_place(given: str | Path | None) -> Path:
+    """Raises RuntimeError for a user without a home."""
     if given is not None:
         return Path(given)
     if "PROSPECT_CACHE" in os.environ:
@@ -133,33 +166,32 @@ def fingerprint(folder: Path, cache: Path | None = None) -> str:
     """sha256 of all that decides a log-prob: tensors by name, dtype, shape and bytes, however they are split into
     files, and the config without what only names or dates it; for an adapter its base, too.
 
-    Tensor digests are remembered under `cache` (default: `cache_folder()`) by path, size and modification time.
+    Tensor digests are remembered under `cache` by path, size and modification time.
     """
     config = read_json(folder / ("adapter_config.json" if is_adapter(folder) else "config.json"))
     parts = [json.dumps({k: v for k, v in config.items() if k not in NO_FORWARD}, sort_keys=True)]
     if is_adapter(folder):
         parts.append(fingerprint(base_of(folder), cache))
-    memo = (cache_folder() if cache is None else cache) / "digests"
-    parts += sorted(line for file in weight_files(folder) for line in _tensor_digests(file, memo))
+    parts += sorted(line for file in weight_files(folder) for line in _tensor_digests(file, cache))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _tensor_digests(file: Path, memo: Path) -> list[str]:
+def _tensor_digests(file: Path, cache: Path | None) -> list[str]:
     """One line per tensor of a safetensors file."""
+    if cache is None:
+        return list(_hash_tensors(file))
     state = file.resolve().stat()
     key = hashlib.sha256(f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
-    known = memo / key
-    if known.exists():
+    known = cache / "digests" / key
+    # A cache that refuses costs time, nothing else.
+    with suppress(OSError, UnicodeDecodeError):
         return known.read_text().splitlines()
     lines = list(_hash_tensors(file))
-    # A cache that cannot be written costs time, nothing else.
-    try:
-        memo.mkdir(parents=True, exist_ok=True)
-        partial = memo / f"{key}.{os.getpid()}"
+    with suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        partial = known.with_name(f"{key}.{os.getpid()}")
         partial.write_text("\n".join(lines))
         partial.replace(known)
-    except OSError:
-        pass
     return lines
 
 

@@ -61,10 +61,11 @@ class Policy:
     """A model with what the engine found out about it.
 
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
-    tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `path` says how `forward` runs
+    tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `wide`: frozen weights are
+    float32 as well, whatever they are stored in. `cache` remembers the digests of files. `path` says how `forward` runs
     the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
-    `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts
-    nothing (last.py). `flops` counts what `score` has computed so far, see work.py.
+    `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts nothing
+    (last.py). `flops` counts what `score` has computed so far, see work.py.
     """
 
     model: PreTrainedModel | PeftModel
@@ -76,6 +77,8 @@ class Policy:
     revision: str | None = None
     chat_template: str | None = None
     kernels: Kernels = "torch"
+    wide: bool = True
+    cache: Path | None = None
     path: Literal["tree", "padded"] = "padded"
     path_reason: str = ""
     checked_length: int = UNLIMITED
@@ -245,7 +248,7 @@ class Policy:
     def digest(self) -> str:
         """Fingerprint of what was loaded, whatever training has made of it since."""
         assert self.folder is not None, "a policy made in memory has no folder"
-        return folders.fingerprint(self.folder)
+        return folders.fingerprint(self.folder, self.cache)
 
 
 def _head(base: PreTrainedModel, fused: bool) -> Head:
@@ -286,12 +289,16 @@ def load(
     kernels: Kernels | Literal["auto"] = "auto",
     revision: str | None = None,
     frozen: bool = False,
+    wide: bool | None = None,
+    cache: str | Path | None = None,
 ) -> Policy:
     """Load a model or adapter folder, or a Hub name, and check which engine path it can be trusted with.
 
     All parameters (of an adapter: its own) are trainable and float32, in "fp64" float64. With `frozen`, for references,
-    evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `chat_template`:
-    None for the tokenizer's own, "plain", or a Jinja file. Raises ModelError, ConfigError, MissingExtra.
+    evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `wide` says
+    otherwise: a reference is loaded as its policy is, since a model that adds up in bfloat16 is another model by 0.03
+    nats a token. `chat_template`: None for the tokenizer's own, "plain", or a Jinja file. `cache` is where digests of
+    files are kept, None for the usual place. Raises ModelError, ConfigError, MissingExtra.
     """
     folder = folders.find(model, revision)
     base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
@@ -302,17 +309,29 @@ def load(
     if where.type == "cpu":
         keep_freed()
         limit_caches()
-    keep = how == "bf16" and (frozen or adapted)
-    base = read_model(base_folder, "auto" if keep else TRAINED_IN[how]).requires_grad_(not frozen and not adapted)
+    wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
+    base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
     network = read_adapter(base, folder, trainable=not frozen) if adapted else base
     to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[how])
     tokenizer = read_tokenizer(folder, base_folder)
     if chat_template is not None:
         Template(tokenizer, chat_template)
-    name = str(folder) if Path(model).expanduser().exists() else str(model)
+    name = str(folder) if folders.local(model).exists() else str(model)
     with must_fit(f"{model} on {where}"):
         cast(nn.Module, network).to(where)
-        policy = Policy(network, tokenizer, where, how, folder, name, revision, chat_template, kernels)
+        policy = Policy(
+            network,
+            tokenizer,
+            where,
+            how,
+            folder,
+            name,
+            revision,
+            chat_template,
+            kernels,
+            wide,
+            folders.cache_folder(cache),
+        )
         if kernels == "fused":
             require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
         choose_path(policy, engine)

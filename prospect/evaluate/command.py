@@ -81,7 +81,8 @@ def mismatched_partners(held: Corpus, context: int) -> tuple[int, ...]:
 def _reference(
     policy: Policy, reference: str, asked: list[heldout.Query], cache: str | None, progress: Progress
 ) -> ReferenceTable:
-    model = load(reference, precision=policy.precision, device=str(policy.device), frozen=True)
+    how: dict[str, Any] = {"precision": policy.precision, "device": str(policy.device), "wide": policy.wide}
+    model = load(reference, frozen=True, cache=cache, **how)
     table = ReferenceTable(cache_folder(cache), model)
     missing = table.missing(asked)
     if missing:

@@ -276,18 +276,60 @@ class TestFingerprint:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         assert folders.fingerprint(folder) != first
 
-    def test_reads_a_file_once(self, model_folder: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-        folder = model_folder()
+    def test_reads_a_file_once(self, model_folder: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder, cache = model_folder(), tmp_path / "elsewhere"
         read = []
         original = folders._hash_tensors
         monkeypatch.setattr(folders, "_hash_tensors", lambda file: read.append(file) or original(file))
-        first = folders.fingerprint(folder)
-        assert folders.fingerprint(folder) == first
+        first = folders.fingerprint(folder, cache)
+        assert folders.fingerprint(folder, cache) == first
         assert len(read) == 1
         (folder / "model.safetensors").touch()
-        assert folders.fingerprint(folder) == first
+        assert folders.fingerprint(folder, cache) == first
         assert len(read) == 2
+
+    def test_remembers_under_the_cache_that_was_named(self, model_folder: Build, tmp_path: Path) -> None:
+        assert len(load(model_folder(), precision="fp32", cache=tmp_path / "named").digest) == 64
+        assert list((tmp_path / "named" / "digests").iterdir())
+        assert not (tmp_path / "cache").exists()
 
     def test_needs_no_cache(self, model_folder: Build, tmp_path: Path) -> None:
         (tmp_path / "cache").write_text("a file where the folder should be")
-        assert len(folders.fingerprint(model_folder())) == 64
+        assert len(load(model_folder(), precision="fp32").digest) == 64
+
+
+class TestCache:
+    def test_is_named_by_flag_environment_and_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert folders.cache_folder(tmp_path / "a") == tmp_path / "a"
+        assert folders.cache_folder() == tmp_path / "cache"
+        monkeypatch.delenv("PROSPECT_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert folders.cache_folder() == tmp_path / "xdg" / "prospect"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert folders.cache_folder() == tmp_path / "home" / ".cache" / "prospect"
+        assert folders.no_cache() == ""
+
+    def test_is_none_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        assert folders.cache_folder(tmp_path / "file" / "cache") is None
+        assert "file/cache cannot be written" in folders.no_cache(tmp_path / "file" / "cache")
+
+        def read_only(**_: Any) -> Any:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(folders.tempfile, "TemporaryFile", read_only)
+        assert folders.cache_folder(tmp_path) is None
+
+    def test_is_none_for_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def homeless(*_: Any) -> Any:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("PROSPECT_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+        monkeypatch.setattr(Path, "expanduser", homeless)
+        assert folders.cache_folder() is None
+        assert folders.no_cache().startswith("there is no home folder for a cache")
+        with pytest.raises(ModelError, match="does not exist|did not give it"):
+            load("~/model")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 
 from prospect.engine import reference, scoring
+from prospect.engine.adapters import LoraSpec, attach_lora
 from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import Policy, load
-from prospect.engine.reference import ReferenceTable, row_key
+from prospect.engine.models import Policy, load, save
+from prospect.engine.reference import ReferenceTable, identity, row_key
 from prospect.engine.scoring import Query
 from prospect.errors import RunError
 
@@ -37,7 +40,7 @@ def queries(prompts: int = 3, answers: int = 3, seed: int = 0) -> list[Query]:
     return found
 
 
-def filled(cache: Path, policy: Policy, asked: list[Query], budget: int = 1000) -> ReferenceTable:
+def filled(cache: Path | None, policy: Policy, asked: list[Query], budget: int = 1000) -> ReferenceTable:
     table = ReferenceTable(cache, policy)
     table.fill(policy, asked, token_budget=budget)
     return table
@@ -74,13 +77,83 @@ def test_keys_tell_prompt_from_completion() -> None:
     assert row_key((a, b)) != row_key((a[:1], np.array([2, 3], np.int32)))
 
 
-def test_another_precision_or_engine_has_another_table(
-    tmp_path: Path, policy: Policy, shared: Path, monkeypatch: Any
+CHANGES: dict[str, Callable[[Policy], Any]] = {
+    "precision": lambda policy: {"precision": "bf16"},
+    "weights": lambda policy: {"digest": "another"},
+    "tree or padded": lambda policy: {"path": "padded"},
+    "how far trees are checked": lambda policy: {"checked_length": 7},
+    "head": lambda policy: {"chunked_head": False},
+    "last layer": lambda policy: {"short_last": not policy.short_last},
+    "kernels": lambda policy: {"kernels": "fused"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_a_number_has_another_table(
+    model_folder: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    one = ReferenceTable(tmp_path, policy).path
-    assert ReferenceTable(tmp_path, load(shared / "models" / "stories260K", precision="fp64")).path != one
+    policy = load(model_folder(), precision="fp32")
+    monkeypatch.setattr(reference, "version", lambda package: "1")
+    before = identity(policy)
+    for attribute, value in CHANGES[name](policy).items():
+        monkeypatch.setitem(policy.__dict__, attribute, value)
+    assert identity(policy) != before
+
+
+def test_versions_and_settings_of_libraries_have_their_own_tables(
+    model_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(model_folder(), precision="fp32")
+    keys = [identity(policy)]
+    for package in ("torch", "transformers"):
+        monkeypatch.setattr(reference, "version", lambda name, package=package: "0" if name == package else "1")
+        keys.append(identity(policy))
     monkeypatch.setattr(reference, "ENGINE_VERSION", 0)
-    assert ReferenceTable(tmp_path, policy).path != one
+    keys.append(identity(policy))
+    monkeypatch.setattr(policy.base.config, "_attn_implementation", "eager")
+    keys.append(identity(policy))
+    monkeypatch.setattr(policy.base.config, "_experts_implementation", "grouped_mm")
+    keys.append(identity(policy))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    keys.append(identity(policy))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        keys.append(identity(policy))
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert len({json.dumps(key) for key in keys}) == 8
+
+
+def test_an_adapter_has_another_table_than_its_base(model_folder: Any, tmp_path: Path) -> None:
+    policy = load(model_folder(), precision="fp32", frozen=True)
+    base = ReferenceTable(None, policy).key
+    attach_lora(policy, LoraSpec(r=2), seed=0)
+    save(policy, tmp_path / "adapter")
+    adapted = load(tmp_path / "adapter", precision="fp32", frozen=True)
+    assert ReferenceTable(None, adapted).key != base and "peft" in identity(adapted)["versions"]
+
+
+def test_a_model_held_in_bfloat16_shares_no_rows_with_one_in_float32(model_folder: Any, tmp_path: Path) -> None:
+    """The residual stream adds up in the weights' dtype, autocast or not."""
+    folder, asked = model_folder(dtype=torch.bfloat16), [(p[:4] % 101, c % 101) for p, c in queries(4, 2)]
+    trained, frozen = load(folder, precision="bf16"), load(folder, precision="bf16", frozen=True)
+    tables = [filled(tmp_path, policy, asked) for policy in (trained, frozen)]
+    assert [table.forwards for table in tables] == [8, 8]
+    assert tables[0].key != tables[1].key
+    off = [abs(tables[0].token_logp(query) - tables[1].token_logp(query)).max() for query in asked]
+    assert max(off) > 1e-3
+    same = load(folder, precision="bf16", frozen=True, wide=True)
+    assert filled(tmp_path, same, asked).forwards == 0
+
+
+def test_without_a_cache_rows_are_in_memory(tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = queries()
+    table = filled(None, policy, asked)
+    assert table.forwards == 9 and not table.missing(asked) and len(table.token_logp(asked[0])) == len(asked[0][1])
+    assert filled(None, policy, asked).forwards == 9
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_table_is_put_aside_and_made_again(tmp_path: Path, policy: Policy) -> None:

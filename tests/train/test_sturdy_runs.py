@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prospect import run as run_module
 from prospect.errors import RunError
@@ -37,3 +38,24 @@ def test_out_of_memory_ends_in_words(model: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(RunError, match=r"out of memory: CUDA out of memory\. What was saved .* --token-budget, --lora"):
         train(model, thumbs(16), tmp_path / "run", **FAST, samples=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
+
+
+def test_a_run_without_a_cache_says_so_and_is_the_same(
+    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {**FAST, "samples": 0, "eval_fraction": 0.2}
+    kept = train(model, thumbs(16), tmp_path / "kept", **options)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROSPECT_CACHE", str(tmp_path / "file" / "cache"))
+    lost = train(model, thumbs(16), tmp_path / "lost", **options)
+    assert [m for m in lost.metrics if "file/cache cannot be written" in str(m.get("message"))]
+    assert not [m for m in kept.metrics if "cannot be written" in str(m.get("message"))]
+    one, two = (load_file(run.folder / "model" / "model.safetensors") for run in (kept, lost))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert kept.evaluate(thumbs(8, seed=5)) == lost.evaluate(thumbs(8, seed=5))
+
+
+def test_everything_that_is_kept_follows_the_cache_that_was_named(model: Path, tmp_path: Path, cache: Path) -> None:
+    train(model, thumbs(16), tmp_path / "run", **FAST, cache=str(tmp_path / "named"))
+    assert {path.name for path in (tmp_path / "named").iterdir()} >= {"digests", "reference", "tokens"}
+    assert not cache.exists()
