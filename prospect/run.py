@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,8 +100,10 @@ def train(
     return run(config, in_memory)
 
 
-def run(config: TrainConfig, data: Any = None) -> Run:
-    """`train` from a config; `data` replaces config.data where it is not a path."""
+def run(config: TrainConfig, data: Any = None, *, command: str = "prospect.train(...)") -> Run:
+    """`train` from a config; `data` replaces config.data where it is not a path; `command` is what config.json says
+    that the run was started with."""
+    began = time.monotonic()
     config, resumed = runfolder.settle(config)
     folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
     functions.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
@@ -115,7 +118,7 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
     job = prepare.prepare(config, loss, policy, training, log)
     if resumed is None and ranks.rank() == 0:
-        _begin_folder(job, feedback, held_feedback, held)
+        _begin_folder(job, feedback, held_feedback, held, command)
     ranks.barrier()
     log.track(config.track)
     if note := no_cache(config.cache):
@@ -123,13 +126,15 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     _tell(job)
     try:
         with interruptible() as stop:
-            _run(job, held, adapter, stop)
+            _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunError(
             f"out of memory: {str(error).partition('. ')[0]}. What was saved before stays; start again with a smaller "
             "--token-budget, --lora r=16, --activation-checkpointing on, or a smaller model"
         ) from error
     except (Interrupted, KeyboardInterrupt) as error:
+        if ranks.rank() == 0:
+            runfolder.note_time(folder, time.monotonic() - began, finished=False)
         message = str(error) or "stopped at once; what was saved before stays"
         raise Interrupted(f"{message}. Go on with: prospect train --resume --out {folder}") from None
     finally:
@@ -137,8 +142,8 @@ def run(config: TrainConfig, data: Any = None) -> Run:
     return Run(folder, policy, config, job.beta)
 
 
-def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool]) -> None:
-    """Reference pass, adapter, preflight, before, the loop, after, report."""
+def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
+    """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
     partners = mismatched_partners(held, job.context) if held is not None else ()
     reference = reference_table(job, held, partners, stop)
@@ -189,6 +194,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     if ranks.rank() == 0:
         save(policy, folder / "model")
         runfolder.write_evaluation(folder, config, job.beta, before, after)
+        runfolder.note_time(folder, time.monotonic() - began, finished=True)
         write_report(folder)
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
 
@@ -278,7 +284,9 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
-def _begin_folder(job: Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None) -> None:
+def _begin_folder(
+    job: Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None, command: str
+) -> None:
     """Create the folder with config.json and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,7 +320,7 @@ def _begin_folder(job: Job, feedback: Feedback, held_feedback: Feedback | None, 
         "precision": policy.precision,
         "device": str(policy.device),
     }
-    written = {"config": to_dict(config), "loss": loss, **runfolder.provenance()}
+    written = {"config": to_dict(config), "loss": loss, **runfolder.provenance(command, str(policy.device))}
     written |= {
         "data": data | {"heldout_rows": len(held.rows) if held else 0},
         "model": model | {"context": job.context},

@@ -14,11 +14,12 @@ import platform
 import subprocess
 from contextlib import suppress
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prospect import __version__, tokens, tokentable
+from prospect import __version__, hardware, tokens, tokentable
 from prospect.engine.folders import cache_folder
 from prospect.errors import ConfigError
 from prospect.evaluate.heldout import Heldout
@@ -155,8 +156,9 @@ def note_budget(folder: Path, tokens: int) -> None:
     write_json(folder / "config.json", written)
 
 
-def provenance() -> dict[str, Any]:
-    """Versions of what computes, and the commit of the working folder if it is a checkout."""
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """How a run came about: the command, when it began, on what hardware, with which versions, and the commit of the
+    working folder if it is a checkout. Nothing in it names the machine or its owner: home folders are written as ~."""
     versions = {"prospect": __version__} | {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     try:
         git = subprocess.run(
@@ -164,7 +166,27 @@ def provenance() -> dict[str, Any]:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         git = ""
-    return {"versions": versions | {"python": platform.python_version()}, "git": git.strip() or None}
+    return {
+        "command": command.replace(str(Path.home()), "~"),
+        "started": _now(),
+        "finished": None,
+        "seconds": None,
+        "hardware": hardware.describe(device),
+        "versions": versions | {"python": platform.python_version()},
+        "git": git.strip() or None,
+    }
+
+
+def note_time(folder: Path, seconds: float, *, finished: bool) -> None:
+    """Write into config.json that `seconds` more were spent on the run, all of them now if it is `finished`."""
+    written = _written(folder)
+    written |= {"finished": _now() if finished else None, "seconds": round((written.get("seconds") or 0) + seconds, 1)}
+    write_json(folder / "config.json", written)
+
+
+def _now() -> str:
+    """The date and time in UTC, since a time zone tells where the machine stands."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_evaluation(folder: Path) -> dict[str, Heldout | None]:

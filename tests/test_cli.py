@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from prospect import cli
 from prospect.cli import COMMANDS, Command, main
 from prospect.commands.flags import take, take_loss_arguments
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
-from prospect.train.config import TrainConfig
+from prospect.train.config import TrainConfig, to_dict
 
 ROWS = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},
@@ -177,7 +178,7 @@ def test_one_flag_is_split_off() -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     """The configs that `prospect train` would have run."""
     configs: list[TrainConfig] = []
-    monkeypatch.setattr("prospect.run.run", configs.append)
+    monkeypatch.setattr("prospect.run.run", lambda config, command: configs.append(config))
     return configs
 
 
@@ -194,6 +195,28 @@ def test_flags_win_over_the_file(ran: list[TrainConfig], tmp_path: Path) -> None
     assert main(["train", "--config", str(path), "--seed", "7", "--loss.beta", "0.2"]) == 0
     assert (ran[0].model, ran[0].epochs, ran[0].seed, ran[0].track) == ("m", 3, 7, ("wandb",))
     assert ran[0].loss_args == {"beta": 0.2, "desirable_weight": 2}
+
+
+def test_a_runs_own_config_is_a_file_of_options(ran: list[TrainConfig], tmp_path: Path) -> None:
+    config = TrainConfig(
+        model="m", data="d", out="first", loss_args={"beta": 0.3}, track=("wandb",), learning_rate=5e-6
+    )
+    path = tmp_path / "config.json"
+    written = {"config": to_dict(replace(config, resume=True)), "model": {"path": "m"}, "loss": {"terms": ["kto"]}}
+    path.write_text(json.dumps(written))
+    assert main(["train", "--config", str(path), "--out", "second"]) == 0
+    assert ran == [replace(config, out="second")]
+    path.write_text(json.dumps({"model": "m", "loss_args": {"beta": 5e-06}}))
+    assert main(["train", "--config", str(path)]) == 0
+    assert (ran[1].model, ran[1].loss_args) == ("m", {"beta": 5e-6})
+
+
+def test_wrong_json_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.json"
+    for text in ("{", '{"model": ' + "[" * 100_000, '{"seed": ' + "1" * 5_000 + "}", '["model"]'):
+        path.write_text(text)
+        assert main(["train", "--config", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

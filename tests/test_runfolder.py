@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import platform
+import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from prospect.errors import ConfigError
 from prospect.feedback import check
 from prospect.feedback.formats import load
-from prospect.runfolder import findings, settle
+from prospect.runfolder import findings, note_time, provenance, settle
 from prospect.train.config import TrainConfig, to_dict
 from tests.toy_tokenizers import byte_level
 
@@ -47,6 +51,24 @@ def test_resume_where_there_is_no_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match="there is nothing to resume"):
         settle(TrainConfig(out=str(tmp_path), resume=True))
+
+
+def test_a_run_says_how_it_came_about_and_not_whose_it_is(tmp_path: Path) -> None:
+    home = Path.home()
+    facts = provenance(f"prospect train --model {home}/models/m --out=runs/first", "cpu")
+    assert facts["command"] == "prospect train --model ~/models/m --out=runs/first"
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(facts["started"])).total_seconds() < 60
+    machine = facts["hardware"]
+    assert machine["cores"] >= 1 and machine["memory_gib"] > 0 and machine["processor"] and machine["system"]
+    words = set(re.findall(r"[\w./~-]+", json.dumps(facts)))
+    assert not words & {platform.node(), getpass.getuser(), str(home)}
+    (tmp_path / "config.json").write_text(json.dumps({"config": {}, "model": {}, **facts}))
+    note_time(tmp_path, 2.25, finished=False)
+    stopped = json.loads((tmp_path / "config.json").read_text())
+    note_time(tmp_path, 4.0, finished=True)
+    ended = json.loads((tmp_path / "config.json").read_text())
+    assert (stopped["finished"], stopped["seconds"]) == (None, 2.2)
+    assert ended["seconds"] == 6.2 and ended["finished"] >= facts["started"]
 
 
 def test_findings_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,15 @@ from tyro.conf import Positional, arg
 
 from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments
 from prospect.errors import ConfigError
-from prospect.train.config import TrainConfig, from_dict, load_yaml
+from prospect.train.config import TrainConfig, from_dict, load_options
 
 
 def train(arguments: list[str]) -> int:
     """`prospect train`: TrainConfig's fields are the flags; --config and --loss.NAME are taken out before."""
+    command = shlex.join(["prospect", "train", *arguments])
     arguments, loss_args = take_loss_arguments(arguments)
     arguments, path = take(arguments, "--config")
-    start = TrainConfig() if path is None else from_dict(load_yaml(path), path)
+    start = TrainConfig() if path is None else from_dict(load_options(path), path)
     if "-h" in arguments or "--help" in arguments:
         print(TRAIN_HELP)
     config = parse(TrainConfig, arguments, "train", start)
@@ -26,7 +28,7 @@ def train(arguments: list[str]) -> int:
     from prospect.run import run
 
     quiet_loading()
-    run(config)
+    run(config, command=command)
     return 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -200,16 +201,22 @@ def _check_type(key: str, value: object, declared: str, where: str) -> None:
         raise ConfigError(f"{where}: {key} must be {expected}, not {value!r}")
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, for `from_dict`. Raises ConfigError where it is no mapping of names."""
+def load_options(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file, for `from_dict`; of a run's config.json those it was started with.
+
+    Raises ConfigError where it is no mapping of names.
+    """
     import yaml
 
+    parse = json.loads if Path(path).suffix == ".json" else yaml.safe_load
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: expected a mapping of option names to values")
+    if isinstance(values.get("config"), dict) and isinstance(values.get("model"), dict):  # a run's config.json
+        return {key: value for key, value in values["config"].items() if key != "resume"}
     return values
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prospect.errors import ConfigError
-from prospect.train.config import TrainConfig, from_dict, load_yaml, to_dict
+from prospect.train.config import TrainConfig, from_dict, load_options, to_dict
 from prospect.train.optimizer import learning_rate
 
 
@@ -20,7 +20,7 @@ def test_round_trip() -> None:
 def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 5e-6\nthreshold: 0.5\nloss_args: {beta: 1e-1}\n")
-    config = from_dict(load_yaml(path))
+    config = from_dict(load_options(path))
     assert (config.learning_rate, config.threshold, config.loss_args) == (5e-6, "0.5", {"beta": 0.1})
 
 
@@ -57,7 +57,7 @@ def test_whole_numbers_serve_as_floats() -> None:
 def test_yaml_that_is_no_mapping_of_names(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match="run.yaml"):
-        load_yaml(tmp_path / "run.yaml")
+        load_options(tmp_path / "run.yaml")
 
 
 def rates(steps: int, **options: object) -> list[float]:

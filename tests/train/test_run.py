@@ -59,6 +59,8 @@ def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path)
     assert after is not None and after.auc is not None and after.auc.value > 0.8
     config = json.loads((run.folder / "config.json").read_text())
     assert config["config"]["data"] == str(data) and config["versions"]["torch"] in torch.__version__
+    assert config["command"] == "prospect.train(...)" and config["started"] <= config["finished"]
+    assert 0 < config["seconds"] < 600 and config["hardware"]["cores"] >= 1
     assert config["engine"]["path"] == "tree" and config["engine"]["token_budget"] > 0
     again = run.evaluate(thumbs(40, seed=9))
     assert again is not None and again.auc is not None and again.auc.value > 0.7
