@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prospect.errors import ConfigError, Interrupted, ProspectError, nearest
+from prospect.store import disk_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output, such as `head`, has gone. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, read-only or not ours: no mistake of the program's
+        if debug:
+            raise
+        _say(str(disk_error(error)), "error")
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -9,16 +9,16 @@ run.report()
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prospect import prepare, runfolder
+from prospect import prepare, runfolder, store
 from prospect.corpus import Corpus
 from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
 from prospect.engine.folders import cache_folder, no_cache
@@ -27,10 +27,11 @@ from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy, save
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query
-from prospect.errors import Interrupted, RunError
+from prospect.errors import ConfigError, Interrupted, MissingExtra, RunError, UserError
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
+from prospect.feedback.findings import Findings
 from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
@@ -97,46 +98,79 @@ def train(
     name = "" if data is None else "(in memory)" if in_memory is not None else str(data)
     folder = str(out) if out is not None else runfolder.new_folder(loss)
     config = from_dict({"model": str(model), "data": name, "out": folder, "loss": loss, **options}, "prospect.train")
-    return run(config, in_memory)
+    return run(config, in_memory, typed=frozenset(options))
 
 
-def run(config: TrainConfig, data: Any = None, *, command: str = "prospect.train(...)") -> Run:
+def run(
+    config: TrainConfig,
+    data: Any = None,
+    *,
+    command: str = "prospect.train(...)",
+    typed: frozenset[str] = frozenset(),
+) -> Run:
     """`train` from a config; `data` replaces config.data where it is not a path; `command` is what config.json says
-    that the run was started with."""
+    that the run was started with, `typed` names the options that the user has set. Raises UserError before anything is
+    written, RunError once the run has started."""
+    with store.private(), ExitStack() as claims:
+        try:
+            return _run_in_folder(config, data, command, typed, claims)
+        except OSError as error:
+            raise store.disk_error(error) from error
+
+
+def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozenset[str], claims: ExitStack) -> Run:
+    """Everything; what is entered into `claims` lasts to the end."""
     began = time.monotonic()
-    config, resumed = runfolder.settle(config)
+    config, resumed = runfolder.settle(config, typed)
     folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
     functions.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     config = replace(config, device=ranks.start(config.device))
+    if resumed is not None and ranks.rank() == 0:
+        claims.enter_context(runfolder.claim(folder, new=False))
     feedback = load_feedback(config.data if data is None else data, format=config.format)
     held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
     policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
-    training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
+    inputs = runfolder.digests(config, policy.tokenizer, held_feedback)
     if resumed is not None:
-        runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest})
+        runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest} | inputs)
+    training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
     log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
     job = prepare.prepare(config, loss, policy, training, log)
     if resumed is None and ranks.rank() == 0:
-        _begin_folder(job, feedback, held_feedback, held, command)
-    ranks.barrier()
-    log.track(config.track)
-    if note := no_cache(config.cache):
-        log.say(note, warning=True)
-    _tell(job)
+        claims.enter_context(runfolder.claim(folder, new=True))
     try:
+        if ranks.rank() == 0:
+            if resumed is None:
+                _begin_folder(job, feedback, held_feedback, held, inputs, command)
+            else:
+                runfolder.write_check(folder, lambda: _findings(job, feedback, held_feedback))
+                _mend(job)
+        ranks.barrier()
+        log.track(config.track)
+        if note := no_cache(config.cache):
+            log.say(note, warning=True)
+        _tell(job)
         with interruptible() as stop:
             _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
+        _discard_unused(job, resumed)
         raise RunError(
             f"out of memory: {str(error).partition('. ')[0]}. What was saved before stays; start again with a smaller "
             "--token-budget, --lora r=16, --activation-checkpointing on, or a smaller model"
         ) from error
     except (Interrupted, KeyboardInterrupt) as error:
         if ranks.rank() == 0:
-            runfolder.note_time(folder, time.monotonic() - began, finished=False)
+            with suppress(OSError, ConfigError):  # stopped before config.json was there, say
+                runfolder.note_time(folder, time.monotonic() - began, finished=False)
         message = str(error) or "stopped at once; what was saved before stays"
-        raise Interrupted(f"{message}. Go on with: prospect train --resume --out {folder}") from None
+        raise Interrupted(f"{message}. {_go_on(config)}") from None
+    except (UserError, MissingExtra):
+        _discard_unused(job, resumed)
+        raise
+    except OSError as error:
+        hint = f". {_go_on(config)}" if (folder / "config.json").exists() else ""
+        raise RunError(f"{store.disk_error(error)}{hint}") from error
     finally:
         log.close()
     return Run(folder, policy, config, job.beta)
@@ -175,26 +209,30 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         sample=sample,
     )
     loop.preflight(job)
-    before = runfolder.read_evaluation(folder)["before"]
-    last = checkpoint.latest(job.checkpoints)
-    if ranks.rank() == 0:
-        runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
-    if last is None:
-        if budget.settle(job) and ranks.rank() == 0:
-            runfolder.note_budget(folder, job.token_budget)
+    before = _before(job)
+    first = checkpoint.latest(job.checkpoints) is None
+    if first and budget.settle(job) and ranks.rank() == 0:
+        runfolder.note_budget(folder, job.token_budget)
+    if first or (before is None and held is not None):  # the weights are still those of the start
         before = _measured(job, 0, evaluate())
+    if first:
         sample(0)
         if ranks.rank() == 0:
             runfolder.write_evaluation(folder, config, job.beta, before, None)
     loop.fit(job, stop)
-    after = _measured(job, len(job.schedule.steps), evaluate())
-    if config.keep_best and _take_best(job, after):
+    end = len(job.schedule.steps)
+    ended = job.log.has({"event": "end", "step": end}) and (folder / "model").exists()
+    after = None if ended else _measured(job, end, evaluate())
+    if config.keep_best and _take_best(job, end) and not ended:
         after = evaluate()
-    sample(len(job.schedule.steps))
-    if ranks.rank() == 0:
-        save(policy, folder / "model")
-        runfolder.write_evaluation(folder, config, job.beta, before, after)
-        runfolder.note_time(folder, time.monotonic() - began, finished=True)
+    if not ended:
+        sample(end)
+        if ranks.rank() == 0:
+            save(policy, folder / "model")
+            runfolder.write_evaluation(folder, config, job.beta, before, after)
+            runfolder.note_time(folder, time.monotonic() - began, finished=True)
+        job.log.log("end", step=end)
+    if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
         write_report(folder)
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
 
@@ -229,6 +267,9 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     if policy is not job.policy:
         del policy
         gc.collect()  # layers refer to themselves, and the device's memory is wanted at once
+    if found.damaged:
+        message = f"{found.damaged} log-probs in {found.path} were damaged: they are computed again"
+        job.log.say(message, warning=True)
     job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.key)
     return found
 
@@ -248,20 +289,62 @@ def _measured(job: Job, step: int, found: Heldout | None) -> Heldout | None:
     return found
 
 
-def _take_best(job: Job, last: Heldout | None) -> bool:
+def _before(job: Job) -> Heldout | None:
+    """What was measured before the first step, if it was and can be read."""
+    try:
+        return runfolder.read_evaluation(Path(job.config.out))["before"]
+    except ConfigError as error:
+        job.log.say(f"{error}. What is missing is measured again", warning=True)
+        return None
+
+
+def _take_best(job: Job, end: int) -> bool:
     """--keep-best: put the best evaluated weights back, unless the last ones are as good. True if they were."""
     best = job.checkpoints / "best"
-    kept = json.loads((best / "state.json").read_text(encoding="utf-8")) if best.exists() else None
-    if kept is None or (last is not None and last.auc is not None and last.auc.value >= kept["auc"]):
+    if not best.exists():
+        return False
+    kept = checkpoint.read_state(best)
+    if kept is None:
+        job.log.say(f"{best} is damaged: the model of the last step is kept", warning=True)
+        return False
+    last = next(
+        (line.get("auc") for line in job.log.metrics if (line["event"], line.get("step")) == ("eval", end)), None
+    )
+    if last is not None and last >= kept["auc"]:
         return False
     checkpoint.restore_weights(best, job.policy.trainable())
     job.log.say(f"kept the model of step {kept['step']}, whose held-out AUC {kept['auc']:.3f} was the best")
     return True
 
 
+def _mend(job: Job) -> None:
+    """Of a run to resume, leave out what a kill or the disk has damaged, and say so."""
+    folder, log = Path(job.config.out), job.log
+    damaged = checkpoint.set_damaged_aside(job.checkpoints)
+    last = checkpoint.latest(job.checkpoints)
+    for path in damaged:
+        log.say(f"the checkpoint {path} is damaged and left out", warning=True)
+    if damaged:
+        log.say(f"the last good checkpoint is {last}" if last else "no good checkpoint is left: the run starts again")
+    lost = runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
+    if lost:
+        log.say(f"{folder / 'samples.jsonl'} was damaged: {lost} of its lines are left out", warning=True)
+
+
+def _discard_unused(job: Job, resumed: dict[str, Any] | None) -> None:
+    """What was refused before its first step leaves no folder that would block the next start."""
+    if resumed is None and ranks.rank() == 0 and not any(line["event"] == "step" for line in job.log.metrics):
+        runfolder.discard(Path(job.config.out))
+
+
+def _go_on(config: TrainConfig) -> str:
+    trust = " --trust-run" if runfolder.code_of(config) else ""
+    return f"Go on with: prospect train --resume --out {config.out}{trust}"
+
+
 def _sample(job: Job, corpus: Corpus, step: int) -> None:
-    """Answer the same few prompts, with the same random numbers, and append to samples.jsonl. They are for looking at:
-    a model that cannot answer is no reason to lose a run."""
+    """Answer the same few prompts, with the same random numbers, and keep the answers in samples.jsonl. They are for
+    looking at: a model that cannot answer is no reason to lose a run."""
     trees = corpus.trees[: job.config.samples]
     prompts = [tree.prompt.tolist() for tree in trees]
     try:
@@ -269,10 +352,11 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
     except Exception as error:
         job.log.say(f"no samples after step {step}: {type(error).__name__}: {error}", warning=True)
         return
-    with (Path(job.config.out) / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for record, answer in zip(corpus.records, answers, strict=False):
-            line = {"step": step, "prompt": prompt_text(record.prompt), "completion": answer.text}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = [
+        {"step": step, "prompt": prompt_text(record.prompt), "completion": answer.text}
+        for record, answer in zip(corpus.records, answers, strict=False)
+    ]
+    runfolder.write_samples(Path(job.config.out), step, lines)
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -284,21 +368,22 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
+def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
+    """What the doctor says of the run's feedback."""
+    policy, longest = job.policy, prepare.longest(job.config, job.policy)
+    return runfolder.findings(job.config, feedback, held_feedback, policy.tokenizer, longest, job.loss.view)
+
+
 def _begin_folder(
-    job: Job, feedback: Feedback, held_feedback: Feedback | None, held: Corpus | None, command: str
+    job: Job,
+    feedback: Feedback,
+    held_feedback: Feedback | None,
+    held: Corpus | None,
+    inputs: dict[str, str],
+    command: str,
 ) -> None:
-    """Create the folder with config.json and the doctor's check.json."""
+    """Write config.json, which makes the folder one that can be resumed, and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    findings = runfolder.findings(
-        config, feedback, held_feedback, policy.tokenizer, prepare.longest(config, policy), job.loss.view
-    )
-    runfolder.write_json(folder / "check.json", findings.to_json())
-    for note in feedback.notes:
-        job.log.say(note)
-    for finding in findings.findings:
-        if finding.level in ("warning", "error"):
-            job.log.say(f"data: {finding.message}", warning=True)
     terms = [getattr(term.function, "__name__", term.function) for term in job.loss.terms]
     loss = {
         "terms": terms,
@@ -327,7 +412,14 @@ def _begin_folder(
     }
     written |= {"engine": engine | {"token_budget": job.token_budget}, "seed": config.seed}
     written |= {"schedule": {"steps": len(schedule.steps), "grouped": schedule.grouped, "ranks": ranks.world()}}
-    runfolder.write_json(folder / "config.json", written)
+    runfolder.write_config(folder, written | {"inputs": inputs})
+    findings = _findings(job, feedback, held_feedback)
+    store.write_json(folder / "check.json", findings.to_json())
+    for note in feedback.notes:
+        job.log.say(note)
+    for finding in findings.findings:
+        if finding.level in ("warning", "error"):
+            job.log.say(f"data: {finding.message}", warning=True)
 
 
 def _tell(job: Job) -> None:

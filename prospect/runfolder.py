@@ -3,6 +3,7 @@
 config.json      resolved, with versions, hashes, counts      metrics.jsonl    every step (train/runlog.py)
 check.json       the doctor's findings                        samples.jsonl    a few answers, before to after
 evaluation.json  held-out figures, before and after           model/  checkpoints/  report.html
+.lock            whose holder is at work in the folder
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prospect import __version__, hardware, tokens, tokentable
+from prospect import __version__, hardware, store, tokens, tokentable
+from prospect.engine import folders
 from prospect.engine.folders import cache_folder
 from prospect.errors import ConfigError
 from prospect.evaluate.heldout import Heldout
@@ -30,19 +34,32 @@ from prospect.feedback.records import View
 from prospect.template import Template
 from prospect.train.config import TrainConfig, from_dict
 
+LOCK = ".lock"
+WRITTEN = ("config.json", "check.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "report.html")
+FOLDERS = ("checkpoints", "model", "tensorboard")
+MAY_CHANGE = ("resume", "out", "cache", "trust_run")
+"""Options that a resumed run may have otherwise."""
 
-def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
+
+def settle(config: TrainConfig, typed: frozenset[str] = frozenset()) -> tuple[TrainConfig, dict[str, Any] | None]:
     """The config to run and, on resume, what config.json says. An existing run folder is never overwritten.
 
-    Raises ConfigError where an input is not named, the folder is in use, or there is nothing to resume.
+    `typed` names the options that the user has set, be it to their defaults. Raises ConfigError where an input is not
+    named, the folder is in use, there is nothing to resume, or what config.json says is not what was typed, names code
+    that nobody has vouched for, or has been changed.
     """
     folder = Path(config.out)
     if not config.out:
         raise ConfigError("--out is missing: name the run folder to create")
     if config.resume:
+        _refuse_links(folder)
         written = _written(folder)
-        started = replace(from_dict(written["config"], str(folder / "config.json")), resume=True, out=config.out)
-        _same_settings(started, config)
+        started = from_dict(written["config"], str(folder / "config.json"))
+        started = replace(started, resume=True, out=config.out, trust_run=config.trust_run)
+        started = replace(started, cache=config.cache or started.cache)
+        _same_settings(started, config, typed, written)
+        _require_trust(started, folder, typed)
+        unchanged(folder, written, code_digests(started))
         return started, written
     for name in ("model", "data"):
         if not getattr(config, name):
@@ -50,11 +67,48 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
     for name in ("eval_every", "keep_best"):
         if getattr(config, name) and config.eval_data is None and not config.eval_fraction:
             raise ConfigError(f"--{name.replace('_', '-')} needs held-out feedback: add --eval-data or --eval-fraction")
-    first = os.environ.get("RANK", "0") == "0"  # with torchrun the other ranks may find the folder just created
-    if first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.environ.get("RANK", "0") == "0":  # with torchrun the other ranks may find the folder just created
+        _require_free(folder)
+    return config, None
+
+
+@contextmanager
+def claim(folder: Path, *, new: bool) -> Iterator[None]:
+    """Create the folder where it is `new`; within, no other run may work in it. Raises ConfigError where one does, or
+    has begun to since `settle` looked."""
+    if new:
+        store.make_folder(folder)
+    busy = f"another run is at work in {folder}: wait for it to end, or choose another --out"
+    with store.locked(folder / LOCK, busy):
+        if new:
+            _require_free(folder)
+        yield
+
+
+def discard(folder: Path) -> None:
+    """Take away what a run has written that was refused before its first step."""
+    for name in (*WRITTEN, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with suppress(OSError):  # something else lies there
+        folder.rmdir()
+
+
+def _require_free(folder: Path) -> None:
+    """Raises ConfigError unless there is no such folder, or nothing in it but what a start left that died at once."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or any(p.name != LOCK and p.suffix != store.PART for p in folder.iterdir()):
         how = "add --resume to go on with it, or " if (folder / "config.json").exists() else ""
         raise ConfigError(f"{folder} exists and is not empty: {how}choose another --out")
-    return config, None
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises ConfigError where something in a run folder leads out of it: what is written must stay inside."""
+    for path in (*folder.glob("*"), *(folder / "checkpoints").glob("*")):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link: a run is resumed only in a folder that holds all its files")
 
 
 def findings(
@@ -71,7 +125,7 @@ def findings(
             key.update(file.read_bytes())
         path = cache / "checks" / f"{key.hexdigest()[:24]}.json"
         with suppress(OSError, ValueError, LookupError, TypeError):
-            return Findings.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return Findings.from_json(store.read_json(path))
     found = check.check(
         data,
         heldout=held,
@@ -85,8 +139,8 @@ def findings(
     )
     if path is not None:
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found.to_json())
+            store.make_folder(path.parent)
+            store.write_json(path, found.to_json())
     return found
 
 
@@ -97,39 +151,101 @@ def _identity(data: Feedback) -> tuple[Any, ...]:
     return data.path, data.format, data.rows, data.digest, data.notes, lines, problems
 
 
-def rewind_samples(folder: Path, step: int) -> None:
-    """Forget the answers that a lost part of the run had written after `step`."""
-    path = folder / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+def rewind_samples(folder: Path, step: int) -> int:
+    """Forget the answers that a lost part of the run had written after `step`; returns how many lines were damaged."""
+    lines, damaged = store.json_lines(folder / "samples.jsonl")
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines) or damaged:
+        _write_samples(folder, kept)
+    return damaged
+
+
+def write_samples(folder: Path, step: int, answers: list[dict[str, Any]]) -> None:
+    """The answers of a step, in the place of those that an earlier attempt at it may have left."""
+    lines, _ = store.json_lines(folder / "samples.jsonl")
+    _write_samples(folder, [line for line in lines if _step_of(line) != step] + answers)
+
+
+def _write_samples(folder: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    store.write(folder / "samples.jsonl", text)
+
+
+def _step_of(line: Mapping[str, Any]) -> int:
+    step = line.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _written(folder: Path) -> dict[str, Any]:
-    """What a run's config.json says. Raises ConfigError where there is none, or another program's."""
+    """What a run's config.json says. Raises ConfigError where there is none, or another program's, or where it is not
+    as the run wrote it."""
     try:
-        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(written["config"], dict) and isinstance(written["model"], dict):
-            return dict(written)
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    raise ConfigError(f"{folder} has no readable config.json of a run: there is nothing to resume") from None
+        written: dict[str, Any] = store.read_json(folder / "config.json")
+        whole = written.pop("checksum", None) in (None, store.checksum(written))
+        readable = isinstance(written["config"], dict) and isinstance(written["model"], dict)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        readable = False
+    if not readable:
+        raise ConfigError(f"{folder} has no readable config.json of a run: there is nothing to resume") from None
+    if not whole:
+        raise ConfigError(
+            f"{folder / 'config.json'} is damaged or was edited since the run wrote it: a resumed run would not be the "
+            "same run. Put it back, or start a new run with another --out"
+        )
+    return written
 
 
-def _same_settings(started: TrainConfig, asked: TrainConfig) -> None:
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    """config.json, with its checksum."""
+    store.write_json(folder / "config.json", values | {"checksum": store.checksum(values)})
+
+
+def _same_settings(started: TrainConfig, asked: TrainConfig, typed: frozenset[str], written: Mapping[str, Any]) -> None:
     """Raises ConfigError where `asked` sets something to another value than the run was started with: it would not be
     the same run, and to pass over it in silence would be worse."""
     plain = TrainConfig()
     for entry in fields(TrainConfig):
-        was, now = getattr(started, entry.name), getattr(asked, entry.name)
-        # Data in memory have no name: what they are is checked by their digest.
-        fine = (getattr(plain, entry.name), was, "(in memory)")
-        if entry.name not in ("resume", "out") and now not in fine:
+        name = entry.name
+        was, now = getattr(started, name), getattr(asked, name)
+        if name in MAY_CHANGE or (name not in typed and now == getattr(plain, name)):
+            continue
+        same = now == was or now == "(in memory)"  # such data have no name: what they are is checked by their digest
+        if name == "loss_args":  # some of the run's arguments may be given again
+            used = dict(written.get("loss", {}).get("arguments", {})) | started.loss_args
+            same = all(used.get(key) == value for key, value in now.items())
+        if not same:
             raise ConfigError(
-                f"--resume goes on with the settings of {asked.out}, where {entry.name} is {was!r}, not {now!r}. Leave "
+                f"--resume goes on with the settings of {asked.out}, where {name} is {was!r}, not {now!r}. Leave "
                 "it out, or start a new run with another --out"
             )
+
+
+def code_of(config: TrainConfig) -> dict[str, str]:
+    """The user's own files that a config runs, each with the option that names it."""
+    texts = [("loss", text) for text in config.loss.split(",")] + [("reference_point", config.reference_point or "")]
+    texts += [("loss_args", text) for text in config.loss_args.values() if isinstance(text, str)]
+    return {text[: text.rindex(".py:") + 3].strip(): option for option, text in texts if ".py:" in text}
+
+
+def code_digests(config: TrainConfig) -> dict[str, str]:
+    """A checksum of each of these files. Raises ConfigError where one is missing."""
+    digests = {}
+    for name in code_of(config):
+        try:
+            digests[f"file {name}"] = store.file_checksum(Path(name).expanduser())
+        except OSError as error:
+            raise ConfigError(f"cannot read {name}: {error.strerror}") from None
+    return digests
+
+
+def _require_trust(started: TrainConfig, folder: Path, typed: frozenset[str]) -> None:
+    """Raises ConfigError where config.json alone says that code is run: the folder may be somebody else's."""
+    foreign = [name for name, option in code_of(started).items() if option not in typed]
+    if foreign and not started.trust_run:
+        raise ConfigError(
+            f"{folder / 'config.json'} says to run the code in {', '.join(foreign)}. If the run is yours, or you have "
+            "read that file, add --trust-run"
+        )
 
 
 def new_folder(loss: str) -> str:
@@ -140,12 +256,39 @@ def new_folder(loss: str) -> str:
     return f"runs/{loss}-{number}"
 
 
-def unchanged(folder: Path, resumed: dict[str, Any], digests: dict[str, str]) -> None:
-    """Raise ConfigError unless model and data are those that the run started with."""
-    for name, now in digests.items():
-        if resumed[name]["digest"] != now:
+def digests(config: TrainConfig, tokenizer: Any, held: Feedback | None) -> dict[str, str]:
+    """What decides a run beside the start model and the data, each as a checksum."""
+    values = {
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "chat template": store.checksum(tokenizer.chat_template),
+    }
+    if held is not None:
+        values["held-out data"] = held.digest
+    if config.reference is not None:
+        values["reference model"] = folders.fingerprint(folders.find(config.reference))
+    return values | code_digests(config)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Of all that turns text into ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        text = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    except Exception:  # tokenizers raises nothing narrower for parts written in Python
+        text = sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return store.checksum([text, special, getattr(tokenizer, "split_special_tokens", False)])
+
+
+def unchanged(folder: Path, resumed: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raise ConfigError unless model, data and all else that `now` has digests of are what the run started with."""
+    was = dict(resumed.get("inputs", {}))
+    was |= {name: resumed[name]["digest"] for name in ("data", "model") if name in now}
+    for name, digest in now.items():
+        if was.get(name, digest) != digest:
             raise ConfigError(
-                f"the {name} has changed since {folder} was started: a resumed run would not be the same run"
+                f"the {name} has changed since {folder} was started: a resumed run would not be the same run. Put it "
+                "back, or start a new run with another --out"
             )
 
 
@@ -153,7 +296,7 @@ def note_budget(folder: Path, tokens: int) -> None:
     """Write the token budget that was measured into config.json."""
     written = _written(folder)
     written["engine"] |= {"token_budget": tokens}
-    write_json(folder / "config.json", written)
+    write_config(folder, written)
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
@@ -181,7 +324,7 @@ def note_time(folder: Path, seconds: float, *, finished: bool) -> None:
     """Write into config.json that `seconds` more were spent on the run, all of them now if it is `finished`."""
     written = _written(folder)
     written |= {"finished": _now() if finished else None, "seconds": round((written.get("seconds") or 0) + seconds, 1)}
-    write_json(folder / "config.json", written)
+    write_config(folder, written)
 
 
 def _now() -> str:
@@ -190,10 +333,18 @@ def _now() -> str:
 
 
 def read_evaluation(folder: Path) -> dict[str, Heldout | None]:
-    """ "before" and "after" of evaluation.json, None where they are not there (yet)."""
+    """ "before" and "after" of evaluation.json, None where they are not there (yet). Raises ConfigError where the file
+    is damaged."""
     path = folder / "evaluation.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: Heldout.from_json(written[name]) if written.get(name) else None for name in ("before", "after")}
+    if not path.exists():
+        return {"before": None, "after": None}
+    try:
+        written = store.read_json(path)
+        if written.pop("checksum", None) not in (None, store.checksum(written)):
+            raise ValueError("its checksum is another")
+        return {name: Heldout.from_json(written[name]) if written.get(name) else None for name in ("before", "after")}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
 
 
 def write_evaluation(
@@ -204,11 +355,13 @@ def write_evaluation(
         return
     values: dict[str, Any] = {"before": before and before.to_json(), "after": after and after.to_json()}
     values |= {"policy": str(folder / "model"), "reference": config.reference or config.model, "beta": beta}
-    write_json(folder / "evaluation.json", values)
+    store.write_json(folder / "evaluation.json", values | {"checksum": store.checksum(values)})
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Written whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)
+def write_check(folder: Path, make: Callable[[], Findings]) -> None:
+    """check.json, unless it is there and readable."""
+    path = folder / "check.json"
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        Findings.from_json(store.read_json(path))
+        return
+    store.write_json(path, make().to_json())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     assert path.with_suffix(".damaged").exists()
 
 
-def test_later_damage_is_told(tmp_path: Path) -> None:
+def test_later_damage_is_put_aside_too(tmp_path: Path) -> None:
     path = tmp_path / "t.sqlite"
     items = {i.to_bytes(16, "little"): b"v" * 9000 for i in range(200)}
     blobs = Blobs(path)
@@ -46,8 +48,37 @@ def test_later_damage_is_told(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[8192:-8192] = b"\xff" * (len(whole) - 16384)
     path.write_bytes(whole)
-    with pytest.raises(RunError, match=r"t\.sqlite cannot be used.*delete the file"):
-        blobs.read(items)
+    assert blobs.read(items) == {} and blobs.damaged == 1
+    blobs.write(items.items())
+    assert blobs.read(items) == items
+
+
+@pytest.mark.parametrize("change", ["value", "swap", "text", "null", "empty"])
+def test_a_value_that_the_disk_changed_is_not_there(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "t.sqlite"
+    items = {bytes([i]) * 16: bytes([i]) * 40 for i in range(10)}
+    blobs = Blobs(path)
+    blobs.write(items.items())
+    one, two = bytes([3]) * 16, bytes([4]) * 16
+    with closing(sqlite3.connect(path)) as database, database:
+        (value,) = database.execute("select value from rows where hash = ?", (two,)).fetchone()
+        wrong = {"value": b"\x04" * 39 + b"\x05" + value[40:], "swap": value, "text": "abc", "null": None, "empty": b""}
+        database.execute("update rows set value = ? where hash = ?", (wrong[change], one))
+    assert blobs.read(items) == {key: value for key, value in items.items() if key != one}
+    assert blobs.damaged == 1
+    blobs.write([(one, items[one])])
+    assert Blobs(path).read(items) == items
+
+
+def test_a_table_is_private_and_no_link_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "reference" / "t.sqlite"
+    Blobs(path).write([(b"k", b"v")])
+    assert [p.stat().st_mode & 0o777 for p in (path, path.parent, path.parent.parent)] == [0o600, 0o700, 0o700]
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(tmp_path / "victim")
+    with pytest.raises(RunError, match=r"link\.sqlite cannot be used: .*symbolic link.*--cache"):
+        Blobs(link)
+    assert not (tmp_path / "victim").exists()
 
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:

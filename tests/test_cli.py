@@ -178,7 +178,7 @@ def test_one_flag_is_split_off() -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     """The configs that `prospect train` would have run."""
     configs: list[TrainConfig] = []
-    monkeypatch.setattr("prospect.run.run", lambda config, command: configs.append(config))
+    monkeypatch.setattr("prospect.run.run", lambda config, **options: configs.append(config))
     return configs
 
 

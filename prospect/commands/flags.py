@@ -65,6 +65,12 @@ def take(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
     return rest, found
 
 
+def typed_names(arguments: Sequence[str]) -> frozenset[str]:
+    """The options that a command line sets, in Python's spelling, whatever their values."""
+    flags = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+
+
 def refuse_existing(path: str) -> None:
     """Raises ConfigError where something is already there: nothing is ever overwritten."""
     if Path(path).exists():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments
+from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments, typed_names
 from prospect.errors import ConfigError
 from prospect.train.config import TrainConfig, from_dict, load_options
 
@@ -19,16 +19,18 @@ def train(arguments: list[str]) -> int:
     command = shlex.join(["prospect", "train", *arguments])
     arguments, loss_args = take_loss_arguments(arguments)
     arguments, path = take(arguments, "--config")
-    start = TrainConfig() if path is None else from_dict(load_options(path), path)
+    options = {} if path is None else load_options(path)
+    start = from_dict(options, path or "")
     if "-h" in arguments or "--help" in arguments:
         print(TRAIN_HELP)
     config = parse(TrainConfig, arguments, "train", start)
     config = replace(config, loss_args=start.loss_args | config.loss_args | loss_args)
+    typed = frozenset(options) | typed_names(arguments) | ({"loss_args"} if loss_args else set())
 
     from prospect.run import run
 
     quiet_loading()
-    run(config, command=command)
+    run(config, command=command, typed=typed)
     return 0
 
 

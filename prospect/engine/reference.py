@@ -81,6 +81,11 @@ class ReferenceTable:
         self._memory: dict[bytes, npt.NDArray[np.floating]] = {}
         self._blobs = None if self.path is None else Blobs(self.path)
 
+    @property
+    def damaged(self) -> int:
+        """How many rows of the table were not what had been written; they are missing."""
+        return 0 if self._blobs is None else self._blobs.damaged
+
     def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
         return self._memory[row_key(query)]

@@ -5,13 +5,13 @@ config.json  metrics.jsonl  evaluation.json  check.json  samples.jsonl  story.js
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prospect import store
 from prospect.errors import ConfigError
 
 Data = dict[str, Any]
@@ -104,8 +104,8 @@ def _object(path: Path) -> Data:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = store.read_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no readable JSON: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: expected a JSON object")
@@ -120,8 +120,8 @@ def _lines(path: Path) -> Iterator[Data]:
     lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     for k, line in enumerate(lines, 1):
         try:
-            found = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
+            found = store.parse_json(line) if line.strip() else {}
+        except ValueError as error:
             if k == len(lines):
                 return
             raise ConfigError(f"{path}:{k}: no readable JSON: {error}") from None

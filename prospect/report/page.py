@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from prospect import store
 from prospect.report import figures
 from prospect.report.advice import advise
 from prospect.report.folder import Data, RunFolder, number, read, section
@@ -38,10 +39,8 @@ def write_report(run_dir: Path) -> Path:
     Raises ConfigError where there is no such folder or a file in it is no JSON.
     """
     path = run_dir / "report.html"
-    part = path.with_suffix(".part")
     # Feedback may hold half a surrogate pair, which no encoding can write.
-    part.write_bytes(render(read(run_dir)).encode("utf-8", "replace"))
-    part.replace(path)
+    store.write(path, render(read(run_dir)).encode("utf-8", "replace"))
     return path
 
 

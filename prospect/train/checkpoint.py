@@ -3,17 +3,19 @@
     checkpoints/step-000064/  weights.safetensors    the trainable parameters
                               optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the reference point's state
                               reference.safetensors  the weights of a reference that moves
-                              state.json             step, token budget, seconds, best evaluation
+                              state.json             step, token budget, seconds, best evaluation, checksums
     checkpoints/best/         weights.safetensors    where --keep-best is on
+    checkpoints/step-000064.damaged                  its bytes are not those that were written: never read again
 
 A folder is written under another name, flushed to disk, and renamed: a checkpoint is whole or absent, whenever the
-process dies.
+process dies. What a disk changes afterwards is found by the checksums: state.json has those of the other files and,
+under "checksum", that of its own values.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from prospect import store
 from prospect.errors import RunError
 
 Parameters = Iterable[tuple[str, torch.nn.Parameter]]
@@ -60,8 +63,33 @@ def save_best(folder: Path, parameters: Parameters, state: Mapping[str, Any]) ->
     _write(folder / "best", {"weights": _plain(parameters)}, state)
 
 
+def set_damaged_aside(folder: Path) -> list[Path]:
+    """Rename checkpoints, newest first, until one is as it was written; returns the names that are no more."""
+    damaged: list[Path] = []
+    for path in reversed(_complete(folder)):
+        if read_state(path) is not None:
+            break
+        aside = path.with_name(path.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        damaged.append(path)
+    return damaged
+
+
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """The state that was saved, None unless state.json and the files beside it are byte by byte what was written."""
+    try:
+        state: dict[str, Any] = store.read_json(checkpoint / "state.json")
+        whole = state.pop("checksum") == store.checksum(state)
+        sums: dict[str, str] = state.pop("files")
+        whole = whole and all(store.file_checksum(checkpoint / name) == value for name, value in sums.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return state if whole else None
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
+    """The newest checkpoint, or None. On resume, `set_damaged_aside` comes before."""
     whole = _complete(folder)
     return whole[-1] if whole else None
 
@@ -92,7 +120,8 @@ def restore(
         index, _, name = key.partition("/")
         per_parameter.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": per_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = store.read_json(checkpoint / "state.json")
+    del state["files"], state["checksum"]
     moving = checkpoint / "reference.safetensors"
     return state, reference_point, load_file(moving) if moving.exists() else None
 
@@ -102,7 +131,7 @@ def _plain(parameters: Parameters) -> dict[str, Tensor]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    whole = (path for path in folder.glob("step-*") if path.suffix != ".part")
+    whole = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
     return sorted(whole, key=step_of)
 
 
@@ -113,7 +142,9 @@ def _write(target: Path, files: Mapping[str, dict[str, Tensor]], state: Mapping[
         part.mkdir(parents=True)
         for name, tensors in files.items():
             save_file(tensors, part / f"{name}.safetensors")
-        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        sums = {path.name: store.file_checksum(path) for path in sorted(part.iterdir())}
+        values = {**state, "files": sums}
+        store.write_json(part / "state.json", values | {"checksum": store.checksum(values)})
         for path in (*part.iterdir(), part):
             _flush(path)
         if target.exists():

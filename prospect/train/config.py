@@ -26,6 +26,8 @@ class TrainConfig:
     """The run folder to create. An existing one is never overwritten."""
     resume: bool = False
     """Go on with the run in `out`, to the same bits as if it had never stopped."""
+    trust_run: bool = False
+    """Let --resume run the Python file that the run's config.json names: the run is yours, or you have read it."""
 
     loss: str = "kto"
     """A name listed by `prospect losses`, a mixture such as dpo:0.8,sft:1, or your own my_losses.py:my_loss."""

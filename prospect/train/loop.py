@@ -52,7 +52,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
         reserve(optimizer)
     job.log.rewind(state["step"])
     peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
-    job.log.log("device", step=state["step"], matmul_flops_per_second=peak)
+    job.log.log("device", step=0, matmul_flops_per_second=peak)
     started = time.perf_counter() - state["seconds"]
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from prospect import store
 from prospect.errors import ConfigError, MissingExtra, ProspectError
 
 Metrics = dict[str, Any]
@@ -21,18 +22,15 @@ Send = Callable[[str, Metrics, int], None]
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Every whole line of a metrics.jsonl; a last line that a kill cut short is left out."""
-    found: list[Metrics] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    """Every readable line of a metrics.jsonl; one that a kill cut short, or a disk has damaged, is left out."""
+    return store.json_lines(path)[0]
 
 
 class RunLog:
-    """Appends to metrics.jsonl and to the trackers, and prints for people; silent on ranks other than 0."""
+    """Appends to metrics.jsonl and to the trackers, and prints for people; silent on ranks other than 0.
+
+    An event of a step is logged once: a resumed run that comes by again adds no second line.
+    """
 
     def __init__(
         self, folder: Path, *, rank: int = 0, track: tuple[str, ...] = (), config: Metrics | None = None
@@ -44,6 +42,7 @@ class RunLog:
         self._main = rank == 0
         self._trackers: dict[str, Send] = {}
         self._step = 0
+        self._logged = set(map(_event_of, self.metrics))
         self.track(track)
 
     def track(self, names: tuple[str, ...]) -> None:
@@ -53,24 +52,28 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget what a lost part of the run had logged after `step`."""
-        self.metrics, self._step = [m for m in self.metrics if m.get("step", 0) <= step], step
+        self.metrics, self._step = [m for m in self.metrics if _event_of(m)[1] <= step], step
+        self._logged = set(map(_event_of, self.metrics))
         if self._main:
-            text = "".join(json.dumps(m) + "\n" for m in self.metrics)
-            part = self.path.with_suffix(".part")  # whole or not at all: a kill must not take the past along
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.path)
+            store.write(self.path, "".join(json.dumps(m) + "\n" for m in self.metrics))
 
     def log(self, event: str, **values: Any) -> None:
         """One line of metrics.jsonl; numbers that are not finite are written as null."""
         self._step = max(self._step, int(values.get("step", 0)))
         line = {"event": event} | {k: None if _nonfinite(v) else v for k, v in values.items()}
+        if self.has(line):
+            return
         self.metrics.append(line)
+        self._logged.add(_event_of(line))
         if self._main:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            store.append(self.path, json.dumps(line) + "\n")
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         if numbers:
             self._send(event, numbers, int(values.get("step", 0)))
+
+    def has(self, line: Metrics) -> bool:
+        """Whether this event of this step (of warnings: this message) is logged already."""
+        return _event_of(line) in self._logged
 
     def say(self, message: str, *, warning: bool = False) -> None:
         """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
@@ -117,6 +120,12 @@ class RunLog:
             except Exception as error:
                 del self._trackers[name]
                 self.say(f"--track {name} stopped working and is left out from here on: {error}", warning=True)
+
+
+def _event_of(line: Metrics) -> tuple[str, int, str]:
+    """What a line is about: event, step and message."""
+    step = line.get("step", 0)
+    return str(line.get("event")), step if isinstance(step, int) else 0, str(line.get("message", ""))
 
 
 def _nonfinite(value: object) -> bool:

@@ -53,6 +53,7 @@ def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path)
         "report.html",
         "check.json",
         "samples.jsonl",
+        ".lock",
     }
     assert {path.name for path in run.folder.iterdir()} == names
     after = run.evaluate()

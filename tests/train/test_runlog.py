@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +78,7 @@ def test_a_tracker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_tracker_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
-    with pytest.raises(MissingExtra, match=rf'pip install "prospect\[{name}\]"'):
+    with pytest.raises(MissingExtra, match=rf'pip install "prospect-kto\[{name}\]"'):
         RunLog(tmp_path, track=(name,))
 
 
@@ -92,11 +93,11 @@ def test_rewinding_forgets_later_steps_and_keeps_the_rest(tmp_path: Path, monkey
         log.log("step", step=step)
     before = log.path.read_bytes()
 
-    def full(self: Path, *args: Any, **options: Any) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             log.rewind(2)
     assert log.path.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_out_of_memory_ends_in_words(model: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(loop, "make_optimizer", broken)
     with pytest.raises(RunError, match=r"out of memory: CUDA out of memory\. What was saved .* --token-budget, --lora"):
         train(model, thumbs(16), tmp_path / "run", **FAST, samples=0)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
+    assert not (tmp_path / "run").exists()  # before the first step nothing is worth keeping, and --out is free again
 
 
 def test_a_run_without_a_cache_says_so_and_is_the_same(
