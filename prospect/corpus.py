@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,12 @@ class Corpus:
         found = self.trees[row.tree].completions[row.branches[side]]
         assert found is not None, "rows never point to dropped completions"
         return found
+
+    def ids(self) -> Iterator[Ids]:
+        """The ids of every prompt and every completion that was kept."""
+        for tree in self.trees:
+            yield tree.prompt
+            yield from (ids for ids in tree.completions if ids is not None)
 
     def answered(self, numbers: Iterable[int]) -> list[tuple[Ids, Ids]]:
         """(prompt, completion) ids of every completion of these rows."""

@@ -14,7 +14,8 @@ from prospect import corpus as corpora
 from prospect.corpus import Corpus
 from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, load
-from prospect.errors import ConfigError, DataError, ModelError
+from prospect.engine.vocabulary import require_embedded
+from prospect.errors import ConfigError, DataError
 from prospect.feedback.formats import Feedback
 from prospect.feedback.records import Record, View, examples, threshold_of
 from prospect.losses import functions, table
@@ -70,7 +71,7 @@ def rows(
     threshold = None if config.threshold is None else repr(threshold_of(records, config.threshold))
 
     def view(part: Sequence[Record], name: View) -> Corpus:
-        return corpora.build(
+        corpus = corpora.build(
             part,
             policy.tokenizer,
             view=name,
@@ -80,6 +81,8 @@ def rows(
             threshold=threshold,
             cache=cache_folder(config.cache),
         )
+        require_embedded(policy, corpus.ids())
+        return corpus
 
     try:
         training = view(records, loss.view)
@@ -101,17 +104,6 @@ def rows(
         weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.rows, factors, strict=True))
         training = replace(training, rows=tuple(weighed))
     return training, apart_rows
-
-
-def require_same_tokens(reference: Policy, policy: Policy) -> None:
-    """Raises ModelError where the two models do not mean the same by a token id."""
-    mine, theirs = policy.tokenizer, reference.tokenizer
-    assert mine is not None and theirs is not None, "models that read text have tokenizers"
-    if mine.get_vocab() != theirs.get_vocab():
-        raise ModelError(
-            f"the reference {reference.name} has another tokenizer than {policy.name}: their log-probs of a token "
-            "cannot be compared. Choose a reference of the same family"
-        )
 
 
 def _unfit(error: DataError, loss: Loss, records: Sequence[Record], threshold: str | None) -> DataError:

@@ -27,6 +27,7 @@ from prospect.engine.live import LiveReference
 from prospect.engine.models import Policy, save
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query
+from prospect.engine.vocabulary import require_comparable
 from prospect.errors import ConfigError, Interrupted, MissingExtra, RunError, UserError
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
@@ -244,7 +245,6 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     policy = job.policy
     if config.reference is not None:
         policy = prepare.load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
-        prepare.require_same_tokens(policy, job.policy)
     numbers = sorted({i for step in job.schedule.steps for i in step.rows})
     asked: list[Query] = []
     if job.loss.needs_reference and not job.loss.live:
@@ -253,6 +253,8 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
         asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
         asked += heldout.queries(held.trees, held.rows, partners)
+    if policy is not job.policy:
+        require_comparable(job.policy, policy, asked)
     found = ReferenceTable(cache_folder(config.cache), policy)
     rest, most = asked, job.no_grad_budget
     for share in (slice(ranks.rank(), None, ranks.world()), slice(None)):  # the rest only where ranks share no disk

@@ -14,6 +14,7 @@ from prospect.corpus import Corpus
 from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, load
 from prospect.engine.reference import ReferenceTable
+from prospect.engine.vocabulary import require_comparable, require_embedded
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.formats import load as load_feedback
@@ -57,6 +58,7 @@ def evaluate_feedback(
         threshold=threshold,
         cache=cache_folder(cache),
     )
+    require_embedded(policy, held.ids())
     partners = mismatched_partners(held, policy.context)
     table = _reference(policy, reference, heldout.queries(held.trees, held.rows, partners), cache, progress)
     return heldout.evaluate(
@@ -83,6 +85,7 @@ def _reference(
 ) -> ReferenceTable:
     how: dict[str, Any] = {"precision": policy.precision, "device": str(policy.device), "wide": policy.wide}
     model = load(reference, frozen=True, cache=cache, **how)
+    require_comparable(policy, model, asked)
     table = ReferenceTable(cache_folder(cache), model)
     missing = table.missing(asked)
     if missing:
