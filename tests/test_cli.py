@@ -17,6 +17,7 @@ from prospect import cli
 from prospect.cli import COMMANDS, Command, main
 from prospect.commands.flags import take, take_loss_arguments
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
+from prospect.feedback.formats import load
 from prospect.train.config import TrainConfig, to_dict
 
 ROWS = [
@@ -284,6 +285,24 @@ def test_check_uses_no_more_than_the_models_context(
 ) -> None:
     assert main(["check", str(data), "--model", str(assistant), "--max-length", "9999", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["summary"]["lengths"]["max_length"] == 128
+
+
+def test_convert_several_files_with_names_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "2 + 2?", "completion": "4", "vote": "up", "stars": 5, "model": "m"}
+    for name, vote in (("a", "up"), ("b", "down")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "vote": vote}) + "\n")
+    out = tmp_path / "out.jsonl"
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), str(out)]
+    assert main(["convert", *files, "--map", "prompt=question,label=vote"]) == 2
+    assert "--ignore stars" in capsys.readouterr().err
+    assert main(["convert", *files, "--map", "prompt=question,label=vote", "--ignore", "stars", "--chat"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["a: columns not read: model", "b: columns not read: model"]
+    (record,) = load(out).records
+    assert record.prompt == ({"role": "user", "content": "2 + 2?"},)
+    assert [(c.content, c.label) for c in record.completions] == [("4", True), ("4", False)]
+    main(["check", *files[:2], "--map", "prompt=question,label=vote", "--ignore", "stars"])
+    assert "1 desirable and 1 undesirable" in capsys.readouterr().out
+    assert main(["convert", str(out)]) == 2
 
 
 def test_convert(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

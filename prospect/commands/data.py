@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class CheckOptions:
     """Look at a feedback file before training on it. Exit code 0 with warnings, 2 with errors."""
 
-    file: Annotated[Positional[str], arg(metavar="FILE")]
-    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
+    """The feedback: files, patterns, folders, or a Hub name."""
     model: str | None = None
     """Count tokens, and what would be dropped or cut, as this model does."""
     heldout: str | None = None
@@ -37,6 +37,12 @@ class CheckOptions:
     """Write the good rows to this file (OUT.jsonl) and the bad ones with their reasons beside it (OUT.bad.jsonl)."""
     format: str = "auto"
     """The data's layout; auto detects it."""
+    map: str = ""
+    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question."""
+    ignore: str = ""
+    """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
+    any_size: bool = False
+    """Read a packed file even if it unpacks to a large multiple of its size."""
     threshold: str | None = None
     """Turns scores into thumbs: mean, median, or a number."""
     max_length: int | None = None
@@ -58,11 +64,18 @@ def check(arguments: list[str]) -> int:
 
     from prospect.feedback import check as doctor
     from prospect.feedback.check_show import print_findings, show_rows
+    from prospect.feedback.columns import Choice
     from prospect.feedback.formats import load
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
-    feedback = load(options.file, format=options.format, keep_going=True)
+    feedback = load(
+        options.files,
+        format=options.format,
+        keep_going=True,
+        choice=Choice.parse(options.map, options.ignore),
+        any_size=options.any_size,
+    )
     heldout = None if options.heldout is None else load(options.heldout, format=options.format)
     tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
     limit = min((n for n in (options.max_length, context) if n is not None), default=None)
@@ -116,24 +129,40 @@ def _trees(records: Sequence[Record], tokenizer: Any, limit: int | None, options
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write any feedback file as Prospect JSONL."""
+    """Write any feedback as Prospect JSONL: `prospect convert IN OUT.jsonl`."""
 
-    input: Annotated[Positional[str], arg(metavar="IN")]
-    """The feedback: a file, a `datasets` folder, or a Hub name."""
-    output: Annotated[Positional[str], arg(metavar="OUT")]
-    """The JSONL file to create (.gz compresses it). An existing one is never overwritten."""
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="IN [IN ...] OUT")]
+    """The feedback (files, patterns, folders, or a Hub name), and last the JSONL file to create (.gz compresses it). An
+    existing one is never overwritten."""
     format: str = "auto"
     """The input's layout; auto detects it."""
+    map: str = ""
+    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question. A key of
+    messages is written with its column: messages.rating=messages.vote."""
+    ignore: str = ""
+    """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
+    chat: bool = False
+    """Write prompts of text as messages of a user, as a chat model expects them."""
+    any_size: bool = False
+    """Read a packed file even if it unpacks to a large multiple of its size."""
 
 
 def convert(arguments: list[str]) -> int:
     """`prospect convert`"""
     options = parse(ConvertOptions, arguments, "convert")
+    from prospect.feedback.columns import Choice
     from prospect.feedback.formats import load, write
-    from prospect.feedback.records import inventory
+    from prospect.feedback.records import as_chat, inventory
 
-    refuse_existing(options.output)
-    feedback = load(options.input, format=options.format)
-    write(feedback.records, Path(options.output))
-    print(f"{options.output}: {inventory(feedback.records)}, read as {feedback.format}")
+    if len(options.files) < 2:
+        raise ConfigError("expected prospect convert IN OUT.jsonl: the feedback, and the file to create")
+    *inputs, output = options.files
+    refuse_existing(output)
+    choice = Choice.parse(options.map, options.ignore)
+    feedback = load(inputs, format=options.format, choice=choice, any_size=options.any_size)
+    records = [as_chat(record) for record in feedback.records] if options.chat else feedback.records
+    write(records, Path(output))
+    for note in feedback.notes:
+        print(note)
+    print(f"{output}: {inventory(records)}, read as {feedback.format}")
     return 0

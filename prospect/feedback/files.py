@@ -1,33 +1,51 @@
-"""Where rows come from: JSON lines, JSON, CSV, Parquet, `datasets` folders, the Hub, or memory.
+"""Where rows come from: JSON lines, JSON, CSV, Parquet, folders, patterns, the Hub, or memory.
 
 What is wrong with one row is handed on as `Unreadable`, so that the others can still be read; what is wrong with the
-whole file is a DataError.
+whole file is a DataError. Files are read in pieces, and a packed one that would unpack to a multiple of its size is
+refused before it is read: memory follows what is kept.
 """
 
 from __future__ import annotations
 
 import difflib
+import glob
 import gzip
+import io
+import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
 
 from prospect.errors import DataError
+from prospect.feedback.jsontext import json_value
 
 if TYPE_CHECKING:
     import datasets
     import pandas
 
-Source: TypeAlias = "str | Path | Sequence[Mapping[str, Any]] | datasets.Dataset | pandas.DataFrame"
+Source: TypeAlias = (
+    "str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]] | datasets.Dataset | pandas.DataFrame"
+)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".txt")
+_KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+_SUFFIXES = (*_KINDS, ".gz", ".txt")
 _WRAPPERS = ("data", "rows", "examples")
 """Keys under which some JSON files hold their rows."""
+
+_PIECE = 1 << 20
+"""Bytes that are read at a time."""
+
+NO_NAMES: Mapping[str, str] = {}
+
+EXPANSION = 100
+SMALL = 64 << 20
+"""A packed file may unpack to EXPANSION times its own size, and in any case to SMALL bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +60,105 @@ Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]
 """(line, row), lines counted from 1. In JSON lines and CSV it is the line of the file, else the number of the row."""
 
 
-def read_rows(source: Source) -> Rows:
-    """The rows of any source. Raises DataError where there is no such source or it cannot be read as a whole."""
+def sources(source: Source) -> tuple[list[Source], list[str]]:
+    """(each file that `source` names, a note per folder on what was not taken from it): a list of names, a pattern with
+    * ? or [], or a folder stand for several files; whatever else stands for itself.
+
+    Raises DataError where a pattern or folder has no file, and where a file is named twice.
+    """
+    names: Sequence[Source] = source if _is_names(source) else [source]
+    files: list[Source] = []
+    notes: list[str] = []
+    for name in names:
+        more, note = _files_of(name) if isinstance(name, str | Path) else ([name], None)
+        files += more
+        notes += [note] if note else []
+    taken = Counter(Path(file).resolve() for file in files if isinstance(file, str | Path))
+    for file, times in taken.items():
+        if times > 1:
+            raise DataError("is named twice", path=file)
+    return files, notes
+
+
+def _files_of(name: str | Path) -> tuple[list[Source], str | None]:
+    """The files that one name stands for, and what a folder has beside them."""
+    path = Path(name)
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:  # a name too long to be one: someone passed the text itself
+        raise DataError(f"is no name of a file: {error.strerror}", path=str(path)[:80]) from None
+    if not there and any(sign in str(name) for sign in "*?["):
+        matches = sorted(match for match in glob.glob(str(name), recursive=True) if Path(match).is_file())
+        if not matches:
+            raise DataError("no file matches this pattern", path=path)
+        return list(matches), None
+    if not folder or (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        return [name], None
+    inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    data = [entry for entry in inside if entry.name.removesuffix(".gz").endswith(_KINDS)]
+    if not data:
+        raise DataError(
+            f"is a folder, but none that Dataset.save_to_disk wrote, and it has no file of a known kind "
+            f"({' '.join(_KINDS)}). Give a file in it, or a pattern such as {path}/**/*.jsonl",
+            path=path,
+        )
+    rest = [entry.name for entry in inside if entry not in data]
+    return list(data), f"files of {path} not read: {', '.join(rest)}" if rest else None
+
+
+def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str] = NO_NAMES) -> Rows:
+    """The rows of one source. Raises DataError where there is no such source or it cannot be read as a whole.
+
+    `any_size` reads a packed file whatever it unpacks to; `names` are the columns that will be renamed, so that cells
+    of CSV are read as what they will be called.
+    """
     from prospect.feedback import tables
 
     if not isinstance(source, str | Path):
         return tables.in_memory(source)
     path = Path(source)
-    try:
-        folder, there = path.is_dir(), path.exists()
-    except OSError as error:  # a name too long to be one: someone passed the text itself
-        raise DataError(f"is no name of a file: {error.strerror}", path=str(path)[:80]) from None
-    if folder:
+    if path.is_dir():
         return tables.datasets_folder(path)
-    if not there:
+    if not path.exists():
         if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not source.endswith(_SUFFIXES):
             return tables.hub(source)
         raise DataError(f"there is no such file or folder{_neighbour(path)}", path=path)
-    data = _bytes(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if kind == "parquet" or data.startswith(b"PAR1"):
-        return tables.parquet(data, path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    pieces = _pieces(path, any_size=any_size)
+    head = b""
+    while len(head) < 4 or not head.strip():
+        piece = next(pieces, None)
+        if piece is None:
+            break
+        head += piece
+    if not head.strip():
+        raise DataError("is empty", path=path)
+    if kind == "parquet" or head.startswith(b"PAR1"):
+        return tables.parquet(b"".join((head, *pieces)), path, any_size=any_size)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    mark = b"\xef\xbb\xbf" if head.startswith(b"\xef\xbb\xbf") else b""
+    pieces = itertools.chain((head.removeprefix(mark),), pieces)
     if kind in ("csv", "tsv"):
-        return tables.csv_rows(data, path, "\t" if kind == "tsv" else None)
-    return _json(data, path)
+        return tables.csv_rows(b"".join(pieces), path, "\t" if kind == "tsv" else None, names)
+    return _json(pieces, path, len(mark))
 
 
 def source_name(source: Source) -> str:
     """What to call a source in messages and reports."""
-    return str(source) if isinstance(source, str | Path) else f"{type(source).__name__} in memory"
+    path = source_path(source)
+    return f"{type(source).__name__} in memory" if path is None else str(path)
+
+
+def source_path(source: Source) -> str | Path | None:
+    """The name of a file, or of several; None where the source lies in memory."""
+    if isinstance(source, str | Path):
+        return source
+    return ", ".join(map(str, source)) if _is_names(source) else None
+
+
+def _is_names(source: Any) -> TypeGuard[Sequence[str | Path]]:
+    return isinstance(source, list | tuple) and bool(source) and all(isinstance(part, str | Path) for part in source)
 
 
 def decoded(data: bytes, path: Path) -> str:
@@ -82,12 +167,22 @@ def decoded(data: bytes, path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(_not_utf8(data, error.start), path=path, line=line) from None
+        raise DataError(_not_utf8(data[error.start], error.start), path=path, line=line) from None
 
 
-def _not_utf8(data: bytes, offset: int) -> str:
+def too_large(path: Path, size: float, packed: int) -> DataError:
+    """The refusal of a packed file whose content would take `size` bytes or more."""
+    return DataError(
+        f"unpacks to more than {size / 1e6:,.0f} MB from {packed / 1e6:.1f} MB, over {EXPANSION} times its size: it is "
+        "not read, since it may be made to fill the memory. If you trust it, write it out first: prospect convert "
+        f"{path} OUT.jsonl --any-size",
+        path=path,
+    )
+
+
+def _not_utf8(byte: int, offset: int) -> str:
     return (
-        f"is not UTF-8: byte 0x{data[offset]:02x} at offset {offset} of the file. If it is Latin-1, convert it: "
+        f"is not UTF-8: byte 0x{byte:02x} at offset {offset} of the file. If it is Latin-1, convert it: "
         "iconv -f LATIN1 -t UTF-8 FILE"
     )
 
@@ -100,59 +195,92 @@ def _neighbour(path: Path) -> str:
     return f'. Did you mean "{path.parent / match[0]}"?' if match else ""
 
 
-def _bytes(path: Path) -> bytes:
-    """The file's content, unpacked where it is gzip."""
+def _pieces(path: Path, *, any_size: bool) -> Iterator[bytes]:
+    """The file's content piece by piece, unpacked where it is gzip. Raises DataError where it cannot be read, or where
+    it would unpack to too much: that is found out before the first piece."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as opened:
+            file = opened if opened.seekable() else io.BytesIO(opened.read())
+            packed = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+            size = file.seek(0, 2)
+            if packed and size and not any_size:
+                limit = max(SMALL, EXPANSION * size)
+                unpacked = 0
+                for piece in _read_pieces(file, packed=True):
+                    unpacked += len(piece)
+                    if unpacked > limit:
+                        raise too_large(path, limit, size)
+            yield from _read_pieces(file, packed=packed and size > 0)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        reason = "it ends too early" if isinstance(error, EOFError) else error
+        raise DataError(f"is corrupt gzip ({reason}). Copy or download it again", path=path) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path) from None
-    if path.suffix == ".gz" or data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data) if data else data
-        except (OSError, EOFError, zlib.error) as error:
-            reason = "it ends too early" if isinstance(error, EOFError) else error
-            raise DataError(f"is corrupt gzip ({reason}). Copy or download it again", path=path) from None
-    if not data.strip():
-        raise DataError("is empty", path=path)
-    return data
 
 
-def _json(data: bytes, path: Path) -> Rows:
-    """JSON lines or one JSON document, by the look of its beginning."""
-    start = data.lstrip()[:1]
-    if start == b"[":
-        return _document(json_document(data, path))
-    if start != b"{":
-        known = " ".join(_SUFFIXES[:-2])
+def _read_pieces(file: BinaryIO, *, packed: bool) -> Iterator[bytes]:
+    file.seek(0)
+    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+    while piece := stream.read(_PIECE):
+        yield piece
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a file without their ends."""
+    begun: list[bytes] = []
+    for piece in pieces:
+        first, *rest = piece.split(b"\n")
+        begun.append(first)
+        for line in rest:
+            yield b"".join(begun)
+            begun = [line]
+    yield b"".join(begun)
+
+
+def _json(pieces: Iterable[bytes], path: Path, offset: int) -> Rows:
+    """JSON lines or one JSON document, by the look of its first two lines; `offset` is where the pieces begin."""
+    lines = _lines(pieces)
+    seen: list[bytes] = []
+    written: list[bytes] = []  # the first line that is not blank, and the second where the first may be a row
+    for line in lines:
+        seen.append(line)
+        written += [line.strip()] if line.strip() else []
+        if len(written) == 2 or (written and (written[0] == b"{" or not written[0].startswith(b"{"))):
+            break
+    first = written[0]
+    if not first.startswith((b"[", b"{")):
         raise DataError(
-            f"is neither JSON nor JSON lines: it begins with {data.lstrip()[:20]!r}. Known kinds of files: {known}",
+            f"is neither JSON nor JSON lines: it begins with {first[:20]!r}. Known kinds of files: {' '.join(_KINDS)}",
             path=path,
             line=1,
         )
-    lines = [line for line in data.split(b"\n", 40) if line.strip()]
-    if len(lines) > 1 and lines[0].strip() != b"{":
-        return _json_lines(data)
+    everything = itertools.chain(seen, lines)
+    if len(written) == 2:
+        return _json_lines(everything, offset)
+    data = b"\n".join(everything)
     try:
-        value = json_document(data, path)
+        value = _document(data, path)
     except DataError:
-        if len(lines) > 1:
+        if first == b"{" or first.startswith(b"["):
             raise
-        return _json_lines(data)
+        return _json_lines(data.split(b"\n"), offset)
+    if isinstance(value, list):
+        return _numbered(value)
     held = next(iter(value.values())) if len(value) == 1 and next(iter(value)) in _WRAPPERS else None
-    return _document(held if isinstance(held, list) else [value])
+    return _numbered(held if isinstance(held, list) else [value])
 
 
-def json_document(data: bytes, path: Path) -> Any:
+def _document(data: bytes, path: Path) -> Any:
     """One JSON value. Raises DataError with the line where it breaks."""
     try:
-        return json.loads(decoded(data, path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"broken JSON at column {error.colno}: {error.msg}", path=path, line=error.lineno) from None
-    except RecursionError:
-        raise DataError("JSON is nested too deeply", path=path) from None
+        return json_value(decoded(data, path))
+    except DataError as error:
+        if error.path is not None:
+            raise
+        raise DataError(error.message, path=path, line=error.line) from None
 
 
-def _document(values: list[Any]) -> Rows:
+def _numbered(values: list[Any]) -> Rows:
     for number, value in enumerate(values, 1):
         yield number, value if isinstance(value, dict) else _no_object(value, json.dumps(value, ensure_ascii=False))
 
@@ -161,20 +289,17 @@ def _no_object(value: Any, raw: str) -> Unreadable:
     return Unreadable(raw, f'must be an object such as {{"prompt": ...}}, not a {type(value).__name__}')
 
 
-def _json_lines(data: bytes) -> Rows:
-    offset = 0
-    for number, line in enumerate(data.split(b"\n"), 1):
+def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
+    for number, line in enumerate(lines, 1):
         start, offset = offset, offset + len(line) + 1
         if not line.strip():
             continue
         raw = line.decode("utf-8", "backslashreplace").rstrip("\r")
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = json_value(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield number, Unreadable(raw, _not_utf8(data, start + error.start))
-        except json.JSONDecodeError as error:
-            yield number, Unreadable(raw, f"broken JSON at column {error.colno}: {error.msg}")
-        except RecursionError:
-            yield number, Unreadable(raw, "JSON is nested too deeply")
+            yield number, Unreadable(raw, _not_utf8(line[error.start], start + error.start))
+        except DataError as error:
+            yield number, Unreadable(raw, error.message)
         else:
             yield number, value if isinstance(value, dict) else _no_object(value, raw)

@@ -20,14 +20,19 @@ from typing import Any
 
 from prospect.collector import waiting
 from prospect.errors import DataError
-from prospect.feedback.files import Source, Unreadable, read_rows, source_name
+from prospect.feedback.columns import Choice
+from prospect.feedback.files import Source, Unreadable, read_rows, source_name, source_path, sources
 from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import LAYOUTS, Layout, ignored, layout_of
-from prospect.feedback.messages import TURN_JUDGEMENTS
+from prospect.feedback.messages import brief, judges_turns, plain_text, says_no, turns_of, written
+from prospect.feedback.readers import raw_thumbs
 from prospect.feedback.records import Completion, Pair, Record
 from prospect.feedback.rows import Row
 
 FORMATS = ("auto", *LAYOUTS)
+AS_NAMED = Choice()
+"""Every column under the name that it has."""
+
 MOST_PROBLEMS = 20
 """How many problems are collected before loading gives up."""
 
@@ -67,96 +72,143 @@ class Feedback:
 
 
 @waiting()
-def load(source: Source, *, format: str = "auto", keep_going: bool = False) -> Feedback:
+def load(
+    source: Source,
+    *,
+    format: str = "auto",
+    keep_going: bool = False,
+    choice: Choice = AS_NAMED,
+    any_size: bool = False,
+) -> Feedback:
     """Read feedback. One DataError lists up to 20 problems and carries them as `problems`; with `keep_going`, rows with
     a problem are left out instead and all of them are in `Feedback.problems`.
 
-    Raises DataError at once where the file as a whole is missing, empty, damaged or of no known layout, and ConfigError
-    for an unknown `format`.
+    `source` may stand for several files, each with its own layout and vocabulary. `choice` renames columns and leaves
+    some out; `any_size` reads a packed file whatever it unpacks to. Raises DataError at once where a file as a whole is
+    missing, empty, damaged or of no known layout, and ConfigError for an unknown `format`.
     """
+    if isinstance(source, list | tuple) and len(source) == 1 and isinstance(source[0], str | Path):
+        source = source[0]
+    files, notes = sources(source)
+    several = len(files) > 1
+    parts = []
+    for file in files:
+        prefix = f"{Path(file).name.partition('.')[0]}/" if several and isinstance(file, str | Path) else ""
+        rows = list(read_rows(file, any_size=any_size, names={old: new for new, old in choice.rename.items()}))
+        parts.append(_read_file(file, rows, prefix, format, choice, keep_going))
+        notes += [f"{prefix[:-1]}: {note}" if prefix else note for note in parts[-1].notes]
+    problems = tuple(problem for part in parts for problem in part.problems)
+    if problems and not keep_going:
+        raise _summary(problems[:MOST_PROBLEMS], source_path(source), in_files=several)
+    records = merge(record for part in parts for record in part.records)
+    layouts = ", ".join(dict.fromkeys(part.format for part in parts))
+    count = sum(part.rows for part in parts)
+    return Feedback(records, source_name(source), layouts, problems, count, digest(records), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _File:
+    """What one file held: as Feedback, but its records are not merged yet."""
+
+    records: Sequence[Record]
+    format: str
+    problems: Sequence[Problem]
+    rows: int
+    notes: Sequence[str]
+
+
+def _read_file(
+    source: Source,
+    rows: list[tuple[int, dict[str, Any] | Unreadable]],
+    prefix: str,
+    format: str,
+    choice: Choice,
+    keep_going: bool,
+) -> _File:
     path = source if isinstance(source, str | Path) else None
-    rows = list(read_rows(source))
+    most = len(rows) if keep_going else MOST_PROBLEMS
+    readable = [row for _, row in rows if isinstance(row, dict)]
     if not rows:
         raise DataError("has no rows", path=path)
-    columns = frozenset(name for _, row in rows if isinstance(row, dict) for name in row)
-    readable = [row for _, row in rows if isinstance(row, dict)]
-    most = len(rows) if keep_going else MOST_PROBLEMS
     if not readable:
-        broken = [Problem(DataError(r.reason, path=path, line=n), r.raw) for n, r in rows if isinstance(r, Unreadable)]
+        broken = [_problem(row.reason, path, n, row) for n, row in rows if isinstance(row, Unreadable)]
         raise _summary(broken[:most], path)
     try:
+        choice.apply(readable)
+        columns = _columns(readable)
         layout = layout_of(format, columns, readable)
     except DataError as error:
-        raise DataError(error.message, path=path) from None
-    found, problems = _read(rows, layout, columns, path, most)
-    if problems and not keep_going:
-        raise _summary(problems, path)
-    records = merge(record for made in found.values() for record in made)
-    notes = _notes(layout, columns, found)
-    return Feedback(records, source_name(source), layout.name, tuple(problems), len(rows), digest(records), notes)
-
-
-def _read(
-    rows: Sequence[tuple[int, dict[str, Any] | Unreadable]],
-    layout: Layout,
-    columns: frozenset[str],
-    path: str | Path | None,
-    most: int,
-) -> tuple[dict[int, list[Record]], list[Problem]]:
-    """({line: its records}, at most `most` problems in the order of lines)."""
-    labels, found, problems = Labels(), {}, {}
-    judged_turns = any(_judges_turns(row) for _, row in rows if isinstance(row, dict))
-    raws: dict[int, dict[str, Any] | str] = {n: row.raw if isinstance(row, Unreadable) else row for n, row in rows}
-
-    def note(line: int, message: str) -> None:
-        values = raws[line]
-        name = values.get("id") if isinstance(values, dict) else None
-        row = str(name) if isinstance(name, str | int) else None
-        problems[line] = Problem(DataError(message, path=path, line=line, row=row), values)
-
-    for line, values in rows:
-        if isinstance(values, Unreadable):
-            note(line, values.reason)
+        raise DataError(_printable(error.message), path=path) from None
+    notes = _notes(layout, columns, readable)
+    labels = Labels((n, value) for n, row in rows if isinstance(row, dict) for value in raw_thumbs(row))
+    judged_turns = any(map(judges_turns, readable))
+    del readable
+    records: list[Record] = []
+    problems: list[Problem] = []
+    silent = read = 0
+    count = len(rows)
+    rows.reverse()
+    while rows and len(problems) < most:
+        line, values = rows.pop()  # what was read is let go: rows and records are never held together
+        try:
+            if isinstance(values, Unreadable):
+                raise DataError(values.reason)
+            made = layout.read(Row(line, values, columns, labels, judged_turns, prefix))
+        except DataError as error:
+            problems.append(_problem(error.message, path, line, values))
         else:
-            try:
-                found[line] = layout.read(Row(line, values, columns, labels, judged_turns))
-            except DataError as error:
-                note(line, error.message)
-        if len(problems) == most:
-            break
-    for line, message in labels.strays().items():
-        if line in found:
-            del found[line]
-            note(line, message)
-    return found, [problems[line] for line in sorted(problems)][:most]
+            records += made
+            silent += not made
+            read += 1
+    if silent:
+        notes.append(f"{silent} of {read} conversations have no judged answer and were left out")
+    return _File(records, layout.name, problems, count, notes)
 
 
-def _judges_turns(row: Mapping[str, Any]) -> bool:
-    turns = row.get("messages", row.get("conversations"))
-    return isinstance(turns, list) and any(
-        isinstance(turn, dict) and any(key in turn for key in TURN_JUDGEMENTS) for turn in turns
-    )
+def _columns(rows: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The names of all columns. Raises DataError where one cannot be written."""
+    names = frozenset(name for row in rows for name in row)
+    for name in names:
+        plain_text(name, f"the column {name!r}")
+    return names
 
 
-def _notes(layout: Layout, columns: frozenset[str], found: Mapping[int, Sequence[Record]]) -> tuple[str, ...]:
+def _problem(message: str, path: str | Path | None, line: int, row: dict[str, Any] | Unreadable) -> Problem:
+    name = row.get("id") if isinstance(row, dict) else None
+    named = _printable(brief(name, str)) if isinstance(name, str | int) else None
+    error = DataError(_printable(message), path=path, line=line, row=named)
+    return Problem(error, row.raw if isinstance(row, Unreadable) else row)
+
+
+def _printable(text: str) -> str:
+    """`text` with lone surrogates, which no terminal can print, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _notes(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a file is not used, by its columns and the flags of its turns."""
     notes = []
     if extra := ignored(layout, columns):
         notes.append(f"columns not read: {', '.join(extra)}")
-    if silent := sum(not made for made in found.values()):
-        notes.append(f"{silent} of {len(found)} conversations have no judged answer and were left out")
-    return tuple(notes)
+    if flagged := sum(says_no(turn) for row in rows for turn in turns_of(row)):
+        notes.append(f"{flagged} turns say train: false or loss: false: they are context and not trained")
+    return notes
 
 
-def _summary(problems: Sequence[Problem], path: str | Path | None) -> DataError:
+def _summary(problems: Sequence[Problem], path: str | Path | None, *, in_files: bool = False) -> DataError:
     """One error for all of them; for a single one, that one."""
     errors = tuple(problem.error for problem in problems)
     if len(errors) == 1:
         only = errors[0]
-        return DataError(only.message, path=path, line=only.line, row=only.row, problems=errors)
+        return DataError(only.message, path=only.path, line=only.line, row=only.row, problems=errors)
     count = f"the first {len(errors)} problems" if len(errors) == MOST_PROBLEMS else f"{len(errors)} problems"
-    where = "line" if path is not None else "row"
-    listed = "".join(f"\n  {where} {e.line}{f' ({e.row})' if e.row else ''}: {e.message}" for e in errors)
-    way_out = "" if path is None else f"\nTo go on with the good rows: prospect check {path} --keep-going GOOD.jsonl"
+    where = "row " if path is None else "line "
+    listed = "".join(
+        f"\n  {f'{e.path}:' if in_files else where}{e.line}{f' ({e.row})' if e.row else ''}: {e.message}"
+        for e in errors
+    )
+    files = str(path).replace(", ", " ") if in_files else path
+    way_out = "" if path is None else f"\nTo go on with the good rows: prospect check {files} --keep-going GOOD.jsonl"
     return DataError(f"{count}:{listed}{way_out}", path=path, problems=errors)
 
 
@@ -242,9 +294,21 @@ def write(records: Iterable[Record], path: str | Path) -> None:
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
-    """Write the rows that were left out: {"line", "reason", "row"} on each line. Raises DataError where it cannot."""
-    lines = ({"line": p.line, "reason": p.message, "row": p.raw} for p in problems)
-    _write_lines((json.dumps(line, ensure_ascii=False, default=str) for line in lines), Path(path))
+    """Write the rows that were left out: {"line", "reason", "row"} on each line, with their "file" where they come from
+    several. Raises DataError where it cannot."""
+    problems = list(problems)
+    several = len({problem.path for problem in problems}) > 1
+
+    def written_row(problem: Problem) -> str:
+        line = {"line": problem.line, "reason": problem.message, "row": problem.raw}
+        if several:
+            line = {"file": str(problem.path), **line}
+        try:
+            return json.dumps(line, ensure_ascii=False, default=str)
+        except (ValueError, RecursionError):  # from memory: thousands of digits or levels, or a circle
+            return json.dumps({**line, "row": written(problem.raw)})
+
+    _write_lines(map(written_row, problems), Path(path))
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -297,7 +361,8 @@ def _write_lines(lines: Iterable[str], path: Path) -> None:
 
     def encoded() -> Iterator[bytes]:
         for line in lines:
-            yield line.encode() + b"\n"
+            # Half a character pair, which a bad row may hold, becomes JSON's escape for it.
+            yield line.encode("utf-8", "backslashreplace") + b"\n"
 
     try:
         with draft.open("wb") as raw:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from prospect.errors import DataError
+from prospect.feedback.messages import brief
 
 VOCABULARIES = 'true/false, 1/0, 1/-1, "up"/"down", "good"/"bad", "desirable"/"undesirable", 👍/👎'
 """What a label may say, for people. The words may also stand as text, as they must in CSV: "true"/"false", "1"/"0"."""
@@ -29,6 +31,10 @@ _WORDS = {
     for word in pair
 }
 _NUMBER, _NUMBER_TEXT = "the numbers 1/0/-1", 'the numbers "1"/"0"/"-1" as text'
+_AS_SCORES = (
+    'Name the column "score" (prospect convert IN OUT.jsonl --map score=label) and say where desirable begins with '
+    "--threshold mean, median or a number"
+)
 _SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")
 
 
@@ -45,7 +51,7 @@ def thumb(value: Any) -> tuple[bool, str, str]:
         return desirable, _NUMBER, word
     if isinstance(value, str):
         return _word(value)
-    raise DataError(f"label {value!r} is no thumb. A file uses one of {VOCABULARIES}")
+    raise DataError(f"label {brief(value)} is no thumb. A file uses one of {VOCABULARIES}")
 
 
 def _word(value: str) -> tuple[bool, str, str]:
@@ -58,7 +64,7 @@ def _word(value: str) -> tuple[bool, str, str]:
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise DataError(f'label "{value}" is no thumb. A file uses one of {VOCABULARIES}')
+        raise DataError(f'label "{brief(value, str)}" is no thumb. A file uses one of {VOCABULARIES}')
     if number not in _NUMBERS:
         raise _score_given(value)
     word, desirable = _NUMBERS[number]
@@ -66,47 +72,78 @@ def _word(value: str) -> tuple[bool, str, str]:
 
 
 def _score_given(value: object) -> DataError:
-    return DataError(
-        f'label {value} is a score where a thumb should be. Name the column "score" and say where desirable begins '
-        "with --threshold mean, median or a number"
-    )
+    return DataError(f"label {brief(value, str)} is a score where a thumb should be. {_AS_SCORES}")
+
+
+def is_score(value: Any) -> bool:
+    """Whether a label is a number that can be no thumb, such as 0.85 or 4 stars; also where it stands as text."""
+    if isinstance(value, str):
+        try:
+            value = float(_SKIN_TONE.sub("", value))
+        except ValueError:
+            return False
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return False
+    return value not in _NUMBERS
 
 
 class Labels:
-    """The labels of one file, remembered by line, so that the file's vocabulary can be judged at its end."""
+    """The vocabulary of a file's labels, made out from all of them before the first is read.
 
-    def __init__(self) -> None:
-        self._seen: list[tuple[int, str, str, Any]] = []
+    `values` are (line, label as it stands there). A column holds one kind of value: beside 5 stars, 1 star is no thumb
+    up, and beside true and false, "up" is a slip. The most frequent vocabulary is the file's, or the first of equals.
+    """
 
-    def read(self, value: Any, line: int) -> bool:
-        """Whether `value` says desirable. Raises DataError where it is no thumb."""
+    def __init__(self, values: Iterable[tuple[int, Any]]) -> None:
+        counts: Counter[str] = Counter()
+        first: dict[str, int] = {}
+        words: set[tuple[str, str]] = set()
+        self._score: tuple[int, Any] | None = None
+        for line, value in values:
+            if _is_number_but_no_thumb(value):
+                self._score = self._score or (line, value)
+                continue
+            try:
+                _, vocabulary, word = thumb(value)
+            except DataError:
+                continue
+            counts[vocabulary] += 1
+            first.setdefault(vocabulary, line)
+            words.add((vocabulary, word))
+        self._main = counts.most_common(1)[0][0] if counts else ""
+        self._first = first.get(self._main, 0)
+        self._torn = {(self._main, "0"), (self._main, "-1")} <= words
+
+    def read(self, value: Any) -> bool:
+        """Whether `value` says desirable. Raises DataError where it is no thumb, stands among scores or belongs to
+        another vocabulary than the file's; where 1, 0 and -1 all occur, for both 0 and -1."""
         desirable, vocabulary, word = thumb(value)
-        self._seen.append((line, vocabulary, word, value))
+        if self._score is not None and vocabulary in (_NUMBER, _NUMBER_TEXT):
+            line, score = self._score
+            raise DataError(
+                f"label {brief(value, str)} stands among scores ({brief(score, str)} on line {line}), so it is one. "
+                f"{_AS_SCORES}"
+            )
+        if vocabulary != self._main:
+            raise DataError(
+                f"label {brief(value)} belongs to {vocabulary}, but this file's labels are {self._main} (first on line "
+                f"{self._first}). Write all labels of a file in one vocabulary"
+            )
+        if self._torn and word != "1":
+            raise DataError(
+                f'label {brief(value)}: the file has both 0 and -1, so one of them may mean "nobody judged". Leave out '
+                "those rows and keep 1/0 or 1/-1"
+            )
         return desirable
 
-    def strays(self) -> dict[int, str]:
-        """{line: message} for every line outside the file's one vocabulary: the most frequent, or the first of equals.
 
-        Where 1, 0 and -1 all occur, both 0 and -1 are strays, since either may stand for "nobody judged".
-        """
-        found: dict[int, str] = {}
-        counts = Counter(vocabulary for _, vocabulary, _, _ in self._seen)
-        if not counts:
-            return found
-        main = counts.most_common(1)[0][0]
-        first = next(line for line, vocabulary, _, _ in self._seen if vocabulary == main)
-        words = {word for _, vocabulary, word, _ in self._seen if vocabulary == main}
-        for line, vocabulary, word, value in self._seen:
-            if vocabulary != main:
-                found.setdefault(
-                    line,
-                    f"label {value!r} belongs to {vocabulary}, but this file's labels are {main} (first on line "
-                    f"{first}). Write all labels of a file in one vocabulary",
-                )
-            elif word != "1" and {"0", "-1"} <= words:
-                found.setdefault(
-                    line,
-                    f'label {value!r}: the file has both 0 and -1, so one of them may mean "nobody judged". Leave out '
-                    "those rows and keep 1/0 or 1/-1",
-                )
-        return found
+def _is_number_but_no_thumb(value: Any) -> bool:
+    """Whether a label is a score, such as 0.85 or 4 stars; also where it stands as text."""
+    if isinstance(value, str):
+        try:
+            value = float(_SKIN_TONE.sub("", value))
+        except ValueError:
+            return False
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return False
+    return value not in _NUMBERS

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prospect.errors import ConfigError, DataError, nearest
 from prospect.feedback import messages as chat
 from prospect.feedback import readers
+from prospect.feedback.columns import is_side, overlooked
 from prospect.feedback.records import Record
 from prospect.feedback.rows import COMMON, Row
 
-_JUDGEMENTS = ("label", "kto_tag", "rating", "score", "reward", "thumb", "feedback", "vote", "preference")
-"""Columns that sound like a judgement: a layout that reads none of them must not pass over them in silence."""
+MOST_COLUMNS = 1000
+"""A file with more columns than this has values where names of columns should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ LAYOUTS: dict[str, Layout] = {
             "halos-pairs",
             ("prompt", "output_A", "output_B", "label"),
             readers.halos_pairs,
-            reads=("reward_A", "reward_B"),
+            reads=("reward_A", "reward_B", "reward_difference"),
             judged_by=("label",),
         ),
         Layout(
@@ -102,14 +103,20 @@ sharegpt."""
 def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> Layout:
     """The layout named `format`, or for "auto" the one that `columns` (of all rows) and a look at some `rows` make out.
 
-    Raises ConfigError for an unknown name, DataError where columns are missing, misspelt, or fit nothing.
+    Raises ConfigError for an unknown name, DataError where columns are missing, misspelt, fit nothing, or hold a
+    judgement that the layout would not read.
     """
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(
+            f"the rows have {len(columns)} different columns, such as {_listed(columns)}. A column is a name that rows "
+            f"share ({MOST_COLUMNS} at most): write what differs from row to row as values"
+        )
     if format == "auto":
         sample = rows[:100]
-        found = [x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, sample))]
-        if not found:
+        fitting = [x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, sample))]
+        if not fitting:
             raise DataError(_unknown(columns))
-        layout = found[0]
+        layout = fitting[0]
     elif format in LAYOUTS:
         layout = LAYOUTS[format]
         if lacks := layout.missing(columns):
@@ -119,36 +126,49 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
     else:
         known = ("auto", *LAYOUTS)
         raise ConfigError(f'unknown format "{format}".{nearest(format, known)} Known: {", ".join(known)}')
-    _refuse_misspelt(layout, columns)
+    unread = ignored(layout, columns)
+    _refuse_misspelt(layout, columns, unread)
+    _refuse_overlooked(layout, columns, rows, unread)
     return layout
 
 
 def ignored(layout: Layout, columns: frozenset[str]) -> list[str]:
     """The columns that the layout does not read."""
-    return sorted(columns - {*layout.needs, *layout.reads, *COMMON})
+    return sorted(columns - {*layout.needs, *layout.either, *layout.reads, *COMMON})
 
 
-def _refuse_misspelt(layout: Layout, columns: frozenset[str]) -> None:
+def _refuse_misspelt(layout: Layout, columns: frozenset[str], unread: Sequence[str]) -> None:
     """An unread column is fine unless it was probably meant to be read."""
     absent = [name for name in (*layout.reads, *COMMON) if name not in columns and len(name) > 3]
-    for name in ignored(layout, columns):
+    for name in unread:
         meant = difflib.get_close_matches(name, absent, n=1, cutoff=0.8)
         if meant:
             raise DataError(
-                f'unknown column "{name}" in the layout {layout.name}. Did you mean "{meant[0]}"? If not, rename or '
-                "remove it"
-            )
-        if name.removesuffix("s") in _JUDGEMENTS and not columns.intersection(layout.judged_by):
-            raise DataError(
-                f'the column "{name}" looks like a judgement, but the layout {layout.name} ({layout.columns}) would '
-                f"not read it. {_judged_alternative(layout)}; remove the column to train without judgements"
+                f'unknown column "{name}" in the layout {layout.name}. Did you mean "{meant[0]}"? If not, leave it '
+                f"out: prospect convert IN OUT.jsonl --ignore {name}"
             )
 
 
-def _judged_alternative(layout: Layout) -> str:
-    if layout.judged_by:
-        return f"Name it {' or '.join(layout.judged_by)}"
-    return 'Write prompt, completion and a column named "label" (thumbs) or "score"'
+def _refuse_overlooked(
+    layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]], unread: Sequence[str]
+) -> None:
+    """Raises DataError for judgements that the layout does not read."""
+    judged = bool(columns.intersection(layout.judged_by)) or any(chat.judges_turns(row) for row in rows)
+    names = overlooked(rows, frozenset(unread), judged)
+    if not names:
+        return
+    one = len(names) == 1
+    if any(map(is_side, names)):
+        way_in = "A pair has the columns prompt, chosen and rejected"
+    elif layout.judged_by and not judged:
+        way_in = f"Name it {' or '.join(layout.judged_by)}"
+    else:
+        way_in = 'Write prompt, completion and a column named "label" (thumbs) or "score"'
+    raise DataError(
+        f"the column{'' if one else 's'} {_listed(names)} look{'s' if one else ''} like a judgement, but the layout "
+        f"{layout.name} ({layout.columns}) would not read {'it' if one else 'them'}. {way_in} (prospect convert IN "
+        f"OUT.jsonl --map NAME={names[0]}); or train without: prospect convert IN OUT.jsonl --ignore {','.join(names)}"
+    )
 
 
 def _unknown(columns: frozenset[str]) -> str:
@@ -172,5 +192,7 @@ def _unknown(columns: frozenset[str]) -> str:
     return f"the columns {_listed(columns)} fit no known layout.{hint} Known layouts: {known}"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in sorted(names))
+def _listed(names: Collection[str]) -> str:
+    """Names in quotation marks; of many, the first."""
+    listed = ", ".join(f'"{name}"' for name in sorted(names)[:30])
+    return listed if len(names) <= 30 else f"{listed} and {len(names) - 30} more"

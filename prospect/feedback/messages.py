@@ -8,37 +8,57 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from prospect.errors import DataError, nearest
+from prospect.feedback.jsontext import json_value
 from prospect.feedback.records import Message, Prompt
 
 T = TypeVar("T")
 
-TURN_JUDGEMENTS = ("rating", "label", "score")
-"""Keys of a message that judge it."""
+CONVERSATIONS = ("messages", "conversations")
+"""Columns that hold whole conversations."""
 
-_NOT_FOR_TEMPLATES = (*TURN_JUDGEMENTS, "weight", "complete")
+TURN_THUMBS = ("rating", "label")
+TURN_JUDGEMENTS = (*TURN_THUMBS, "score")
+"""Keys of a message that judge it. Null says that nobody did."""
+
+TRAIN_FLAGS = ("train", "loss")
+"""Keys of a message whose false says that it is context and no answer to learn from."""
+
+_NOT_FOR_TEMPLATES = (*TURN_JUDGEMENTS, *TRAIN_FLAGS, "weight", "complete")
+_CALLS = ("function_call", "tool_call")
+"""Speakers whose text is a tool call of the assistant, as JSON."""
+
 _SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
     "system": "system",
-    "observation": "tool",
-    "tool": "tool",
-    "function_call": "assistant",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "ai", "bot", "chatbot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response", "ipython"), "tool"),
+    **dict.fromkeys(_CALLS, "assistant"),
 }
-"""What ShareGPT's "from" says, as a role."""
+"""The role of every speaker that public data name, in lower case."""
 
 
 def shown(value: Any) -> str:
     """A value in an error message: its type and as much of it as fits."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(value).__name__} {brief(value)}"
+
+
+def brief(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value as text; of a long one its beginning."""
+    text = written(value, write)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def written(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value as text; dots where Python cannot write it (thousands of digits or levels)."""
+    try:
+        return write(value)
+    except (ValueError, RecursionError):
+        return "..."
 
 
 def plain_text(value: Any, where: str) -> str:
@@ -68,40 +88,95 @@ def is_messages(value: Any) -> bool:
 
 
 def message(value: Any, where: str) -> Message:
-    """One chat message, role and content first. ShareGPT's keys are translated; nulls and judgements are left out."""
+    """One chat message, role and content first. ShareGPT's keys and every known speaker are translated, the arguments
+    of tool calls become objects; nulls, judgements and training flags are left out."""
     if not isinstance(value, dict):
         raise DataError(f"{where} must be a message with role and content, not {shown(value)}")
-    if "from" in value and "role" not in value:
-        value = _from_sharegpt(value, where)
-    kept = {k: v for k, v in value.items() if v is not None and k not in _NOT_FOR_TEMPLATES}
-    role, content = kept.get("role"), kept.get("content")
-    if not isinstance(role, str) or not role.strip():
+    sharegpt = "from" in value and "role" not in value
+    by, text = ("from", "value") if sharegpt else ("role", "content")
+    speaker = value.get(by)
+    if not sharegpt and (not isinstance(speaker, str) or not speaker.strip()):
         raise DataError(f'{where} has no role. Expected {{"role": "user", "content": "..."}}')
+    name = speaker.strip().lower() if isinstance(speaker, str) else ""
+    if name not in _SPEAKERS:
+        raise DataError(
+            f"{where} is from {shown(speaker)}, which is no known speaker.{nearest(name, _SPEAKERS)} Known: "
+            f"{', '.join(_SPEAKERS)}"
+        )
+    role, content = _SPEAKERS[name], value.get(text)
+    rest = {k: v for k, v in value.items() if v is not None and k not in (by, text, *_NOT_FOR_TEMPLATES)}
+    if name in _CALLS:
+        content, rest["tool_calls"] = None, _called(content, where)
+    if "tool_calls" in rest:
+        rest["tool_calls"] = _tool_calls(rest["tool_calls"], where)
     if isinstance(content, list):
         content = _parts(content, where)
-    if content is None and not kept.get("tool_calls"):
+    if content is None and not rest.get("tool_calls"):
         raise DataError(f"{where} ({role}) has no content")
-    if content is not None:
-        plain_text(content, f"{where} content")
-    said = {"role": role} if content is None else {"role": role, "content": content}
-    rest = {k: v for k, v in kept.items() if k not in said}
+    said = {"role": role} if content is None else {"role": role, "content": plain_text(content, f"{where} content")}
     return {**said, **jsonable(rest, where)} if rest else said
 
 
-def _from_sharegpt(value: dict[str, Any], where: str) -> dict[str, Any]:
-    speaker = value["from"]
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-        raise DataError(
-            f"{where} is from {shown(speaker)}, which is no known speaker.{nearest(str(speaker), _SPEAKERS)}"
-        )
-    rest = {k: v for k, v in value.items() if k not in ("from", "value")}
-    if speaker != "function_call":
-        return {"role": _SPEAKERS[speaker], "content": value.get("value"), **rest}
-    calls = from_json(value.get("value"), where)
+def _called(text: Any, where: str) -> list[dict[str, Any]]:
+    """ShareGPT's function call, or several, as tool calls."""
+    calls = from_json(text, where)
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
         raise DataError(f"{where} is a function call and must name its function")
-    return {"role": "assistant", "tool_calls": [{"type": "function", "function": call} for call in calls], **rest}
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as objects: OpenAI's interface writes them as JSON in text, which a chat template
+    would print as a quoted text. What is no JSON object stays as the model wrote it."""
+    calls = from_json(value, f"{where} tool_calls")
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
+        raise DataError(f"{where} tool_calls must be a list of objects, not {shown(calls)}")
+    return [
+        {**call, "function": _with_arguments(call["function"])}
+        if isinstance(call.get("function"), dict)
+        else _with_arguments(call)
+        for call in calls
+    ]
+
+
+def _with_arguments(function: dict[str, Any]) -> dict[str, Any]:
+    text = function.get("arguments")
+    if not isinstance(text, str):
+        return function
+    try:
+        arguments = json_value(text) if text.strip() else {}
+    except DataError:
+        return function
+    return {**function, "arguments": arguments} if isinstance(arguments, dict) else function
+
+
+def judged(turn: Any) -> bool:
+    """Whether a message, as it stands in the file, carries a judgement."""
+    return isinstance(turn, dict) and any(turn.get(key) is not None for key in TURN_JUDGEMENTS)
+
+
+def turns_of(row: Mapping[str, Any]) -> list[Any]:
+    """The messages of a row that holds a conversation, as they stand in the file; else none."""
+    turns = next((row[column] for column in CONVERSATIONS if column in row), None)
+    return list(turns) if isinstance(turns, list | tuple) else []
+
+
+def judges_turns(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a conversation in which a turn is judged."""
+    return any(judged(turn) for turn in turns_of(row))
+
+
+def says_no(turn: Any) -> bool:
+    """Whether a message, as it stands in the file, says that it is not to be trained."""
+    return isinstance(turn, dict) and any(turn.get(flag) in (False,) for flag in TRAIN_FLAGS)  # 0 included
+
+
+def check_flags(turn: dict[str, Any], where: str) -> None:
+    """Raises DataError where a training flag is neither true nor false."""
+    for flag in TRAIN_FLAGS:
+        if turn.get(flag) not in (None, True, False):
+            raise DataError(f"{where}: {flag} must be true or false, not {shown(turn[flag])}")
 
 
 def _parts(parts: list[Any], where: str) -> str:
@@ -133,8 +208,8 @@ def prompt(value: Any, where: str = "prompt") -> Prompt:
 
 
 def spoken(turns: tuple[Message, ...], where: str = "prompt") -> tuple[Message, ...]:
-    """`turns` if somebody but the system says something in them."""
-    if not any(m["role"] != "system" and (m.get("tool_calls") or m.get("content", "").strip()) for m in turns):
+    """`turns` if anybody says something in them: the system alone may, before the assistant opens."""
+    if not any(m.get("tool_calls") or m.get("content", "").strip() for m in turns):
         raise DataError(f"{where} is blank: no turn before the answer has text")
     return turns
 
@@ -164,9 +239,9 @@ def from_json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise DataError(f"{where} is not valid JSON: {error}") from None
+        return json_value(value)
+    except DataError as error:
+        raise DataError(f"{where} is not valid JSON: {error.message}") from None
 
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")

@@ -6,7 +6,7 @@ records that share a prompt and checks that the file's labels speak one vocabula
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prospect.errors import DataError, nearest
@@ -17,8 +17,21 @@ from prospect.feedback.rows import Row, complete, identifier, number, weight
 ROW_TAGS = ("label", "kto_tag", "rating")
 """Columns that may hold the thumb of a whole conversation."""
 
+INSTRUCTORS = ("system", "developer")
+"""Roles that nobody answers."""
+
 _COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete")
 _SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
+
+
+def raw_thumbs(row: Mapping[str, Any]) -> Iterator[Any]:
+    """Every value in a row that some layout reads as a thumb, as it stands in the file."""
+    yield from (row[tag] for tag in ROW_TAGS if tag in row)
+    for column, keys in (("completions", ("label",)), *((name, chat.TURN_THUMBS) for name in chat.CONVERSATIONS)):
+        parts = row.get(column)
+        for part in parts if isinstance(parts, list | tuple) else ():
+            if isinstance(part, dict):
+                yield from (part[key] for key in keys if key in part)
 
 
 def _same_form(prompt: Prompt, side: Any, where: str) -> None:
@@ -61,7 +74,7 @@ def _own_completion(row: Row, index: int, value: Any) -> Completion:
     return Completion(
         id=identifier(value.get("id"), f"{row.name}/{index}"),
         content=chat.answer(value.get("content", value.get("message")), where),
-        label=row.labels.read(value["label"], row.line) if "label" in value else None,
+        label=None if value.get("label") is None else row.labels.read(value["label"]),
         score=number(value, "score"),
         weight=weight(value),
         complete=complete(value),
@@ -185,7 +198,8 @@ def _tagged(row: Row, prompt: Prompt, answer: Any, where: str) -> Record:
 
 
 def alpaca(row: Row) -> list[Record]:
-    """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with "chosen" and "rejected"."""
+    """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with "chosen" and "rejected", or with
+    a pair [better, worse] of texts as its output."""
     turns: list[Message] = _system(row)
     for question, reply in _history(row.get("history")):
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
@@ -197,7 +211,14 @@ def alpaca(row: Row) -> list[Record]:
     if "chosen" in row.columns:
         sides = row.get("chosen"), row.get("rejected")
         return [_pair(row, prompt, sides, _SIDES, _SIDE_SCORES)]
-    return [_tagged(row, prompt, row.get("output"), "output")]
+    output = row.get("output")
+    if isinstance(output, list | tuple) and len(output) == 2 and all(isinstance(side, str) for side in output):
+        if row.columns.intersection((*ROW_TAGS, "score")):
+            raise DataError(
+                "output is a pair [better, worse], so it has no thumb or score of its own. Keep one of them"
+            )
+        return [_pair(row, prompt, (output[0], output[1]), ("output[0]", "output[1]"), _SIDE_SCORES)]
+    return [_tagged(row, prompt, output, "output")]
 
 
 def _system(row: Row) -> list[Message]:
@@ -221,22 +242,26 @@ def conversation(row: Row) -> list[Record]:
     column = "conversations" if "conversations" in row.columns else "messages"
     given = chat.messages(row.get(column), column)
     turns = (*_system(row), *given)
+    for i, raw in enumerate(row.get(column), 1):
+        chat.check_flags(raw, f"{column}: message {i}")
     if column == "conversations" and "chosen" in row.columns:
         sides = row.get("chosen"), row.get("rejected")
         return [_pair(row, chat.spoken(turns), sides, _SIDES, _SIDE_SCORES)]
     if row.columns.intersection(ROW_TAGS) or "score" in row.columns:
         if row.judged_turns:
             raise DataError("the file judges both rows and single turns. Keep one of the two")
+        if chat.says_no(row.get(column)[-1]):
+            return []
         return [_tagged(row, chat.spoken(turns[:-1]), turns[-1], f"the last of {column}")]
     before = len(turns) - len(given)
     done = []
     for i, raw in enumerate(row.get(column)):
         prompt = turns[: before + i]
         if row.judged_turns:
-            wanted = any(key in raw for key in chat.TURN_JUDGEMENTS)
+            answers = chat.judged(raw)
         else:  # a greeting answers nobody: it is context, not a completion
-            wanted = given[i]["role"] == "assistant" and any(turn["role"] != "system" for turn in prompt)
-        if wanted:
+            answers = given[i]["role"] == "assistant" and any(turn["role"] not in INSTRUCTORS for turn in prompt)
+        if answers and not chat.says_no(raw):
             done.append(_turn(row, prompt, given[i], raw, i + 1, column))
     return done
 
@@ -246,13 +271,13 @@ def _turn(
 ) -> Record:
     """One turn (`raw` with its judgement, `said` without) as the answer to the turns before it."""
     where, name = f"{column}: message {turn}", f"{row.name}/turn{turn}"
-    tags = [tag for tag in ("rating", "label") if tag in raw]
+    tags = [tag for tag in chat.TURN_THUMBS if raw.get(tag) is not None]
     if len(tags) > 1:
         raise DataError(f"{where} has a label and a rating. Keep one of them")
     answer = Completion(
         id=name,
         content=chat.answer(said, where),
-        label=row.labels.read(raw[tags[0]], row.line) if tags else None,
+        label=row.labels.read(raw[tags[0]]) if tags else None,
         score=number(raw, "score"),
         weight=weight(raw) if "weight" in raw else weight(row.values),
         complete=complete(raw) and complete(row.values),

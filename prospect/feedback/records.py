@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prospect.errors import ConfigError, DataError
@@ -70,6 +70,13 @@ class Record:
     source: str = ""
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] | None = None
+
+
+def as_chat(record: Record) -> Record:
+    """A record whose prompt is text, as a user's message; any other one, and one without a prompt, as it is."""
+    if not isinstance(record.prompt, str) or not record.prompt:
+        return record
+    return replace(record, prompt=({"role": "user", "content": record.prompt},))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,12 @@ class Row:
     columns: frozenset[str]
     labels: Labels
     judged_turns: bool = False
+    prefix: str = ""
 
     @property
     def name(self) -> str:
-        """The row's own id, or "line12"."""
-        return identifier(self.values.get("id"), f"line{self.line}")
+        """The row's own id, or "line12"; `prefix` tells the files of one source apart."""
+        return identifier(self.values.get("id"), f"{self.prefix}line{self.line}")
 
     def get(self, column: str) -> Any:
         return self.values.get(column)
@@ -38,7 +39,7 @@ class Row:
         """Whether the label in `column` says desirable."""
         if column not in self.values:
             raise DataError(f"has no {column}, though other rows do. Judge the row or leave it out")
-        return self.labels.read(self.values[column], self.line)
+        return self.labels.read(self.values[column])
 
     def score(self, column: str, label: bool | None) -> float | None:
         """The score in `column`. Raises DataError where the file has scores, and this row neither that nor a label."""
@@ -79,9 +80,10 @@ def identifier(given: Any, default: str) -> str:
     """An id: the given one, or `default` where there is none."""
     if given is None or given == "":
         return default
-    if isinstance(given, bool) or not isinstance(given, str | int):
+    text = chat.written(given, str)
+    if isinstance(given, bool) or not isinstance(given, str | int) or (isinstance(given, int) and text == "..."):
         raise DataError(f"id must be text or a whole number, not {chat.shown(given)}")
-    return chat.plain_text(str(given), "id")
+    return chat.plain_text(text, "id")
 
 
 def number(values: Mapping[str, Any], key: str) -> float | None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prospect.errors import DataError
-from prospect.feedback.files import Rows, Unreadable, decoded
+from prospect.feedback.files import EXPANSION, SMALL, Rows, Unreadable, decoded, too_large
+from prospect.feedback.jsontext import TOO_DEEP, json_value, too_deep
+from prospect.feedback.messages import written
 
 _NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
 _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")
@@ -22,9 +24,19 @@ _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B"
 _STRUCTURES = ("prompt", "messages", "conversations", "completions", "pairs", "history", *_ANSWERS)
 """Columns that may hold messages, written as JSON in a CSV cell."""
 
+_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
+"""How messages begin, which no text does."""
 
-def csv_rows(data: bytes, path: Path, delimiter: str | None) -> Rows:
-    """The rows of a CSV file with a header; the delimiter is the most frequent of , ; and tab in it unless given."""
+BATCH = 256
+"""Rows that are taken out of a table at a time."""
+
+VALUE = 64
+"""Bytes that a value of a table takes at the least, once it is a Python object in a row."""
+
+
+def csv_rows(data: bytes, path: Path, delimiter: str | None, names: Mapping[str, str]) -> Rows:
+    """The rows of a CSV file with a header; the delimiter is the most frequent of , ; and tab in it unless given.
+    A cell is read by the name that its column has, or will have (`names`)."""
     text = decoded(data, path)
     header_line = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(2**31 - 1)
@@ -34,7 +46,7 @@ def csv_rows(data: bytes, path: Path, delimiter: str | None) -> Rows:
     header = [name.strip() for name in next(_checked(reader, path))[1]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
-    return _csv_body(_checked(reader, path), header)
+    return _csv_body(_checked(reader, path), header, [names.get(name, name) for name in header])
 
 
 def _checked(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -51,13 +63,13 @@ def _checked(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _csv_body(rows: Iterable[tuple[int, list[str]]], header: list[str]) -> Rows:
+def _csv_body(rows: Iterable[tuple[int, list[str]]], header: list[str], names: list[str]) -> Rows:
     for line, cells in rows:
         if len(cells) != len(header):
             yield line, Unreadable(",".join(cells), f"has {len(cells)} cells, but the header has {len(header)} columns")
             continue
         try:
-            yield line, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+            yield line, {column: _cell(name, cell) for column, name, cell in zip(header, names, cells, strict=True)}
         except DataError as error:
             yield line, Unreadable(",".join(cells), error.message)
 
@@ -83,25 +95,62 @@ def _structure(column: str, cell: str) -> Any:
     if cell.lstrip().startswith(("[{'", "{'")):
         raise DataError(f"{column} is written in Python's notation. Write messages as JSON, with double quotes")
     try:
-        value = json.loads(cell)
-    except ValueError:
+        value = json_value(cell)
+    except DataError as error:
+        # Text may begin with a bracket: what json_value cannot even begin to read is text.
+        if _MESSAGES.match(cell) or "broken JSON" not in error.message:
+            raise DataError(f"{column}: {error.message}") from None
         return cell
     first = value[0] if isinstance(value, list) and value else value
     structured = isinstance(first, list | int) if column in ("history", "pairs") else isinstance(first, dict)
     return value if structured and (column not in _ANSWERS or "role" in first or "from" in first) else cell
 
 
-def parquet(data: bytes, path: Path) -> Rows:
-    """The rows of a Parquet file. Raises DataError where it is none or is damaged."""
+def parquet(data: bytes, path: Path, *, any_size: bool) -> Rows:
+    """The rows of a Parquet file. Raises DataError where it is none, is damaged, or holds so many values that it must
+    be a few repeated without end (`any_size` reads them)."""
     import pyarrow
     import pyarrow.parquet
 
+    limit = float("inf") if any_size else max(SMALL, EXPANSION * len(data))
+
+    def bounded(size: int) -> None:
+        if size > limit:
+            raise too_large(path, limit, len(data))
+
+    def batches() -> Iterator[Any]:
+        size = 0
+        try:
+            for batch in file.iter_batches(batch_size=BATCH):
+                size += batch.nbytes
+                bounded(size)
+                yield batch
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"is no readable Parquet file: {_first_line(error)}", path=path) from None
+
     try:
         # ParquetFile, since read_table would make columns out of folder names such as "label=1".
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-    except (pyarrow.ArrowException, OSError) as error:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        about = file.metadata
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        bounded(VALUE * sum(g.column(k).num_values for g in groups for k in range(g.num_columns)))
+        _ = file.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"is no readable Parquet file: {_first_line(error)}", path=path) from None
-    return _numbered(table.to_pylist())
+    return _numbered(row for batch in batches() for row in _batch_rows(batch))
+
+
+def _batch_rows(batch: Any) -> Iterator[Any]:
+    """The rows of an Arrow table or batch. Text that is not UTF-8, for which Arrow never looks, spoils only its row."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                yield from batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raw = error.object.decode("utf-8", "backslashreplace")
+                yield Unreadable(raw, f"holds text that is not UTF-8: byte 0x{error.object[error.start]:02x}")
 
 
 def datasets_folder(path: Path) -> Rows:
@@ -114,7 +163,7 @@ def datasets_folder(path: Path) -> Rows:
     import datasets
 
     try:
-        rows = datasets.load_from_disk(str(path)).with_format(None).to_list()
+        rows = list(_dataset_rows(datasets.load_from_disk(str(path))))
     except Exception as error:  # arrow, json and file errors of several libraries, all about this folder
         raise DataError(f"is no readable datasets folder: {_first_line(error)}", path=path) from error
     return _numbered(rows)
@@ -126,7 +175,7 @@ def hub(name: str) -> Rows:
 
     repository, _, split = name.partition(":")
     try:
-        rows = datasets.load_dataset(repository, split=split or "train").with_format(None).to_list()
+        rows = list(_dataset_rows(datasets.load_dataset(repository, split=split or "train")))
     except Exception as error:  # offline, unknown name, unknown split, ...: the libraries raise a dozen kinds
         raise DataError(
             f"there is no such file, and as a data set on the Hub it cannot be had ({type(error).__name__}: "
@@ -142,20 +191,33 @@ def in_memory(source: Any) -> Rows:
     if kind == "datasets":
         if not hasattr(source, "to_list"):
             raise DataError(f"a {type(source).__name__} is not one table. Choose a split, such as data['train']")
-        return _numbered(source.with_format(None).to_list())
+        return _numbered(_dataset_rows(source))
     if kind == "pandas":
-        return _numbered(_plain(row) for row in source.to_dict("records"))
+        return _numbered(source.to_dict("records"), _plain)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"feedback is a path, a list of dicts, a Dataset or a DataFrame, not a {type(source).__name__}")
-    return _numbered((_plain(row) for row in source), prune=False)
+    return _numbered(source, _plain)
 
 
-def _numbered(rows: Iterable[Any], *, prune: bool = True) -> Rows:
+def _dataset_rows(data: Any) -> Iterator[Any]:
+    for batch in data.with_format("arrow").iter(batch_size=BATCH):
+        yield from _batch_rows(batch)
+
+
+def _numbered(rows: Iterable[Any], clean: Callable[[Any], Any] | None = None) -> Rows:
+    """`rows` with their numbers, each made plain by `clean` (else without Arrow's nulls)."""
     for number, row in enumerate(rows, 1):
-        if isinstance(row, dict):
-            yield number, {str(k): _pruned(v) if prune else v for k, v in row.items()}
+        if isinstance(row, Unreadable):
+            yield number, row
+        elif isinstance(row, Mapping):
+            values: Any
+            try:
+                values = {str(k): (clean or _pruned)(v) for k, v in row.items()}
+            except RecursionError:
+                values = row
+            yield number, Unreadable(written(row), TOO_DEEP) if values is row or too_deep(values) else values
         else:
-            yield number, Unreadable(repr(row), f"must be a dict, not a {type(row).__name__}")
+            yield number, Unreadable(written(row), f"must be a dict, not a {type(row).__name__}")
 
 
 def _pruned(value: Any) -> Any:

@@ -41,10 +41,10 @@ def test_file_without_rows(tmp_path: Path, name: str, content: str) -> None:
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.jsonl", GOOD)
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert str(error_of(path)) == f"{path}: cannot be read: Permission denied"
 
 

@@ -65,7 +65,19 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "blank prompt": ({"prompt": "  \n"}, "prompt is blank"),
     "empty chat prompt": ({"prompt": []}, "prompt is blank"),
     "blank chat prompt": ({"prompt": [{"role": "user", "content": " "}]}, "prompt is blank"),
-    "only a system message": ({"prompt": [{"role": "system", "content": "Be kind."}]}, "prompt is blank"),
+    "a blank system message": ({"prompt": [{"role": "system", "content": " "}]}, "prompt is blank"),
+    "unknown role": (
+        {"prompt": [{"role": "usr", "content": "x"}]},
+        "prompt: message 1 is from str 'usr', which is no known speaker. Did you mean \"user\"?",
+    ),
+    "tool calls as text": (
+        {"prompt": [*CHAT, {"role": "assistant", "tool_calls": "f()"}]},
+        "message 2 tool_calls is not valid JSON",
+    ),
+    "tool calls of a wrong type": (
+        {"prompt": [*CHAT, {"role": "assistant", "tool_calls": ["f"]}]},
+        "message 2 tool_calls must be a list of objects",
+    ),
     "null prompt": ({"prompt": None}, "prompt is missing"),
     "number as prompt": ({"prompt": 4}, "prompt must be text or a list of messages, not int 4"),
     "object as prompt": ({"prompt": {"role": "user"}}, "prompt must be text or a list of messages, not dict"),
@@ -161,7 +173,6 @@ def test_zero_beside_minus_one(tmp_path: Path) -> None:
         ({"completions": [{"text": "x"}]}, 'completions[0] has an unknown key "text". Did you mean "content"?'),
         ({"completions": [{"content": "x", "lable": True}]}, 'unknown key "lable". Did you mean "label"?'),
         ({"completions": [{"label": True}]}, "needs content (text) or message"),
-        ({"completions": [{"content": "x", "label": None}]}, "label is null"),
         ({"completions": ["x"], "pairs": [[0, 1]]}, "from 0 to 0, not int 1"),
         ({"completions": ["x"], "pairs": [[0, -1]]}, "from 0 to 0, not int -1"),
         ({"completions": ["x"], "pairs": [[0]]}, "a pair is [chosen, rejected]"),
@@ -200,7 +211,7 @@ def test_prospect_lines(row: dict[str, Any], message: str) -> None:
         ({"messages": [{**CHAT[0], "rating": "up"}]}, 'must be an assistant message, not one of role "user"'),
         ({"messages": [{"role": "assistant", "content": "x", "rating": "up"}]}, "its prompt is blank"),
         ({"messages": [*CHAT, {**CHAT[0], "rating": "up"}]}, 'must be an assistant message, not one of role "user"'),
-        ({"messages": [*CHAT, {"role": "assistant", "content": "x", "rating": None}]}, "label is null"),
+        ({"messages": [*CHAT, {"role": "assistant", "content": "x", "train": "no"}]}, "must be true or false, not str"),
         ({"messages": [*CHAT, {"role": "assistant", "content": "x", "rating": 4}]}, "label 4 is a score"),
         ({"messages": [*CHAT, {"role": "assistant", "content": "x", "rating": 1, "label": 1}]}, "label and a rating"),
         (

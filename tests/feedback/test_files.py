@@ -15,7 +15,7 @@ import pytest
 
 from prospect.errors import DataError
 from prospect.feedback.files import Unreadable, read_rows
-from prospect.feedback.formats import load
+from prospect.feedback.formats import load, write_problems
 from prospect.feedback.records import Completion, Record
 
 ROWS: list[dict[str, Any]] = [
@@ -122,6 +122,70 @@ def test_csv_rows_of_the_wrong_width_are_named(tmp_path: Path) -> None:
         (3, "has 3 cells, but the header has 2 columns"),
         (4, "has 1 cells, but the header has 2 columns"),
     ]
+
+
+# Several files
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A folder of two files, whose layouts and labels differ, and of what is no data."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(lines(ROWS))
+    (folder / "b.csv").write_text("prompt,completion,score\n2 + 2?,four,0.5\n3 + 3?,six,1\n")
+    (folder / "README.md").write_text("about")
+    (folder / ".hidden.jsonl").write_text("{")
+    return folder
+
+
+@pytest.mark.parametrize("by", ["names", "paths", "patterns", "folder", "recursive pattern"])
+def test_several_files_are_one_feedback(shards: Path, by: str) -> None:
+    source: Any = {
+        "names": [str(shards / "a.jsonl"), str(shards / "b.csv")],
+        "paths": (shards / "a.jsonl", shards / "b.csv"),
+        "patterns": [str(shards / "*.jsonl"), str(shards / "[b].csv")],
+        "folder": shards,
+        "recursive pattern": str(shards.parent / "**" / "*.[cj]s*"),
+    }[by]
+    feedback = load(source)
+    first, second = feedback.records
+    assert [(c.id, c.content) for c in first.completions] == [
+        ("a/line1", "4"),
+        ("a/line2", "5, or\n“six”"),
+        ("b/line2", "four"),
+    ]
+    assert [(c.id, c.content, c.line) for c in second.completions] == [("b/line3", "six", 3)]
+    assert (feedback.rows, feedback.format) == (4, "unpaired, scores")
+    assert feedback.notes == ((f"files of {shards} not read: README.md",) if by == "folder" else ())
+
+
+def test_problems_of_several_files_name_their_file(shards: Path, tmp_path: Path) -> None:
+    (shards / "c.jsonl").write_bytes(lines([{**ROWS[0], "label": None}]))
+    (shards / "d.jsonl").write_bytes(lines([*ROWS, {**ROWS[0], "label": "up"}]))
+    with pytest.raises(DataError) as caught:
+        load(shards)
+    assert [(Path(str(e.path)).name, e.line) for e in caught.value.problems] == [("c.jsonl", 1), ("d.jsonl", 3)]
+    assert f"{shards / 'd.jsonl'}:3: label 'up' belongs to" in str(caught.value)
+    kept = load(shards, keep_going=True)
+    assert sum(len(r.completions) for r in kept.records) == 6
+    write_problems(kept.problems, tmp_path / "bad.jsonl")
+    bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [(Path(row["file"]).name, row["line"]) for row in bad] == [("c.jsonl", 1), ("d.jsonl", 3)]
+
+
+def test_what_stands_for_no_file_or_for_one_twice(shards: Path) -> None:
+    for source, message in (
+        (str(shards / "*.parquet"), "no file matches this pattern"),
+        ([shards / "a.jsonl", shards], "is named twice"),
+        ([shards / "a.jsonl", shards / "z.jsonl"], "there is no such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load(source)
+
+
+def test_a_folder_of_real_shards(shared: Path) -> None:
+    assert len(load(shared / "cases" / "rows" / "shards").records) == 8
 
 
 def test_datasets_folder_and_dataset_in_memory(tmp_path: Path) -> None:

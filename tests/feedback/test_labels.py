@@ -11,10 +11,15 @@ from prospect.feedback.labels import Labels, thumb
 
 
 def strays(*values: Any) -> dict[int, str]:
-    labels = Labels()
+    """{line: message} of the labels that are refused in a file with these."""
+    labels = Labels(enumerate(values, 1))
+    refused = {}
     for line, value in enumerate(values, 1):
-        labels.read(value, line)
-    return labels.strays()
+        try:
+            labels.read(value)
+        except DataError as error:
+            refused[line] = error.message
+    return refused
 
 
 @pytest.mark.parametrize(

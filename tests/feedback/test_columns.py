@@ -1,0 +1,116 @@
+"""Columns that hold a judgement under an unknown name, and the ways out: another name, or leaving them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_feedback import CHAT, GOOD, assistant, error_of, user
+
+from prospect.errors import ConfigError, DataError
+from prospect.feedback.columns import Choice
+from prospect.feedback.formats import load
+from prospect.feedback.layouts import MOST_COLUMNS
+
+PLAIN = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        # Nothing else is judged: the name is enough.
+        *(
+            ({**PLAIN, name: "x"}, name)
+            for name in ("feedback", "user_feedback", "Vote", "userRating", "csat", "preferred")
+        ),
+        ({"messages": [user("2+2?"), assistant("4")], "rejected_response": "5"}, "rejected_response"),
+        (
+            {"messages": [user("2+2?"), assistant("4")], "rejected_messages": [user("2+2?"), assistant("5")]},
+            "rejected_messages",
+        ),
+        ({"text": "a", "is_good_quality": True}, "is_good_quality"),
+        ({**PLAIN, "metadata": {"thumbs": 1, "model": "m"}}, "metadata.thumbs"),
+        # The values are enough, whatever the name says.
+        ({**PLAIN, "outcome": "thumbs_up"}, "outcome"),
+        ({**PLAIN, "mark": "👎🏽"}, "mark"),
+        ({**GOOD, "second_opinion": "Dislike"}, "second_opinion"),
+        # Beside a judgement that is read, a telling name with values to match; sides of a pair in any case.
+        ({**GOOD, "rating": 5}, "rating"),
+        ({**GOOD, "stars": "4"}, "stars"),
+        ({**GOOD, "winner": "model_a"}, "winner"),
+        ({**GOOD, "rejected_response": "five"}, "rejected_response"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "label": False}, "label"),
+        # Keys of messages.
+        ({"messages": [user("a"), assistant("b", vote="up")]}, "messages.vote"),
+        ({"messages": [user("a"), assistant("b", feedback={"type": "x"})]}, "messages.feedback"),
+        ({"prompt": CHAT, "completion": [assistant("b", rating=-1)]}, "completion.rating"),
+    ],
+)
+def test_a_judgement_under_another_name_is_never_passed_over(row: dict[str, Any], column: str) -> None:
+    message = str(error_of([row, row]))
+    assert f'the column "{column}" looks like a judgement' in message
+    assert f"--ignore {column}" in message
+    read = load([dict(row)], choice=Choice(ignore=(column,)))
+    assert len(read.records) == 1
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"model": "m", "margin": 2}, {"feedback": "a comment, not a thumb"}, {"rating": None}, {"lang": "en", "votes_url": "http://x"},
+     {"likely_topic": "x"}, {"metadata": {"score": 0.5}}, {"turn": 1, "anony": True}],
+)  # fmt: skip
+def test_what_is_no_judgement_is_noted(extra: dict[str, Any]) -> None:
+    assert load([{**GOOD, **extra}]).notes == (f"columns not read: {', '.join(sorted(extra))}",)
+
+
+def test_all_of_them_are_named_at_once() -> None:
+    message = str(error_of([{**PLAIN, "vote": 1, "stars": 5}]))
+    assert 'the columns "stars", "vote" look like a judgement' in message
+    assert "--ignore stars,vote" in message
+
+
+def test_a_column_may_be_read_under_another_name() -> None:
+    rows = [{"question": "a", "answer": "b", "vote": "up"}, {"question": "a", "answer": "c", "vote": "down"}]
+    choice = Choice.parse("prompt=question, completion=answer,label=vote", "")
+    (record,) = load(rows, choice=choice).records
+    assert [(c.content, c.label) for c in record.completions] == [("b", True), ("c", False)]
+    assert rows[0] == {"question": "a", "answer": "b", "vote": "up"}  # the caller's rows are left alone
+
+
+def test_stars_are_scores_where_one_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "stars.csv"
+    path.write_text("prompt,completion,label\na,b,5\na,c,1\n")
+    feedback = load(path, choice=Choice.parse("score=label", ""))
+    assert [(c.score, c.label) for c in feedback.records[0].completions] == [(5.0, None), (1.0, None)]
+
+
+def test_keys_of_messages_are_renamed_with_their_column() -> None:
+    rows = [{"messages": [user("a"), assistant("b", vote="up"), user("c"), assistant("d", vote="down")]}]
+    feedback = load(rows, choice=Choice.parse("messages.rating=messages.vote", ""))
+    assert [c.label for r in feedback.records for c in r.completions] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rename", "ignore", "message"),
+    [
+        ("label=thumb", "", 'there is no column "thumb" to read as "label"'),
+        ("", "thumb", 'there is no column "thumb" to ignore'),
+        ("prompt=completion", "", '"prompt" is there already. Leave it out first: --ignore prompt'),
+    ],
+)
+def test_choices_that_fit_no_column(rename: str, ignore: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load([GOOD], choice=Choice.parse(rename, ignore))
+
+
+@pytest.mark.parametrize("rename", ["label", "label=", "=vote", "rating=messages.vote"])
+def test_choices_that_say_nothing(rename: str) -> None:
+    with pytest.raises(ConfigError, match="--map"):
+        load([GOOD], choice=Choice.parse(rename, ""))
+
+
+def test_keys_that_are_values_are_refused_at_once() -> None:
+    error = error_of([{**GOOD, f"question {i}": "x"} for i in range(MOST_COLUMNS)])
+    assert f"the rows have {MOST_COLUMNS + 3} different columns" in str(error)
+    assert len(str(error)) < 2000
