@@ -24,10 +24,9 @@ from prospect.losses.table import Loss
 from prospect.train.budget import KNEE
 from prospect.train.config import TrainConfig
 from prospect.train.job import Job
+from prospect.train.rates import LORA_RATE
 from prospect.train.runlog import RunLog
 
-LORA_RATE = 10.0
-"""LoRA's default learning rate over the loss's: its matrices start at zero and move a small part of the model."""
 CPU_TOKENS = 4096
 """Default token budget per micro-batch: beyond this size more tokens at once are no faster."""
 LARGE = 1_000_000_000

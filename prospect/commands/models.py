@@ -120,6 +120,8 @@ def _print_heldout(found: Heldout, console: Console) -> None:
     """The figures as a table, each with its 95 % interval."""
     from rich.table import Table
 
+    from prospect.report.evidence import baseline_words
+
     console.print(
         f"{found.n} answers to {found.prompts} prompts: {found.desirable} desirable, {found.undesirable} undesirable; "
         f"beta {found.beta:g}, z0 {found.z0:.3f}",
@@ -129,10 +131,16 @@ def _print_heldout(found: Heldout, console: Console) -> None:
     rows = [
         ("AUC of the implied reward", found.auc),
         *((f"  baseline: AUC of {name.replace('_', ' ')}", value) for name, value in found.baselines.items()),
+        *(
+            (f"  AUC above {baseline_words(name, found.baselines[name].value)}", value)
+            for name, value in found.auc_difference.items()
+        ),
         ("accuracy at z0", found.accuracy),
         ("margin (beta * nats)", found.margin),
-        ("calibration error (ECE)", found.ece),
         ("nats per token of liked answers", found.nll),
+        ("mean |log-ratio| of an answer (nats)", found.change),
+        ("calibration slope (1 is calibrated)", found.calibration_slope),
+        ("calibration gap (0 is calibrated)", found.calibration_gap),
     ]
     for name, interval in rows:
         if interval is not None:

@@ -14,6 +14,9 @@ Precision = Literal["fp32", "bf16", "fp64"]
 
 TRAINED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 COMPUTED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+ROUNDING: dict[str, float] = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 0.05}
+"""Nats of a log-ratio that rounding alone may move: what lies nearer together is a tie. Without this the untrained
+policy, whose log-ratios are 0 up to rounding, would be ranked by its rounding errors."""
 
 
 def pick_device(device: str) -> torch.device:

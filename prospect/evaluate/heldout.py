@@ -3,7 +3,9 @@
     rows, trees --engine, reference table--> reward = beta * r per answer --measure--> Heldout, numbers with intervals
 
 `measure` is numpy alone; `evaluate` runs the model. Two baselines keep the AUC honest: an answer's length, and the
-log-prob that the reference had given it. A reward that does not beat them has learnt what was there for free.
+log-prob that the reference had given it. A reward that does not beat them has learnt what was there for free. (The AUC
+of the untrained policy is no baseline: as its own reference it gives every answer the reward 0, so its AUC is 0.5 by
+construction.)
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from prospect.engine.precision import ROUNDING
 from prospect.evaluate import statistics
 from prospect.evaluate.statistics import Bin, Bools, Floats, Interval, Ints
 from prospect.schedule import Row
@@ -30,10 +33,6 @@ Query = tuple[Ids, Ids]
 Lookup = Callable[[Query], npt.NDArray[np.floating[Any]]]
 """Token log-probs (c,) of the reference in nats."""
 
-NOISE = {"fp64": 0.0, "fp32": 1e-3, "bf16": 0.05}
-"""Nats of r that rounding alone may move, by precision: rewards nearer than that are ties. Without this the untrained
-policy, whose r is 0 up to rounding, would be ranked by its rounding errors."""
-
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
@@ -46,14 +45,17 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """What a policy does on held-out feedback. Rewards and z0 are in beta * nats, nll in nats per token.
+    """What a policy does on held-out feedback. Rewards, margin and z0 are in beta * nats, nll and nll_change in nats
+    per token, change in nats per answer.
 
-    `n` answers (with a thumb or not) to `prompts` prompts, of them `desirable` with a thumb up and `undesirable` with a
-    thumb down. What cannot be said of this data is None or empty, and `notes` says why.
+    `n` answers (with a thumb or not) to `prompts` prompts in `groups` groups, of them `desirable` with a thumb up and
+    `undesirable` with a thumb down. What cannot be said of this data is None or empty, and `notes` says why. Each
+    number is defined at `measure`.
     """
 
     n: int
     prompts: int
+    groups: int
     desirable: int
     undesirable: int
     beta: float
@@ -61,9 +63,13 @@ class Heldout:
     auc: Interval | None
     accuracy: Interval | None
     margin: Interval | None
-    ece: Interval | None
     nll: Interval | None
+    nll_change: Interval | None
+    change: Interval | None
+    calibration_slope: Interval | None
+    calibration_gap: Interval | None
     baselines: dict[str, Interval]
+    auc_difference: dict[str, Interval]
     calibration: tuple[Bin, ...]
     roc: tuple[tuple[float, float], ...]
     rewards: Histogram | None
@@ -78,9 +84,10 @@ class Heldout:
         """The inverse of `to_json`, also after a trip through a file. Unknown keys are ignored, so that a newer file
         can be read; a missing key raises KeyError."""
         values = {f.name: data[f.name] for f in fields(cls)}
-        for name in ("auc", "accuracy", "margin", "ece", "nll"):
+        for name in INTERVALS:
             values[name] = Interval(**values[name]) if values[name] else None
-        values["baselines"] = {name: Interval(**interval) for name, interval in values["baselines"].items()}
+        for name in ("baselines", "auc_difference"):
+            values[name] = {key: Interval(**interval) for key, interval in values[name].items()}
         values["calibration"] = tuple(Bin(**item) for item in values["calibration"])
         values["roc"] = tuple((float(x), float(y)) for x, y in values["roc"])
         histogram = values["rewards"]
@@ -89,11 +96,16 @@ class Heldout:
         return cls(**values)
 
 
+INTERVALS = ("auc", "accuracy", "margin", "nll", "nll_change", "change", "calibration_slope", "calibration_gap")
+"""The fields of a Heldout that are one number with its interval."""
+
+
 def measure(
     *,
     reward: Floats,
     desirable: Sequence[bool | None] | Bools,
     prompt: Ints,
+    group: Ints | None = None,
     length: Ints,
     reference_logp: Floats,
     logp: Floats,
@@ -106,22 +118,30 @@ def measure(
     """Every number of a Heldout from one array per quantity, all (N,).
 
     `reward` = beta * r and `z0` are in beta * nats; `logp` and `reference_logp` are sums over an answer's tokens in
-    nats; `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt; `length` counts
-    tokens. Rewards that lie within `resolution` of each other are ties. All intervals are 95 %, resampled by prompt.
+    nats; `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt, `group` (default:
+    the prompt) which depend on each other; `length` counts tokens. Rewards that lie within `resolution` of each other
+    are ties. All intervals are 95 %, resampled by group.
 
     - auc: P(reward of a desirable answer > that of an undesirable one), ties half
     - accuracy: reward > z0 predicts desirable; a reward at z0 is a toss of a coin and counts one half
     - margin: mean reward of the desirable minus mean reward of the undesirable
-    - calibration, ece: sigma(reward - z0) as P(desirable), the probability that KTO's value function implies
     - nll: of the desirable and the unjudged answers, the ones to imitate
-    - baselines: the AUC of length and of reference_logp; below one half, it is the short or the unlikely that people
-      like
+    - nll_change: nll minus that of the reference, both from the same resamples
+    - change: mean |r|, by how many nats the log-prob of an answer differs from the reference's
+    - calibration: sigma(reward - z0) as P(desirable), the probability that KTO's value function implies, in bins
+    - calibration_slope: statistics.calibration_slope of reward - z0; 1 is calibrated, below 1 too extreme
+    - calibration_gap: mean sigma(reward - z0) minus the share of desirable answers; 0 is calibrated
+    - baselines: the AUC of length and of reference_logp as they are; below one half, it is the short or the unlikely
+      that people like
+    - auc_difference: auc minus the AUC of each baseline in its better direction (1 - AUC where that is below one half),
+      both from the same resamples
     """
     assert len(reward) == len(desirable) == len(prompt) == len(length) == len(reference_logp) == len(logp)
     up = np.array([label is True or label is np.True_ for label in desirable], dtype=bool)
     down = np.array([label is False or label is np.False_ for label in desirable], dtype=bool)
     judged = up | down
-    score, label, cluster = _grid(np.asarray(reward, np.float64) - z0, resolution)[judged], up[judged], prompt[judged]
+    group = prompt if group is None else group
+    score, label, cluster = _grid(np.asarray(reward, np.float64) - z0, resolution)[judged], up[judged], group[judged]
 
     def interval(statistic: statistics.Statistic, rows: Ints = cluster) -> Interval | None:
         return statistics.bootstrap(statistic, rows, n=resamples, seed=seed)
@@ -133,12 +153,21 @@ def measure(
 
     right = np.where(score == 0, 0.5, (score > 0) == label)
     probability = expit(score)
-    baselines = {"length": area(length[judged].astype(float)), "reference_logp": area(reference_logp[judged])}
+    free = {"length": length[judged].astype(np.float64), "reference_logp": np.asarray(reference_logp[judged])}
+    baselines = {name: known for name, values in free.items() if (known := area(values))}
+
+    def lead(name: str) -> Interval | None:
+        values = free[name] if baselines[name].value >= 0.5 else -free[name]
+        return interval(lambda w: statistics.auc(score, label, w) - statistics.auc(values, label, w))
+
     kept = ~down
-    nll = interval(lambda w: statistics.ratio(-logp[kept], length[kept].astype(float), w), prompt[kept])
+    tokens = length[kept].astype(np.float64)
+    nll = interval(lambda w: statistics.ratio(-logp[kept], tokens, w), group[kept])
+    nll_change = interval(lambda w: statistics.ratio((reference_logp - logp)[kept], tokens, w), group[kept])
     return Heldout(
         n=len(reward),
         prompts=len(np.unique(prompt)),
+        groups=len(np.unique(group)),
         desirable=int(up.sum()),
         undesirable=int(down.sum()),
         beta=beta,
@@ -148,13 +177,17 @@ def measure(
         margin=interval(
             lambda w: statistics.ratio(score, label, w * label) - statistics.ratio(score, ~label, w * ~label)
         ),
-        ece=interval(lambda w: statistics.ece(probability, label, w)),
         nll=nll,
-        baselines={name: value for name, value in baselines.items() if value},
+        nll_change=nll_change,
+        change=interval(lambda w: statistics.ratio(np.abs(reward) / beta, None, w), group),
+        calibration_slope=interval(lambda w: statistics.calibration_slope(score, label, w)),
+        calibration_gap=interval(lambda w: statistics.ratio(probability - label, None, w)),
+        baselines=baselines,
+        auc_difference={name: known for name in baselines if (known := lead(name))},
         calibration=tuple(statistics.calibration(probability, label)),
         roc=tuple(statistics.roc(score, label)),
         rewards=_histogram(score + z0, label),
-        notes=_notes(up, down, cluster),
+        notes=_notes(up, down, len(np.unique(cluster))),
     )
 
 
@@ -166,9 +199,11 @@ def evaluate(
     *,
     beta: float,
     partners: Sequence[int] = (),
+    groups: Sequence[int] | None = None,
     z0: float | None = None,
     seed: int = 0,
     token_budget: int = 8192,
+    resamples: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Heldout:
     """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one
@@ -177,7 +212,8 @@ def evaluate(
     `reference` must know every query of `queries(trees, rows, partners)`. `z0`, in beta * nats, is the line between
     good and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with their
     `partners` (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left out.
-    `progress` is called with (answers done, all).
+    `groups` says which rows depend on each other (default: those of one prompt), for the intervals; `resamples` 0 makes
+    none. `progress` is called with (answers done, all).
     """
     answers = list(_answers(trees, rows))
     asked = queries(trees, rows, partners)
@@ -189,17 +225,20 @@ def evaluate(
         z0 = max(0.0, beta * float(mismatched.mean())) if len(mismatched) else 0.0
     n = len(answers)
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(q[0].tobytes() for q in asked[:n]))}
+    prompts = np.array([place[q[0].tobytes()] for q in asked[:n]], dtype=np.int64)
     return measure(
         reward=beta * log_ratio[:n],
-        desirable=[label for _, label in answers],
-        prompt=np.array([place[q[0].tobytes()] for q in asked[:n]], dtype=np.int64),
+        desirable=[label for _, _, label in answers],
+        prompt=prompts,
+        group=prompts if groups is None else np.array([groups[row] for row, _, _ in answers], dtype=np.int64),
         length=np.array([len(q[1]) for q in asked[:n]], dtype=np.int64),
         reference_logp=known[:n],
         logp=logp[:n],
         z0=z0,
         beta=beta,
         seed=seed,
-        resolution=beta * NOISE.get(policy.precision, 0.0),
+        resolution=beta * ROUNDING[policy.precision],
+        resamples=resamples,
     )
 
 
@@ -208,7 +247,7 @@ def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int] 
 
     A mismatched couple that is longer than every real one is left out: it might not fit the model's context.
     """
-    asked = [query for query, _ in _answers(trees, rows)]
+    asked = [query for _, query, _ in _answers(trees, rows)]
     longest = max((len(prompt) + len(answer) for prompt, answer in asked), default=0)
     for row, partner in zip(rows, partners, strict=False):
         answer = trees[rows[partner].tree].completions[rows[partner].branches[0]] if partner >= 0 else None
@@ -218,16 +257,17 @@ def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int] 
     return asked
 
 
-def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[Query, bool | None]]:
-    """Every answer of the rows with its thumb, each (prompt, answer, thumb) once however many pairs repeat it."""
+def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[int, Query, bool | None]]:
+    """(row, query, thumb) of every answer of the rows, each (prompt, answer, thumb) once however many pairs repeat
+    it."""
     seen: set[tuple[int, int, bool | None]] = set()
-    for row in rows:
+    for number, row in enumerate(rows):
         labels = (row.desirable,) if len(row.branches) == 1 else (True, False)
         for branch, label in zip(row.branches, labels, strict=True):
             answer = trees[row.tree].completions[branch]
             if answer is not None and (row.tree, branch, label) not in seen:
                 seen.add((row.tree, branch, label))
-                yield (trees[row.tree].prompt, answer), label
+                yield number, (trees[row.tree].prompt, answer), label
 
 
 def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callable[[int, int], None] | None) -> Floats:
@@ -270,16 +310,15 @@ def _histogram(reward: Floats, label: Bools, bins: int = 30) -> Histogram | None
     return Histogram(tuple(edges.tolist()), tuple(up), tuple(down))
 
 
-def _notes(up: Bools, down: Bools, prompt: Ints) -> tuple[str, ...]:
+def _notes(up: Bools, down: Bools, groups: int) -> tuple[str, ...]:
     """What this data cannot show, in words for the user."""
     notes = []
     if not up.any() and not down.any():
         notes.append("No answer has a thumb: only the negative log-likelihood can be measured.")
     elif not up.any() or not down.any():
         notes.append(f"Every thumb is {'up' if up.any() else 'down'}: an AUC and a margin need both.")
-    prompts = len(np.unique(prompt))
-    if prompts == 1:
-        notes.append("All judged answers belong to one prompt: the intervals speak of that prompt alone.")
-    elif 0 < prompts < 20:
-        notes.append(f"Only {prompts} prompts: intervals from so few are too narrow.")
+    if groups == 1:
+        notes.append("All judged answers belong to one prompt or conversation: the intervals speak of that one alone.")
+    elif 0 < groups < statistics.FEW:
+        notes.append(f"Only {groups} separate prompts or conversations: intervals from so few are too narrow.")
     return tuple(notes)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -25,6 +25,10 @@ Statistic = Callable[[Floats], Floats]
 
 CHUNK = 2_000_000
 """Most numbers in one block of resample weights (16 MB), whatever the number of rows."""
+FEW = 20
+"""Fewer clusters than this make intervals that are too narrow."""
+NEWTON = 8
+"""Steps of Newton's method from a slope of 0: the logistic likelihood is concave, and eight are past rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +117,31 @@ def calibration(probability: Floats, label: Bools, bins: int = 10) -> list[Bin]:
     return found
 
 
-def ece(probability: Floats, label: Bools, weight: Floats | None = None, bins: int = 10) -> Floats:
-    """Expected calibration error: sum over bins of n_b / n * |observed rate - mean prediction| (Guo et al. 2017).
+def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None) -> Floats:
+    """The slope b of the logistic regression of `label` on a + b * `logit`: 1 where sigmoid(logit) is calibrated, below
+    1 where it is too extreme, above 1 where it is too timid (Cox, Biometrika 45, 1958).
 
-    (B,) for `weight` (B, N). Never negative, so chance alone puts it above 0 where a bin has few rows. NaN without
-    rows.
+    A regular statistic, unlike the binned calibration error, which chance alone keeps above 0 and whose intervals
+    therefore miss the 0 of a calibrated model. (B,) for `weight` (B, N). NaN where the logits are equal, and where they
+    separate the labels, which no slope is steep enough for.
     """
-    weight = np.ones((1, len(probability))) if weight is None else weight
-    member = _bin_of(probability, bins)[:, None] == np.arange(bins)
-    gap = weight @ (member * (label - probability)[:, None])
-    total = weight.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error: Floats = np.abs(gap).sum(axis=1) / total
-    return error
+    weight = np.ones((1, len(logit))) if weight is None else weight
+    scale = float(logit.std()) if len(logit) else 0.0
+    if not scale > 0 or float(auc(logit, label)[0]) in (0.0, 1.0):
+        return np.full(len(weight), np.nan)
+    x = (logit - logit.mean()) / scale
+    offset, slope = np.zeros((2, len(weight), 1))
+    for _ in range(NEWTON):
+        p = expit(offset + slope * x)
+        error, curve = weight * (label - p), weight * p * (1 - p)
+        s0, s1, s2 = curve.sum(axis=1), curve @ x, curve @ (x * x)
+        g0, g1 = error.sum(axis=1), error @ x
+        with np.errstate(invalid="ignore", divide="ignore"):
+            determinant = s0 * s2 - s1 * s1
+            offset = offset + ((s2 * g0 - s1 * g1) / determinant)[:, None]
+            slope = slope + ((s0 * g1 - s1 * g0) / determinant)[:, None]
+    found: Floats = np.where(np.isfinite(slope[:, 0]), slope[:, 0] / scale, np.nan)
+    return found
 
 
 def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats | None = None) -> Floats:
@@ -140,22 +156,23 @@ def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats |
 def bootstrap(
     statistic: Statistic, cluster: Ints, *, n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval | None:
-    """A statistic of rows that come in clusters, with its bias-corrected percentile interval; None where it is
-    undefined.
+    """A statistic of rows that come in clusters, with its expanded percentile interval; None where it is undefined.
 
     `cluster` (N,) says which rows belong together (any integers). Each of `n` resamples draws as many clusters as there
-    are, with replacement. Quantiles are shifted by how far the estimate lies from the middle of the resamples (Efron
-    and Tibshirani, An Introduction to the Bootstrap, 1993, section 14.3 with a = 0), which matters for the calibration
-    error, whose resamples lie above it; the ends never exclude the estimate itself. Resamples that leave the statistic
-    undefined are not counted. With a single cluster there is nothing to resample but its rows, and the interval speaks
-    of that cluster alone.
+    are, with replacement. The interval reaches as far into their distribution as Student's t says for so few clusters
+    (Hesterberg, The American Statistician 69, 2015: plain percentiles are too narrow by a factor of
+    sqrt((n - 1) / n) and then some); the ends never exclude the estimate itself. Resamples that leave the statistic
+    undefined are not counted; where `n` is 0 the ends are NaN. With a single cluster there is nothing to resample but
+    its rows, and the interval speaks of that cluster alone.
 
-    Below about 20 clusters such an interval is too narrow; where every resample agrees it has no width (see
+    Below about FEW clusters such an interval is too narrow; where every resample agrees it has no width (see
     `separated`).
     """
     value = float(statistic(np.ones((1, len(cluster))))[0]) if len(cluster) else np.nan
     if np.isnan(value):
         return None
+    if n == 0:
+        return Interval(value, np.nan, np.nan)
     groups, place = np.unique(cluster, return_inverse=True)
     count = len(groups)
     if count == 1:
@@ -170,10 +187,9 @@ def bootstrap(
     found = np.sort(found[~np.isnan(found)])
     if not len(found):
         return None
-    share = (np.mean(found < value) + np.mean(found <= value)) / 2
-    shift = ndtri(np.clip(share, 0.5 / n, 1 - 0.5 / n))
-    ends = ndtr(2 * shift + ndtri([0.5 - level / 2, 0.5 + level / 2]))
-    low, high = np.quantile(found, ends)
+    freedom = max(1, count - 1)
+    reach = np.sqrt((freedom + 1) / freedom) * float(stdtrit(freedom, 0.5 + level / 2))
+    low, high = np.quantile(found, ndtr([-reach, reach]))
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 

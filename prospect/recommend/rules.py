@@ -172,8 +172,8 @@ def _which_settings(case: Case, by_name: dict[str, Proposal], flags: dict[str, s
     why = "no published setting is near enough"
     if rate.name not in unsure:
         return Question("beta", why, "Try three.", sweep(flags, "loss.beta", betas, "beta"))
-    middle = float(rate.value)
-    values = tuple(rules_settings.plain(v) for v in (middle / 5, middle, middle * 4))
+    usual = rules_settings.rates(case, "lora" in flags)
+    values = tuple(rules_settings.plain(v) for v in (usual.low, usual.start, usual.high))
     settle = "Try three rates."
     if "beta" in unsure:
         settle = f"Try three rates; then, at the best one, --loss.beta {', '.join(betas)} in the same way."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from prospect.recommend.proposal import BILLION, JUDGEMENT, KTO, LARGE, SMALL, Case, Proposal, size
+from prospect.train.rates import LORA_RATE, TINY, TINY_RATE, UsualRate, usual_rate
 
 STEPS = 100
 """Fewer optimizer steps than this hardly move a model at these learning rates. Our judgement."""
@@ -61,11 +62,22 @@ def beta(case: Case) -> Proposal:
     return Proposal("beta", value, "medium" if near == "medium" else "low", reason, f"{BETA_RULE} and Table 1")
 
 
+def rates(case: Case, lora: bool) -> UsualRate:
+    """The learning rates that are usual for this case."""
+    usual = usual_rate(case.loss, case.parameters, adapter=lora or (case.model is not None and case.model.adapter))
+    assert usual is not None, f"{case.loss} is no loss of the table"
+    return usual
+
+
 def learning_rate(case: Case, lora: bool) -> Proposal:
-    """The most sensitive setting. Ten times the rate of whole models for LoRA."""
-    base = {"sft": 1e-5, "dpo": 5e-7}.get(case.loss, 5e-6)
-    n = case.parameters
+    """The most sensitive setting: where to start, and where the report sends a run that asks for another."""
+    usual = rates(case, lora)
+    value, n = plain(usual.start), case.parameters
     adapted = lora or (case.model is not None and case.model.adapter)
+    elsewhere = (
+        f"{plain(usual.low)} where the report finds liked answers less likely than before",
+        f"{plain(usual.high)} where it finds that the model has hardly changed",
+    )
     known = {
         "kto": (
             "Table 1's value for 3 and 8 billion parameters with AdamW; 2 to 10 times DPO's",
@@ -74,27 +86,23 @@ def learning_rate(case: Case, lora: bool) -> Proposal:
         "dpo": ("The rate of the paper's DPO runs", f"{BETA_RULE}"),
     }
     reason, source = known.get(case.loss, ("A usual rate for fine-tuning", JUDGEMENT))
-    if n is not None and n < 1e7 and not adapted:
-        return Proposal(
-            "learning rate",
-            "2e-5" if case.loss == "dpo" else "2e-4",
-            "low",
-            f"{size(n)}: so small a model bears and needs large steps. No paper covers this size.",
-            f"{JUDGEMENT}, from the demo's two million parameters; DPO a tenth of KTO",
-        )
+    if n is not None and n < TINY and not adapted:
+        reason = f"{size(n)}: so small a model bears and needs large steps. No paper covers this size."
+        source = f"{JUDGEMENT}: {TINY_RATE:g} times the rate for billions of parameters"
+        return Proposal("learning rate", value, "low", reason, source, elsewhere)
     if adapted:
-        value = f"{10 * base:.0e}".replace("e-0", "e-")
         reason = (
-            f"Ten times that of whole models ({plain(base)}), as adapters usually need. Table 1 lists its one LoRA run "
-            "under 5e-6 like the others, so the factor is open."
+            f"{LORA_RATE:g} times that of whole models ({plain(usual.start / LORA_RATE)}), as adapters usually need. "
+            "Table 1 lists its one LoRA run under 5e-6 like the others, so the factor is open."
         )
-        return Proposal("learning rate", value, "low", reason, f"{JUDGEMENT}; {source}")
+        return Proposal("learning rate", value, "low", reason, f"{JUDGEMENT}; {source}", elsewhere)
     covered = n is not None and n >= BILLION and case.loss in ("kto", "dpo")
     tail = (
         "" if covered else " The model's size is not known." if n is None else f" Nothing is published for {size(n)}."
     )
     sensitive = " The most sensitive setting." if case.loss == "kto" else ""
-    return Proposal("learning rate", plain(base), "medium" if covered else "low", f"{reason}.{tail}{sensitive}", source)
+    reason = f"{reason}.{tail}{sensitive}"
+    return Proposal("learning rate", value, "medium" if covered else "low", reason, source, elsewhere)
 
 
 def weights(case: Case) -> Proposal:

@@ -1,22 +1,23 @@
-"""What to try next: rules that look at a run's figures, each saying what it saw, what that means and what to do.
+"""What to try next: a table of rules, each with what it looks at, what to do, why, and where that is from.
 
-The thresholds are rules of thumb, the remedies are those of the KTO paper (arXiv 2402.01306, section 4) where it has
-one. A rule returns None where the figures it needs are absent or do not call for it.
+The thresholds are rules of thumb and live in evidence.py; the remedies are those of the KTO paper (arXiv 2402.01306)
+where it has one. Where the figures that a rule needs are absent, its condition does not hold.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from prospect.report.curves import ends
-from prospect.report.folder import RunFolder, number, section
-from prospect.report.verdict import LESS_LIKELY, likelihood_loss
+from prospect.report.evidence import Evidence
+from prospect.report.folder import RunFolder
 
 Level = Literal["try", "watch", "expected"]
-Rule = Callable[[RunFolder], "Advice | None"]
+KTO = "arXiv 2402.01306, section 4.2"
+JUDGEMENT = "our judgement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,254 +27,242 @@ class Advice:
     level: Level
     title: str
     reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Advice to be given where `when` holds. `title` and `reason` are filled in by str.format with the Evidence `e`."""
+
+    name: str
+    level: Level
+    when: Callable[[Evidence], bool]
+    title: str
+    reason: str
+    source: str = JUDGEMENT
 
 
 def advise(run: RunFolder) -> list[Advice]:
     """Everything the rules have to say, what calls for action first."""
     order: tuple[Level, ...] = ("try", "watch", "expected")
-    found = [advice for rule in RULES if (advice := rule(run)) is not None]
-    return sorted(found, key=lambda advice: order.index(advice.level))
+    rules = sorted(holding(run), key=lambda rule: order.index(rule.level))
+    e = Evidence(run)
+    return [Advice(rule.level, _filled(rule.title, e), _filled(rule.reason, e), rule.source) for rule in rules]
 
 
-def both_rewards_fall(run: RunFolder) -> Advice | None:
-    """Desirable answers are becoming less likely too."""
-    _, up = ends(run.series("reward_desirable"))
-    _, down = ends(run.series("reward_undesirable"))
-    if not (up < -0.1 and down < -0.1):
-        return None
-    saw = f"Both rewards ended below 0 (desirable {up:+.2f}, undesirable {down:+.2f} β·nats)"
-    if not run.has("z0"):
-        return Advice(
-            "watch",
-            "Good answers became less likely too",
-            f"{saw}. A loss on pairs only asks for a gap between the two and often lowers both; if the samples got "
-            "worse, "
-            "lower the learning rate or mix in some SFT.",
-        )
-    rate = _rate(run)
-    return Advice(
+def holding(run: RunFolder) -> list[Rule]:
+    """The rules whose condition holds."""
+    e = Evidence(run)
+    return [rule for rule in RULES if rule.when(e)]
+
+
+def _filled(text: str, e: Evidence) -> str:
+    return re.sub(r"(?<=\d)%", " %", text.format(e=e)).strip()
+
+
+def _too_far(e: Evidence) -> bool:
+    """The model has moved away from good answers: liked held-out ones are much less likely, or training ones less
+    likely while nothing shows that the model learnt from them."""
+    return not e.still and (e.harmed or (e.both_fall and e.run.has("z0") and e.effect != "learnt"))
+
+
+def _too_little(e: Evidence) -> bool:
+    """The model has hardly been trained."""
+    return e.still or (e.stuck and e.effect not in ("learnt", "free", "reversed") and not e.both_fall and not e.harmed)
+
+
+def _length_tells(e: Evidence) -> bool:
+    """Whether length alone ranks the held-out answers by a margin worth naming."""
+    length = e.baseline("length")
+    return (length.low > 0.5 or length.high < 0.5) and abs(length.value - 0.5) >= 0.1
+
+
+HARM = (
+    "Held-out answers that people liked cost {e.nll_change.value:+.2f} nats a token against before training, "
+    "{e.nll.value:.2f} now: the model has moved away from them. That can be right when its own answers are better than "
+    "those, so read the samples first."
+)
+FALL = (
+    "Both rewards ended below 0 (desirable {e.reward_up:+.2f}, undesirable {e.reward_down:+.2f} β·nats): the model "
+    "moves away from good and bad answers alike. In KTO that is the sign of too high a learning rate, its most "
+    "sensitive setting."
+)
+LITTLE = (
+    "{e.movement} {e.training_loss} The model has hardly been trained. For under-fitting the paper lowers beta and "
+    "adds epochs."
+)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "lower_rate_for_liked",
         "try",
-        f"Lower the learning rate{f' from {rate:.1e} to about {rate / 3:.1e}' if rate else ''}",
-        f"{saw}: the model moves away from good and bad answers alike. In KTO that is the sign of too high a learning "
-        "rate, "
-        "its most sensitive setting.",
-    )
-
-
-def saturated(run: RunFolder) -> Advice | None:
-    """Most rows have no gradient left."""
-    _, share = ends(run.series("saturated"))
-    if not share > 0.5:
-        return None
-    return Advice(
+        lambda e: _too_far(e) and e.harmed and math.isfinite(e.lower_rate),
+        "Lower the learning rate from {e.rate:.1e} to about {e.lower_rate:.1e}",
+        HARM,
+        KTO,
+    ),
+    Rule(
+        "hold_closer_for_liked",
         "try",
+        lambda e: _too_far(e) and e.harmed and math.isnan(e.lower_rate),
+        "Hold the model closer to where it started: a larger beta, or fewer epochs",
+        HARM,
+    ),
+    Rule(
+        "lower_rate",
+        "try",
+        lambda e: _too_far(e) and not e.harmed and math.isfinite(e.lower_rate),
+        "Lower the learning rate from {e.rate:.1e} to about {e.lower_rate:.1e}",
+        FALL,
+        KTO,
+    ),
+    Rule(
+        "hold_closer",
+        "try",
+        lambda e: _too_far(e) and not e.harmed and math.isnan(e.lower_rate),
+        "Hold the model closer to where it started: a larger beta, or fewer epochs",
+        FALL,
+    ),
+    Rule(
+        "raise_rate",
+        "try",
+        lambda e: _too_little(e) and math.isfinite(e.higher_rate),
+        "Raise the learning rate from {e.rate:.1e} to about {e.higher_rate:.1e}",
+        LITTLE,
+    ),
+    Rule(
+        "train_longer",
+        "try",
+        lambda e: _too_little(e) and math.isnan(e.higher_rate),
+        "Train longer: more epochs, or a smaller beta",
+        LITTLE,
+        KTO,
+    ),
+    Rule(
+        "over_fitted",
+        "try",
+        lambda e: e.best[0] - e.best[2] >= 0.02 and not e.still and not e.run.options.get("keep_best"),
+        "Stop near step {e.best[1]:.0f}, or train with --keep-best",
+        "The held-out AUC was {e.best[0]:.3f} at step {e.best[1]:.0f} and {e.best[2]:.3f} at the end: after that the "
+        "model learnt the training answers by heart.",
+    ),
+    Rule(
+        "saturated",
+        "try",
+        lambda e: e.saturated > 0.5 and not e.still,
         "Stop earlier, or lower the learning rate",
-        f"At the end {_percent(share)} of the rows were saturated: so far from the reference point that the loss "
-        "hardly pulls on them. "
-        "Further steps mostly memorise the rest. A smaller beta also keeps rows within reach for longer.",
-    )
-
-
-def under_fitted(run: RunFolder) -> Advice | None:
-    """The figures of training have hardly moved."""
-    _, accuracy = ends(run.series("accuracy"))
-    start, end = ends(run.series("loss"))
-    stuck = math.isfinite(start) and start > 0 and end > 0.97 * start
-    # A run that has blown up does not learn either, but not for lack of steps.
-    wild = ends(run.series("saturated"))[1] > 0.2
-    if len(run.steps) < 4 or not accuracy < 0.6 or not stuck or wild:
-        return None
-    beta = run.beta
-    return Advice(
+        "At the end {e.saturated:.0%} of the rows were saturated: so far from the reference point that the loss hardly "
+        "pulls on them. Further steps mostly memorise the rest. A smaller beta keeps rows within reach for longer.",
+    ),
+    Rule(
+        "check_labels",
         "try",
-        f"Train longer: more epochs{f', a beta below {beta:g}' if math.isfinite(beta) else ''} or a higher learning "
-        "rate",
-        f"The loss went from {start:.3f} to {end:.3f} and {_percent(accuracy)} of the training answers are ranked "
-        "right: the model has hardly "
-        "learnt. For under-fitting the paper lowers beta and adds epochs; with adapters, the learning rate may also be "
-        "too low.",
-    )
-
-
-def over_fitted(run: RunFolder) -> Advice | None:
-    """Held-out AUC was better earlier."""
-    points = [(number(e, "auc"), number(e, "step")) for e in run.evaluations if math.isfinite(number(e, "auc"))]
-    if len(points) < 3 or run.options.get("keep_best"):
-        return None
-    best, last = max(points), points[-1]
-    if best[0] - last[0] < 0.02:
-        return None
-    return Advice(
+        lambda e: e.effect == "reversed",
+        "Check which thumb is which",
+        "The whole interval of the AUC, {e.auc.low:.2f} to {e.auc.high:.2f}, lies below 0.5: the reward is higher for "
+        "what people dislike. Training and held-out feedback may use the labels the other way round.",
+    ),
+    Rule(
+        "hold_out_more",
         "try",
-        f"Stop near step {best[1]:.0f}, or train with --keep-best",
-        f"The held-out AUC was {best[0]:.3f} at step {best[1]:.0f} and {last[0]:.3f} at the end: after that the model "
-        "learnt the "
-        "training answers by heart.",
-    )
-
-
-def not_shown(run: RunFolder) -> Advice | None:
-    """The interval of the AUC includes chance."""
-    auc = section(run.after, "auc")
-    low, high = number(auc, "low"), number(auc, "high")
-    if not low <= 0.5 <= high:
-        return None
-    prompts = number(run.after, "prompts", 0)
-    return Advice(
-        "try",
+        lambda e: e.effect in ("few", "unclear") or (e.effect == "free" and e.lead.high > 0),
         "Hold out more prompts before you believe either way",
-        f"With {prompts:.0f} held-out prompts the AUC's interval, {low:.2f} to {high:.2f}, includes 0.5: this data "
-        "cannot tell the model's "
-        "taste from chance. If more data says the same, the feedback is noisy or the model has not learnt it.",
-    )
-
-
-def length_confound(run: RunFolder) -> Advice | None:
-    """Length alone predicts the thumbs."""
-    length, auc = section(section(run.after, "baselines"), "length"), number(section(run.after, "auc"), "value")
-    value, low, high = number(length, "value"), number(length, "low"), number(length, "high")
-    if not (low > 0.5 or high < 0.5) or abs(value - 0.5) < 0.1:
-        return None
-    kind = "longer" if value > 0.5 else "shorter"
-    as_good = abs(value - 0.5) >= abs(auc - 0.5) - 0.02
-    return Advice(
-        "try" if as_good else "watch",
-        f"Check that the model has not only learnt to be {kind}",
-        f"Length alone ranks the held-out answers with an AUC of {value:.2f}: people prefer the {kind} ones here"
-        + (
-            ", and the model's reward is no better than that. Collect thumbs on answers of equal length."
-            if as_good
-            else "."
-        ),
-    )
-
-
-def reference_knew(run: RunFolder) -> Advice | None:
-    """The start model's likelihood ranks as well as the trained reward."""
-    known = number(section(section(run.after, "baselines"), "reference_logp"), "value")
-    auc = number(section(run.after, "auc"), "value")
-    if not (known > 0.6 and known >= auc):
-        return None
-    return Advice(
-        "watch",
-        "The start model already ranked these answers",
-        f"The reference's own log-prob has an AUC of {known:.2f}, the trained reward {auc:.2f}: likely answers were "
-        "the liked ones before any "
-        "training. Feedback on the model's own answers teaches more than feedback on others'.",
-    )
-
-
-def drifted(run: RunFolder) -> Advice | None:
-    """Good answers have become less likely than they were."""
-    before, after = number(section(run.before, "nll"), "value"), number(section(run.after, "nll"), "value")
-    if not likelihood_loss(run) > LESS_LIKELY:
-        return None
-    return Advice(
+        "{e.groups:.0f} separate held-out prompts leave the AUC between {e.auc.low:.2f} and {e.auc.high:.2f}: too wide "
+        "to tell what was learnt from what was there. If more data says the same, the feedback is noisy or the model "
+        "has not learnt it.",
+    ),
+    Rule(
+        "only_length",
         "try",
-        "Hold the model closer to where it started: a lower learning rate or a larger beta",
-        f"Held-out answers that people liked cost {after:.2f} nats a token, before training {before:.2f}: the model "
-        "has moved away from "
-        "them. That can be right when its own answers are better than those, so read the samples first.",
-    )
-
-
-def overconfident(run: RunFolder) -> Advice | None:
-    """sigma(reward - z0) is no probability."""
-    low = number(section(run.after, "ece"), "low")
-    if not low > 0.1:
-        return None
-    return Advice(
+        lambda e: _length_tells(e) and e.effect == "free" and not e.lead_over("length").low > 0,
+        "Check that the model has not only learnt the length of answers",
+        "Length alone ranks the held-out answers with an AUC of {e.length.value:.2f} (below 0.5: people prefer the "
+        "shorter ones), and the reward is not shown to do better. Collect thumbs on answers of equal length.",
+    ),
+    Rule(
+        "length_too",
         "watch",
-        "Do not read the reward as a probability",
-        f"The calibration error is at least {low:.2f}. The ranking can still be right; to use σ(reward − z0) as the "
-        "chance of a thumb up, fit a "
-        "scale and an offset on held-out feedback first.",
-    )
-
-
-def unbalanced(run: RunFolder) -> Advice | None:
-    """One class carries much more than its share."""
-    up, down = number(run.arguments, "desirable_weight"), number(run.arguments, "undesirable_weight")
-    ratio = max(up, down) / min(up, down) if min(up, down) > 0 else math.nan
-    if not ratio > 10:
-        return None
-    return Advice(
-        "watch",
-        f"Collect more thumbs {'up' if up > down else 'down'}",
-        f"One class is rare, so each of its answers counts {ratio:.0f} times as much as one of the other: a few "
-        "mislabelled ones would "
-        "steer the run.",
-    )
-
-
-def clipped(run: RunFolder) -> Advice | None:
-    """Nearly every gradient is clipped."""
-    clip, norms = number(run.options, "clip"), [n for n in run.series("grad_norm") if math.isfinite(n)]
-    share = sum(n > clip for n in norms) / len(norms) if norms else math.nan
-    if not share > 0.5:
-        return None
-    return Advice(
-        "watch",
-        "The clip decides the step length",
-        f"{_percent(share)} of the gradients were longer than {clip:g} and were cut to it. Raise --clip, or lower the "
-        "learning rate knowingly.",
-    )
-
-
-def z0_rests(run: RunFolder) -> Advice | None:
-    """The clamp is active: the usual case."""
-    used = [z for z in run.series("z0") if math.isfinite(z)]
-    if not used or sum(abs(z) <= 1e-9 for z in used) < 0.5 * len(used) or not run.has("z0_raw"):
-        return None
-    _, raw = ends(run.series("z0_raw"))
-    share = sum(abs(z) <= 1e-9 for z in used) / len(used)
-    return Advice(
-        "expected",
-        "z0 is 0 most of the time, and that is as it should be",
-        f"It was 0 in {_percent(share)} of the steps (raw mean at the end: {raw:.2f} nats). z0 averages the log-ratio "
-        "on other prompts' answers. "
-        "Those come from the data, not from the trained model, and such an average estimates minus a KL divergence: it "
-        "falls below 0 as "
-        "soon as the model moves, and the clamp then holds z0 at 0. The loss stays a sound one; z0 above 0 would mean "
-        "that even "
-        "unrelated answers become more likely.",
-    )
-
-
-def unmeasured(run: RunFolder) -> Advice | None:
-    """No held-out feedback at all."""
-    if run.after or not run.steps:
-        return None
-    return Advice(
+        lambda e: _length_tells(e) and e.lead_over("length").low > 0 and e.effect in ("learnt", "free"),
+        "People's taste goes with the length of answers here",
+        "Length alone ranks the held-out answers with an AUC of {e.length.value:.2f} (below 0.5: people prefer the "
+        "shorter ones). The reward does better, but some of it may be length.",
+    ),
+    Rule(
+        "unmeasured",
         "try",
+        lambda e: not e.run.after and bool(e.run.steps),
         "Hold out some feedback: --eval-fraction 0.1",
         "Training curves only say what the model learnt from answers it has seen. Whether it is better shows on "
         "prompts it has not.",
-    )
-
-
-def _rate(run: RunFolder) -> float:
-    """The highest learning rate of the run, 0 where unknown."""
-    return max((r for r in run.series("lr") if math.isfinite(r)), default=0.0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-RULES: tuple[Rule, ...] = (
-    both_rewards_fall,
-    under_fitted,
-    over_fitted,
-    saturated,
-    drifted,
-    not_shown,
-    length_confound,
-    unmeasured,
-    reference_knew,
-    unbalanced,
-    clipped,
-    overconfident,
-    z0_rests,
+    ),
+    Rule(
+        "chosen_by_the_same",
+        "watch",
+        lambda e: e.chosen,
+        "Measure the kept model on other feedback: prospect eval",
+        "--keep-best took the best of several models by the held-out answers that the figures here come from. The best "
+        "of several is lucky as well as good.",
+    ),
+    Rule(
+        "start_model_knew",
+        "watch",
+        lambda e: e.effect == "free" and not e.lead_over("reference_logp").low > 0 and e.known.value > 0.6,
+        "The start model already ranked these answers",
+        "Its own log-prob has an AUC of {e.known.value:.2f}, the trained reward {e.auc.value:.2f}: likely answers were "
+        "the liked ones before any training. Feedback on the model's own answers teaches more than on others'.",
+    ),
+    Rule(
+        "both_fall_on_pairs",
+        "watch",
+        lambda e: e.both_fall and not e.still and not _too_far(e) and not e.run.has("z0"),
+        "Good answers became less likely too",
+        "Both rewards ended below 0 (desirable {e.reward_up:+.2f}, undesirable {e.reward_down:+.2f} β·nats). A loss on "
+        "pairs only asks for a gap between the two and often lowers both; if the samples got worse, mix in some SFT.",
+    ),
+    Rule(
+        "both_fall_and_learnt",
+        "watch",
+        lambda e: e.both_fall and not e.still and not _too_far(e) and e.run.has("z0"),
+        "Good training answers became less likely too",
+        "Both rewards ended below 0 (desirable {e.reward_up:+.2f}, undesirable {e.reward_down:+.2f} β·nats), yet the "
+        "model tells held-out answers apart and did not lose the liked ones. Read the samples.",
+    ),
+    Rule(
+        "unbalanced",
+        "watch",
+        lambda e: max(e.imbalance, 1 / e.imbalance) > 10,
+        "Collect more of the rarer thumb",
+        "Each thumb up counts {e.imbalance:.3g} times as much as a thumb down: a few mislabelled answers of the rarer "
+        "kind would steer the run.",
+    ),
+    Rule(
+        "clipped",
+        "watch",
+        lambda e: e.clipped > 0.5,
+        "The clip decides the step length",
+        "{e.clipped:.0%} of the gradients were longer than {e.clip:g} and were cut to it. A larger --clip gives the "
+        "learning rate its meaning back.",
+    ),
+    Rule(
+        "no_probability",
+        "watch",
+        lambda e: not e.still and (e.slope.high < 0.8 or e.slope.low > 1.25 or e.gap.low > 0.1 or e.gap.high < -0.1),
+        "Do not read the reward as a probability",
+        "Its calibration slope is {e.slope.value:.2f} (1 is calibrated, below 1 too extreme) and σ(reward − z0) lies "
+        "{e.gap.value:+.2f} beside the share of thumbs up. The ranking can still be right; to use it as the chance of "
+        "a thumb up, fit a scale and an offset on held-out feedback first.",
+        "Cox, Biometrika 45, 1958",
+    ),
+    Rule(
+        "z0_rests",
+        "expected",
+        lambda e: e.z0_at_rest >= 0.5 and not e.still,
+        "z0 is 0 most of the time, and that is as it should be",
+        "It was 0 in {e.z0_at_rest:.0%} of the steps (raw mean at the end: {e.z0_raw:.2f} nats). z0 averages the "
+        "log-ratio on other prompts' answers. Those come from the data, not from the trained model, and such a mean "
+        "estimates minus a KL divergence: it falls below 0 as soon as the model moves, and the clamp then holds z0 at "
+        "0. The loss stays a sound one; z0 above 0 would mean that even unrelated answers become more likely.",
+        "arXiv 2402.01306, section 4.1",
+    ),
 )
 """In the order in which equally urgent advice is given."""

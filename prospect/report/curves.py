@@ -11,6 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
+from prospect.evaluate.statistics import Interval
+
 POINTS = 240
 """Most points of a drawn line."""
 WINDOWS = 25
@@ -60,13 +64,34 @@ def thin(x: Sequence[float], y: Sequence[float]) -> Curve:
     return Curve(tuple(a for a, _ in kept), tuple(b for _, b in kept))
 
 
-def ends(y: Sequence[float], share: float = 0.1) -> tuple[float, float]:
-    """Averages of the first and the last `share` of a series (at least 3 values, or all); NaN where it is empty."""
+def ends(y: Sequence[float]) -> tuple[float, float]:
+    """Averages of the beginning and the end of a series (see `_ends`); NaN where it is empty."""
+    first, last = _ends(y)
+    return _mean(first), _mean(last)
+
+
+def rise(y: Sequence[float]) -> Interval:
+    """By how much the end of a series lies above its beginning, with the 95 % interval of the difference of two means
+    (Welch's t); its ends are NaN below two values at either end, which have no noise to measure."""
+    first, last = _ends(y)
+    gain, k = _mean(last) - _mean(first), len(first)
+    if k < 2:
+        return Interval(gain, math.nan, math.nan)
+    a, b = (math.fsum((v - _mean(side)) ** 2 for v in side) / (k - 1) / k for side in (first, last))
+    freedom = (k - 1) * (a + b) ** 2 / (a * a + b * b) if a + b > 0 else k - 1
+    half = math.sqrt(a + b) * float(stdtrit(freedom, 0.975))
+    return Interval(gain, gain - half, gain + half)
+
+
+def _ends(y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The first and the last tenth of a series, at least three values each, and no value in both."""
     known = [v for v in y if math.isfinite(v)]
-    if not known:
-        return math.nan, math.nan
-    k = min(len(known), max(3, round(share * len(known))))
-    return sum(known[:k]) / k, sum(known[-k:]) / k
+    k = min(max(1, len(known) // 2), max(3, round(0.1 * len(known))))
+    return known[:k], known[-k:]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _known(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:

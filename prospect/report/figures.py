@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prospect.report import charts
 from prospect.report.charts import Bar, Line
 from prospect.report.curves import Curve, smooth, thin
+from prospect.report.evidence import interval, with_interval
 from prospect.report.folder import Data, RunFolder, number, section
 from prospect.report.svg import minus
 
@@ -155,14 +156,15 @@ def _speed(run: RunFolder) -> Figure | None:
 
 
 def outcome(run: RunFolder) -> Figure | None:
-    """AUC after and before training beside what ranks the answers for free."""
+    """AUC after training beside what ranks the answers for free; before training it is a number only beside another
+    reference."""
     rows = []
     baselines = section(run.after, "baselines")
     for label, source, name, kind in (
-        ("after training", run.after, "auc", "main"),
-        ("before training", run.before, "auc", "base"),
-        ("length alone", baselines, "length", "base"),
-        ("reference's log-prob", baselines, "reference_logp", "base"),
+        ("reward after training", run.after, "auc", "main"),
+        ("reward before training", {} if run.own_reference else run.before, "auc", "base"),
+        ("length, longer first", baselines, "length", "base"),
+        ("reference's log-prob, likely first", baselines, "reference_logp", "base"),
     ):
         found = section(source, name)
         if found:
@@ -170,29 +172,31 @@ def outcome(run: RunFolder) -> Figure | None:
     if not rows:
         return None
     caption = (
-        "How often a desirable answer gets a higher score than an undesirable one, with 95 % intervals resampled by "
-        "prompt. A reward that does not beat the baselines has learnt what was there for free."
+        "How often a desirable answer gets a higher score than an undesirable one, with 95 % intervals. A baseline "
+        "below 0.5 ranks as well the other way round. A reward that is not shown to beat the baselines in their better "
+        "direction may have learnt what was there for free."
     )
     svg = charts.bars("outcome", "Held-out AUC", caption, rows, "AUC (0.5 is chance)", reference=0.5)
     return Figure("Held-out AUC", caption, svg)
 
 
+def _measurements(run: RunFolder) -> list[tuple[str, Data]]:
+    """The held-out measurements whose rewards say something: of a policy that is its own reference, not the first."""
+    parts = [("before", {} if run.own_reference else run.before), ("after", run.after)]
+    return [(name, data) for name, data in parts if data]
+
+
 def histograms(run: RunFolder) -> list[Figure]:
-    """Rewards by label, before and after, on one horizontal axis."""
-    parts = [(name, data, section(data, "rewards")) for name, data in (("before", run.before), ("after", run.after))]
+    """Rewards by label on one horizontal axis: after, and before where they were not 0 by construction."""
+    parts = [(name, data, section(data, "rewards")) for name, data in _measurements(run)]
     parts = [part for part in parts if part[2].get("edges")]
     if not parts:
         return []
     low = min(part[2]["edges"][0] for part in parts)
     high = max(part[2]["edges"][-1] for part in parts)
     found = []
+    caption = "Rewards of held-out answers; the outermost bars hold what lies beyond. The sides should lie apart."
     for name, data, counts in parts:
-        still = name == "before" and counts["edges"][-1] - counts["edges"][0] < max(0.01, 0.02 * (high - low))
-        caption = (
-            "The policy starts as its own reference: every reward is 0, up to rounding."
-            if still
-            else "Rewards of held-out answers; the outermost bars hold what lies beyond. The sides should lie apart."
-        )
         svg = charts.histogram(
             f"rewards-{name}",
             f"Rewards {name} training",
@@ -209,12 +213,8 @@ def histograms(run: RunFolder) -> list[Figure]:
 
 
 def discrimination(run: RunFolder) -> list[Figure]:
-    """ROC and calibration on held-out feedback, before and after in one chart each."""
-    parts = [
-        (name, kind, data)
-        for name, kind, data in (("before", "base", run.before), ("after", "main", run.after))
-        if data
-    ]
+    """ROC and calibration on held-out feedback, in one chart each."""
+    parts = [(name, "main" if name == "after" else "base", data) for name, data in _measurements(run)]
     found = []
     series = [
         Line(
@@ -247,14 +247,13 @@ def discrimination(run: RunFolder) -> list[Figure]:
     bins = [(name, kind, data.get("calibration") or []) for name, kind, data in parts]
     bins = [entry for entry in bins if entry[2]]
     if bins:
-        errors = [
-            f"{name} {number(section(data, 'ece'), 'value'):.3f}" for name, _, data in parts if section(data, "ece")
-        ]
-        caption = (
-            "σ(reward − z0) as the probability of a thumb up, against what was observed. Expected calibration error: "
-            + minus(", ".join(errors))
-            + "."
-        )
+        slope, gap = (section(run.after, f"calibration_{name}") for name in ("slope", "gap"))
+        caption = "σ(reward − z0) as the probability of a thumb up, against what was observed."
+        if slope:
+            caption += minus(
+                f" Slope {with_interval(interval(slope), '.2f')}: 1 is calibrated, below 1 too extreme, above 1 too "
+                f"timid. Predicted minus observed: {with_interval(interval(gap), '+.3f')}."
+            )
         svg = charts.calibration("calibration", "Calibration", caption, bins)
         found.append(Figure("Calibration", caption, svg))
     return found

@@ -56,6 +56,19 @@ class RunFolder:
         """What turned log-ratios into rewards."""
         return number(self.arguments, "beta", number(self.after, "beta", math.nan))
 
+    @property
+    def own_reference(self) -> bool:
+        """Whether the start model is its own reference, so that every reward is 0 before training."""
+        return not self.options.get("reference")
+
+    @property
+    def answers(self) -> dict[str, dict[float, str]]:
+        """The sampled answers, prompt by prompt in the order they came, by step."""
+        by_prompt: dict[str, dict[float, str]] = {}
+        for item in self.samples:
+            by_prompt.setdefault(str(item["prompt"]), {})[number(item, "step", 0)] = str(item["completion"])
+        return by_prompt
+
     def series(self, name: str) -> list[float]:
         """One figure of every step; NaN where a step lacks it."""
         return [number(step, name) for step in self.steps]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from markupsafe import Markup
 from prospect import store
 from prospect.report import figures
 from prospect.report.advice import advise
+from prospect.report.evidence import Evidence, interval
 from prospect.report.folder import Data, RunFolder, number, read, section
 from prospect.report.svg import minus
 from prospect.report.verdict import verdict
@@ -68,7 +69,7 @@ def _values(run: RunFolder) -> dict[str, Any]:
         "outcome": figures.outcome(run),
         "notes": [str(note) for note in run.after.get("notes") or []],
         "advice": advise(run) if run.steps or run.after else None,
-        "samples": _samples(run.samples),
+        "samples": _samples(run.answers),
         "histograms": figures.histograms(run),
         "discrimination": figures.discrimination(run),
         "heldout_counts": _heldout_counts(run.after or run.before),
@@ -142,19 +143,23 @@ class Tile:
 
 
 def _tiles(run: RunFolder) -> list[Tile]:
+    e = Evidence(run)
     named = (
-        ("auc", "Held-out AUC", ".3f", ""),
-        ("accuracy", "Accuracy at z0", ".3f", ""),
-        ("margin", "Margin", "+.3f", " β·nats"),
-        ("nll", "NLL of liked answers", ".3f", " nats a token"),
-        ("ece", "Calibration error", ".3f", ""),
+        ("Held-out AUC", e.auc, "auc", ".3f", ""),
+        (f"AUC above {e.hardest_words}", e.lead, "", "+.3f", ""),
+        ("Accuracy at z0", interval(section(run.after, "accuracy")), "accuracy", ".3f", ""),
+        ("Margin", e.margin, "margin", "+.3f", " β·nats"),
+        ("NLL of liked answers", e.nll, "nll", ".3f", " nats a token"),
+        ("Change of log-probs", e.change, "", ".3g", " nats an answer"),
+        ("Calibration slope", e.slope, "", ".2f", ""),
     )
     tiles = []
-    for key, name, form, unit in named:
-        now, was = section(run.after, key), section(run.before, key)
-        if now:
-            value, low, high = (minus(format(number(now, end), form)) for end in ("value", "low", "high"))
-            before = minus(f"before: {format(number(was, 'value'), form)}") if was else ""
+    for name, now, key, form, unit in named:
+        if math.isfinite(now.value):
+            value, low, high = (minus(format(end, form)) for end in (now.value, now.low, now.high))
+            # What the untrained policy's reward is worth is known where it is its own reference: nothing.
+            was = interval(section(run.before, key)).value if key == "nll" or not run.own_reference else math.nan
+            before = minus(f"before: {was:{form}}") if math.isfinite(was) else ""
             tiles.append(Tile(name, value, f"95 %: {low} to {high}{unit}", before))
     return tiles
 
@@ -206,11 +211,8 @@ def _story(data: Data) -> dict[str, Any] | None:
     }
 
 
-def _samples(samples: Sequence[Data]) -> list[dict[str, Any]]:
+def _samples(by_prompt: Mapping[str, Mapping[float, str]]) -> list[dict[str, Any]]:
     """The same prompt's answers at several steps, in the order the prompts came."""
-    by_prompt: dict[str, dict[float, str]] = {}
-    for item in samples:
-        by_prompt.setdefault(str(item["prompt"]), {})[number(item, "step", 0)] = str(item["completion"])
     found = []
     for prompt, answers in list(by_prompt.items())[:SAMPLES]:
         said = [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from prospect.report.curves import ends
-from prospect.report.folder import Data, RunFolder, number, section
+from prospect.report.evidence import Evidence, with_interval
+from prospect.report.folder import RunFolder, number
 
-LESS_LIKELY = 0.2
-"""Nats per token by which liked answers may become less likely before it is worth a word."""
+Tone = Literal["good", "bad", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,75 +18,212 @@ class Verdict:
     """Did it get better? `word` is the short answer, `tone` good, bad or open, `text` the reason with its numbers."""
 
     word: str
-    tone: Literal["good", "bad", "open"]
+    tone: Tone
     text: str
 
 
 def verdict(run: RunFolder) -> Verdict | None:
-    """The headline, from held-out feedback alone; None where there is no run to speak of.
+    """The headline, from held-out feedback alone; None where there is no run to speak of."""
+    e = Evidence(run)
+    if not run.after and not run.steps:
+        return None
+    row = next(row for row in VERDICTS if row.when(e))
+    sentences = [sentence for part in row.sentences if (sentence := part(e))]
+    return Verdict(row.word.format(e=e), row.tone, " ".join(sentences))
 
-    Good needs an AUC whose interval lies above chance, above what was there before, and an AUC above both baselines,
-    while liked answers have not become much less likely.
-    """
+
+def result_line(run: RunFolder) -> str:
+    """The held-out result and the verdict in one line, for the end of a run."""
+    e, answer = Evidence(run), verdict(run)
+    if answer is None:
+        return "Nothing was trained"
     if not run.after:
-        return Verdict("Not measured", "open", _unmeasured(run)) if run.steps else None
-    auc, before = section(run.after, "auc"), section(run.before, "auc")
-    if not auc:
-        return _without_thumbs(run)
-    where = f"On {number(run.after, 'n'):,.0f} held-out answers to {number(run.after, 'prompts'):,.0f} prompts"
-    was = f" Before training it was {number(before, 'value'):.3f}." if before else ""
-    now = f"AUC {_with_interval(auc)}.{was}"
-    if number(auc, "high") < 0.5:
-        text = f"{where} the model's implied reward prefers the thumbs down: {now} Check the labels."
-        return Verdict("It prefers what people dislike", "bad", text)
-    if number(auc, "low") <= max(0.5, number(before, "high", 0.5)):
-        text = f"{where} the interval still includes chance, or what was there before training: {now}"
-        return Verdict("Not shown to have learnt it", "open", text)
-    text = f"{where} the model's implied reward tells thumbs up from thumbs down: {now}"
-    name, free = _best_baseline(run)
-    if number(auc, "value") <= free:
-        return Verdict(f"No better than {name}", "open", f"{text} But {name} ranks them with an AUC of {free:.3f}.")
-    if likelihood_loss(run) > LESS_LIKELY:
-        text += f" But the liked ones cost {likelihood_loss(run):.2f} nats a token more than before: read the samples."
-        return Verdict("It learnt the thumbs, and lost something else", "open", text)
-    return Verdict("It learnt what people like", "good", text)
+        return f"{answer.word}: no feedback was held out. Add --eval-fraction 0.1 or --eval-data"
+    figures = [f"{number(run.after, 'n'):,.0f} held-out answers to {number(run.after, 'prompts'):,.0f} prompts"]
+    if math.isfinite(e.auc.value):
+        figures.append(f"AUC {_short(e.auc.value, e.auc.low, e.auc.high)}")
+    if math.isfinite(e.lead.value):
+        figures.append(f"{_short(e.lead.value, e.lead.low, e.lead.high, '+')} over {e.hardest_words}")
+    if math.isfinite(e.nll.value):
+        change = f" ({e.nll_change.value:+.3f})" if math.isfinite(e.nll_change.value) else ""
+        figures.append(f"{e.nll.value:.3f}{change} nats a token of liked answers")
+    chosen = ", chosen by the same answers" if e.chosen else ""
+    return f"{answer.word} ({'; '.join(figures)}{chosen})"
 
 
-def likelihood_loss(run: RunFolder) -> float:
-    """How many nats a token liked answers cost more after training than before; NaN where unknown."""
-    return number(section(run.after, "nll"), "value") - number(section(run.before, "nll"), "value")
+def _short(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def _best_baseline(run: RunFolder) -> tuple[str, float]:
-    """Name and AUC of the better baseline, in whichever direction it ranks; chance where there is none."""
-    named = (("length", "length alone"), ("reference_logp", "the start model's own likelihood"))
-    baselines = section(run.after, "baselines")
-    found = [(name, number(section(baselines, key), "value")) for key, name in named]
-    known = [(name, max(value, 1 - value)) for name, value in found if math.isfinite(value)]
-    return max(known, key=lambda entry: entry[1], default=("chance", 0.5))
+# ---- sentences -------------------------------------------------------------------------------------------------------
 
 
-def _without_thumbs(run: RunFolder) -> Verdict:
-    """Held-out answers without thumbs of both kinds have a likelihood only."""
-    notes = " ".join(str(n) for n in run.after.get("notes") or [])
-    change = likelihood_loss(run)
-    if not math.isfinite(change):
-        return Verdict("Not measurable", "open", notes or "The held-out feedback has no thumbs of both kinds.")
-    now, was = (_with_interval(section(data, "nll")) for data in (run.after, run.before))
-    word = f"The answers to imitate became {'likelier' if change < 0 else 'less likely'}"
-    return Verdict(word, "open", f"They cost {now} nats a token, before training {was}. {notes}".strip())
+def _ranking(e: Evidence) -> str:
+    """The AUC and by how much it leads."""
+    where = f"On {number(e.run.after, 'n'):,.0f} held-out answers to {number(e.run.after, 'prompts'):,.0f} prompts"
+    text = f"{where} the AUC of the model's implied reward is {with_interval(e.auc)}."
+    before = number(e.run.before.get("auc") or {}, "value")
+    if not e.run.own_reference and math.isfinite(before):
+        text += f" Before training it was {before:.3f}."
+    if math.isfinite(e.lead.value):
+        alone = e.baseline(e.hardest).value
+        turned = f" ({alone:.3f} the other way round)" if alone < 0.5 else ""
+        text += (
+            f" That of {e.hardest_words} is {max(alone, 1 - alone):.3f}{turned}; the difference is "
+            f"{with_interval(e.lead, '+.3f')}."
+        )
+    return text
 
 
-def _unmeasured(run: RunFolder) -> str:
-    start, end = ends(run.series("margin"))
-    if not math.isfinite(end):
-        return "No feedback was held out, so there is nothing to judge the model by."
+def _movement(e: Evidence) -> str:
+    return e.movement
+
+
+def _margin(e: Evidence) -> str:
+    if math.isnan(e.margin.value):
+        return ""
+    return f"The margin is {with_interval(e.margin, '+.3f')} β·nats."
+
+
+def _selection(e: Evidence) -> str:
+    if not e.chosen:
+        return ""
     return (
-        f"No feedback was held out. On the training answers the margin went from {start:+.3f} to {end:+.3f} β·nats, "
-        "which says that the model learnt them, not that it got better."
+        "But --keep-best chose this model by these very answers, so the figures flatter it: measure it on others with "
+        "`prospect eval`."
     )
 
 
-def _with_interval(interval: Data) -> str:
-    value, low, high = (f"{number(interval, end):.3f}" for end in ("value", "low", "high"))
-    return f"{value} (95 % interval {low} to {high})" if math.isfinite(number(interval, "low")) else value
+def _training(e: Evidence) -> str:
+    """What the training answers show of a run without held-out feedback."""
+    start, end = e.margin_ends
+    if not math.isfinite(end):
+        return ""
+    figures = f"from {start:+.3f} to {end:+.3f} β·nats"
+    if e.margin_rise.low > 0 and not e.still:
+        return (
+            f"The margin of the training answers rose {figures}: the model learnt these, which does not say that it "
+            "got better."
+        )
+    return f"The margin of the training answers went {figures}, which is no more than its noise."
+
+
+def _likelihood(e: Evidence) -> str:
+    """Held-out answers without thumbs of both kinds have a likelihood only."""
+    notes = " ".join(str(note) for note in e.run.after.get("notes") or [])
+    if math.isnan(e.nll_change.value):
+        return notes or "The held-out feedback has no thumbs of both kinds."
+    change = with_interval(e.nll_change, "+.3f")
+    return f"The answers to imitate cost {e.nll.value:.3f} nats a token, {change} against before. {notes}".strip()
+
+
+def _say(text: str) -> Callable[[Evidence], str]:
+    return lambda e: text.format(e=e)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A verdict: the first row of the table whose condition holds is given."""
+
+    when: Callable[[Evidence], bool]
+    word: str
+    tone: Tone
+    sentences: tuple[Callable[[Evidence], str], ...]
+
+
+VERDICTS = (
+    Row(
+        lambda e: not e.run.after,
+        "Not measured",
+        "open",
+        (_say("No feedback was held out, so there is nothing to judge the model by."), _training),
+    ),
+    Row(
+        lambda e: e.effect == "unmeasured" and math.isnan(e.nll_change.value),
+        "Not measurable",
+        "open",
+        (_likelihood,),
+    ),
+    Row(
+        lambda e: e.effect == "unmeasured" and e.still,
+        "The model has hardly changed",
+        "open",
+        (_movement, _likelihood),
+    ),
+    Row(
+        lambda e: e.effect == "unmeasured" and e.nll_change.value < 0 and not e.nll_change.high >= 0,
+        "The answers to imitate became likelier",
+        "open",
+        (_likelihood, _selection),
+    ),
+    Row(
+        lambda e: e.effect == "unmeasured",
+        "The answers to imitate are not shown to be likelier",
+        "open",
+        (_likelihood, _selection),
+    ),
+    Row(
+        lambda e: e.effect == "unchanged",
+        "The model has hardly changed",
+        "open",
+        (_movement, _ranking),
+    ),
+    Row(
+        lambda e: e.effect == "few",
+        "Too few prompts to tell",
+        "open",
+        (_say("Only {e.groups:.0f} separate prompts or conversations were held out."), _ranking),
+    ),
+    Row(
+        lambda e: e.effect == "reversed",
+        "It prefers what people dislike",
+        "bad",
+        (_ranking, _say("Check the labels.")),
+    ),
+    Row(
+        lambda e: e.effect == "unclear",
+        "Not shown to have learnt it",
+        "open",
+        (_ranking, _margin, _say("Chance, or what was there before training, explains them as well.")),
+    ),
+    Row(
+        lambda e: e.effect == "free" and math.isnan(e.lead.value),
+        "Not compared with length and likelihood",
+        "open",
+        (_ranking, _say("Without that comparison it may have learnt what was there for free.")),
+    ),
+    Row(
+        lambda e: e.effect == "free" and e.lead.high < 0,
+        "Worse than {e.hardest_words}",
+        "open",
+        (_ranking, _margin),
+    ),
+    Row(
+        lambda e: e.effect == "free",
+        "Not shown to beat {e.hardest_words}",
+        "open",
+        (_ranking, _margin, _say("So it may have learnt what was there for free.")),
+    ),
+    Row(
+        lambda e: e.harmed,
+        "It learnt the thumbs, and lost something else",
+        "open",
+        (
+            _ranking,
+            _margin,
+            _say("But liked answers cost {e.nll_change.value:.2f} nats a token more than before: read the samples."),
+        ),
+    ),
+    Row(
+        lambda e: e.chosen,
+        "It seems to have learnt what people like",
+        "open",
+        (_ranking, _margin, _selection),
+    ),
+    Row(
+        lambda e: True,
+        "It learnt what people like",
+        "good",
+        (_ranking, _margin, _movement),
+    ),
+)

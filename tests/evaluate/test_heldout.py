@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prospect.engine.models import Policy
@@ -46,7 +47,12 @@ def test_numbers_by_hand() -> None:
     assert known(found.margin).value == pytest.approx(1.0 + 2.5 / 3)
     assert known(found.nll).value == pytest.approx(9 / 6)  # liked answers: (2 + 4 + 3) nats over 6 tokens
     assert found.baselines["length"].value == 1.0
-    assert found.baselines["reference_logp"].value == 0.0
+    assert found.baselines["reference_logp"].value == 0.0  # as it is, not turned round
+    assert found.auc_difference["length"].value == pytest.approx(8 / 9 - 1)
+    assert found.auc_difference["reference_logp"].value == pytest.approx(8 / 9 - 1)  # unlikely first ranks them all
+    assert known(found.change).value == pytest.approx(10 * 6.5 / 6)  # |rewards| / beta
+    assert known(found.nll_change).value == pytest.approx((9 - 9) / 6)
+    assert known(found.calibration_gap).value == pytest.approx(float(expit([1, -1, 2, 0.5, 0, -2]).mean()) - 0.5)
     assert sum(b.n for b in found.calibration) == 6
 
 
@@ -74,7 +80,7 @@ def test_one_class_has_no_auc_and_says_so(thumb: bool, word: str) -> None:
 
 def test_unjudged_answers_have_a_likelihood_only() -> None:
     found = simple(desirable=[None] * 6)
-    assert (found.auc, found.accuracy, found.ece, found.rewards) == (None, None, None, None)
+    assert (found.auc, found.accuracy, found.calibration_gap, found.rewards) == (None, None, None, None)
     assert known(found.nll).value == pytest.approx(36 / 9)
     assert any("No answer has a thumb" in note for note in found.notes)
 
@@ -97,8 +103,39 @@ def test_no_rows_at_all() -> None:
 
 
 def test_few_prompts_are_named() -> None:
-    assert any("3 prompts" in note for note in simple().notes)
+    assert any("Only 3 separate prompts" in note for note in simple().notes)
     assert any("one prompt" in note for note in simple(prompt=np.zeros(6, int)).notes)
+    assert any("Only 2 separate" in note for note in simple(group=np.array([0, 0, 1, 1, 1, 1])).notes)
+
+
+def test_differences_are_resampled_together() -> None:
+    """Reward and length rise and fall together, so their difference is far surer than either."""
+    rng = np.random.default_rng(0)
+    label, length = rng.random(300) < 0.5, rng.integers(5, 100, 300)
+    found = measure(
+        reward=length + rng.normal(0, 1.0, 300), desirable=label, prompt=np.arange(300), length=length,
+        reference_logp=-length.astype(float), logp=np.zeros(300), z0=0.0, beta=0.1, resamples=300,
+    )  # fmt: skip
+    area, lead = known(found.auc), found.auc_difference["length"]
+    assert lead.high - lead.low < (area.high - area.low) / 4
+    assert lead.low < 0 < lead.high
+
+
+def test_groups_of_prompts_widen_the_intervals() -> None:
+    rng = np.random.default_rng(0)
+    conversation = np.repeat(np.arange(40), 10)
+    reward, label = rng.normal(size=40)[conversation] + rng.normal(0, 0.1, 400), rng.random(400) < 0.5
+
+    def width(**group: Any) -> float:
+        found = known(
+            measure(
+                reward=reward, desirable=label, prompt=np.arange(400), length=np.ones(400, int), reference_logp=-reward,
+                logp=-reward, z0=0.0, beta=0.1, resamples=200, **group,
+            ).change
+        )  # fmt: skip
+        return found.high - found.low
+
+    assert width(group=conversation) > 2 * width()
 
 
 def test_rounding_errors_are_no_ranking() -> None:
@@ -204,6 +241,7 @@ def test_evaluate_agrees_with_one_answer_at_a_time(policy: Policy, budget: int) 
     margin = (rewards[0] + rewards[2]) / 2 - (rewards[1] + rewards[3]) / 2
     assert (found.n, found.prompts, found.desirable, found.undesirable) == (5, 3, 2, 2)
     assert known(found.margin).value == pytest.approx(margin, abs=2e-3)  # rewards are on a grid of beta * 1e-3
+    assert found.groups == 3
     assert known(found.nll).value == pytest.approx(-(answers[0] + answers[2] + answers[4]) / 5, abs=1e-5)
     assert seen[-1] == (5, 5)
     assert len(asked) == 5
@@ -228,6 +266,17 @@ def test_z0_comes_from_the_mismatched_partners(policy: Policy) -> None:
     assert found.z0 == pytest.approx(0.1 * np.mean(ratios), rel=1e-5)
     given = evaluate(policy, reference, TREES, ROWS, beta=0.1, partners=partners, z0=0.25)
     assert given.z0 == 0.25
+
+
+def test_rows_of_one_group_are_resampled_together(policy: Policy) -> None:
+    def reference(query: tuple[Any, Any]) -> np.ndarray:
+        return np.full(len(query[1]), -1.0, np.float32)
+
+    found = evaluate(policy, reference, TREES, ROWS, beta=0.5, groups=[7, 7, 7, 7, 9])
+    assert (found.prompts, found.groups) == (3, 2)
+    plain = evaluate(policy, reference, TREES, ROWS, beta=0.5, resamples=0)
+    assert plain.groups == 3
+    assert np.isnan(known(plain.auc).low)
 
 
 def test_z0_is_clamped(policy: Policy) -> None:

@@ -7,7 +7,17 @@ import pytest
 from scipy.special import ndtr
 
 from prospect.evaluate import statistics
-from prospect.evaluate.statistics import Interval, auc, bootstrap, calibration, ece, ratio, roc, separated, wilson
+from prospect.evaluate.statistics import (
+    Interval,
+    auc,
+    bootstrap,
+    calibration,
+    calibration_slope,
+    ratio,
+    roc,
+    separated,
+    wilson,
+)
 
 
 def brute_auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -63,23 +73,30 @@ def test_roc_encloses_the_auc() -> None:
     assert roc(score, np.ones(400, bool)) == []
 
 
-def test_calibration_and_ece_by_hand() -> None:
+def test_calibration_by_hand() -> None:
     probability = np.array([0.15, 0.11, 0.95, 1.0])
     label = np.array([True, False, True, True])
     first, last = calibration(probability, label)
     assert (first.low, first.high, first.n, first.rate) == (0.1, 0.2, 2, 0.5)
     assert (last.low, last.high, last.n, last.rate) == (0.9, 1.0, 2, 1.0)
     assert first.mean == pytest.approx(0.13)
-    # 2/4 * |0.5 - 0.13| + 2/4 * |1 - 0.975|
-    assert ece(probability, label)[0] == pytest.approx(0.5 * 0.37 + 0.5 * 0.025)
 
 
-def test_weighted_ece_counts_copies() -> None:
-    rng = np.random.default_rng(1)
-    probability, label = rng.random(50), rng.random(50) < 0.5
-    times = rng.integers(0, 3, 50)
-    copied = ece(np.repeat(probability, times), np.repeat(label, times))[0]
-    assert ece(probability, label, times[None].astype(float))[0] == pytest.approx(copied, abs=1e-12)
+def test_calibration_slope_by_hand() -> None:
+    # At logit 0 one of four is True, at logit 2 three of four: the log-odds rise by 2 log 3 over a logit of 2.
+    logit = np.repeat([0.0, 2.0], 4)
+    label = np.array([True, False, False, False, True, True, True, False])
+    assert calibration_slope(logit, label)[0] == pytest.approx(np.log(3), abs=1e-9)
+    assert calibration_slope(10 * logit - 3, label)[0] == pytest.approx(np.log(3) / 10, abs=1e-9)
+    doubled = calibration_slope(logit, label, np.array([[2.0] * 8, [0, 1, 1, 1, 1, 1, 1, 0]]))
+    assert doubled[0] == pytest.approx(np.log(3), abs=1e-9)
+    assert not doubled[1] < 5  # a resample that separates the labels asks for a slope without end
+
+
+def test_calibration_slope_of_equal_or_separating_logits_is_unknown() -> None:
+    label = np.array([True, False, True, False])
+    for logit in (np.zeros(4), np.where(label, 1.0, -1.0), np.empty(0)):
+        assert np.isnan(calibration_slope(logit, label[: len(logit)])[0])
 
 
 def test_ratio_is_a_weighted_mean() -> None:
@@ -107,26 +124,13 @@ def test_clustered_intervals_cover_the_truth_and_naive_ones_do_not(clusters: int
     assert naive / 200 < 0.82
 
 
-def test_the_auc_interval_covers_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    truth, hits = ndtr(0.7 / 2), 0  # the difference of two scores has variance 2 * (1 + 1)
-    for seed in range(200):
-        prompt = np.repeat(np.arange(40), 5)
-        label = rng.random(200) < 0.5
-        score = rng.normal(size=200) + 0.7 * label + rng.normal(size=40)[prompt]
-        found = bootstrap(lambda w, s=score, y=label: auc(s, y, w), prompt, n=200, seed=seed)
-        assert found is not None
-        hits += found.low <= truth <= found.high
-    assert hits / 200 > 0.89
-
-
 def test_bootstrap_is_seeded_and_contains_its_estimate() -> None:
     rng = np.random.default_rng(3)
     probability = rng.random(300)
     label, prompt = rng.random(300) < probability, rng.integers(0, 60, 300)
 
     def run(seed: int) -> Interval | None:
-        return bootstrap(lambda w: ece(probability, label, w), prompt, seed=seed)
+        return bootstrap(lambda w: auc(probability, label, w), prompt, seed=seed)
 
     first, again, other = run(0), run(0), run(1)
     assert first == again != other
@@ -140,6 +144,13 @@ def test_bootstrap_of_nothing_and_of_one_cluster() -> None:
     one = bootstrap(lambda w: ratio(np.arange(30.0), None, w), np.zeros(30, int))
     assert one is not None
     assert one.low < 14.5 < one.high
+
+
+def test_without_resamples_an_estimate_has_no_interval() -> None:
+    found = bootstrap(lambda w: ratio(np.arange(3.0), None, w), np.arange(3), n=0)
+    assert found is not None
+    assert found.value == 1.0
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

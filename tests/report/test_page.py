@@ -20,7 +20,6 @@ SECTIONS = ["story", "outcome", "next", "answers", "heldout", "training", "data"
 CHARTS = [
     "Desirable answers",
     "Held-out AUC",
-    "Rewards before training",
     "Rewards after training",
     "ROC",
     "Calibration",
@@ -86,7 +85,7 @@ def test_a_full_folder_has_every_section_and_chart(fake_run: Any) -> None:
     page = Page(write_report(fake_run()))
     assert page.sections == SECTIONS
     assert set(CHARTS) <= set(page.titles)
-    assert len(page.charts) == 15  # the held-out AUC comes with its course as well
+    assert len(page.charts) == 14  # the held-out AUC comes with its course as well
     for anchor in SECTIONS:
         assert f'href="#{anchor}"' in page.source
 
@@ -130,7 +129,23 @@ def test_the_headline_has_its_interval(fake_run: Any) -> None:
     after = json.loads((folder / "evaluation.json").read_text())["after"]["auc"]
     text = Page(write_report(folder)).text
     assert "It learnt what people like" in text
-    assert f"AUC {after['value']:.3f} (95 % interval {after['low']:.3f} to {after['high']:.3f})" in text
+    assert f"is {after['value']:.3f} (95 % interval {after['low']:.3f} to {after['high']:.3f})" in text
+    assert "AUC above length (longer first)" in text
+
+
+def test_what_is_true_by_construction_is_not_shown(fake_run: Any) -> None:
+    """The untrained policy is its own reference: its AUC is 0.5 and its rewards are 0, whatever was trained."""
+    folder = fake_run()
+    page = Page(write_report(folder))
+    assert "Rewards before training" not in page.titles
+    assert page.source.count('"unit">before: ') == 1  # the likelihood
+    assert "reward before training" not in page.text
+    config = json.loads((folder / "config.json").read_text())["config"] | {"reference": "another"}
+    edit(folder / "config.json", config=config)
+    beside_another = Page(write_report(folder))
+    assert "Rewards before training" in beside_another.titles
+    assert beside_another.source.count('"unit">before: ') == 4
+    assert "reward before training" in beside_another.text
 
 
 def test_answers_stand_side_by_side_first_to_last(fake_run: Any) -> None:
@@ -170,17 +185,18 @@ def test_an_empty_folder_gives_an_empty_page(tmp_path: Path) -> None:
 def test_null_measurements_and_one_class(fake_run: Any) -> None:
     folder = fake_run()
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    after = evaluation["after"] | dict.fromkeys(("auc", "accuracy", "margin", "ece", "rewards"))
+    after = evaluation["after"] | dict.fromkeys(("auc", "accuracy", "margin", "calibration_slope", "rewards"))
     after |= {
         "roc": [],
         "calibration": [],
         "baselines": {},
+        "auc_difference": {},
         "notes": ["Every thumb is up: an AUC and a margin need both."],
     }
     edit(folder / "evaluation.json", before=None, after=after)
     page = Page(write_report(folder))
     assert "heldout" not in page.sections
-    assert "Not measurable" in page.text
+    assert "The answers to imitate" in page.text
     assert "Every thumb is up" in page.text
     assert "NLL of liked answers" in page.text
 
