@@ -111,7 +111,7 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
     for thumb in thumbs:
         # In pairs an answer may well be better than one and worse than another.
         if id(thumb.completion) not in from_pairs:
-            by_answer[thumb.prompt, thumb.completion.text].append(thumb)
+            by_answer[thumb.prompt, thumb.completion.key].append(thumb)
     torn = [group for group in by_answer.values() if len({t.desirable for t in group}) == 2]
     if torn:
         rows = sum(map(len, torn))
@@ -119,7 +119,7 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
         for group in torn:
             good = next(t for t in group if t.desirable)
             bad = next(t for t in group if not t.desirable)
-            examples.append(f"{both(good.completion, bad.completion)}: {cite(good.completion.text)}")
+            examples.append(f"{both(good.completion, bad.completion)}: {cite(good.completion.readable)}")
         message = (
             f"answers with both thumbs for the same prompt: {len(torn)} ({rows} rows). Decide on one, by majority say, "
             "or leave them as a measure of noise"
@@ -130,11 +130,11 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
         preferred: dict[tuple[str, str], Completion] = {}
         for pair in record.pairs:
             better, worse = record.completions[pair.chosen], record.completions[pair.rejected]
-            if better.text == worse.text:
-                equal.append(f"{both(better, worse)}: {cite(better.text)}")
-            elif (worse.text, better.text) in preferred:
-                reversed_.append(f"{both(preferred[worse.text, better.text], better)}: {cite(better.text)}")
-            preferred.setdefault((better.text, worse.text), better)
+            if better.key == worse.key:
+                equal.append(f"{both(better, worse)}: {cite(better.readable)}")
+            elif (worse.key, better.key) in preferred:
+                reversed_.append(f"{both(preferred[worse.key, better.key], better)}: {cite(better.readable)}")
+            preferred.setdefault((better.key, worse.key), better)
     if equal:
         message = f"pairs that prefer an answer over itself: {len(equal)}. They teach nothing: remove them"
         yield Finding("equal_pairs", "warning", message, first(equal), {"pairs": len(equal)})

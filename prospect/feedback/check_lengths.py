@@ -46,7 +46,7 @@ class Lengths:
 
 def characters(records: Sequence[Record]) -> Lengths:
     """Lengths without a tokenizer: nothing can be over-long."""
-    completions = [[len(c.text) for c in r.completions] for r in records]
+    completions = [[len(c.readable) for c in r.completions] for r in records]
     kept = [[True] * len(row) for row in completions]
     return Lengths("characters", [len(prompt_text(r)) for r in records], completions, kept)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prospect.feedback.findings import Findings, at
-from prospect.feedback.records import Completion, Prompt, Record, binary
+from prospect.feedback.records import Completion, Prompt, Record, binary, message_text
 
 if TYPE_CHECKING:
     from prospect.tokens import Tree
@@ -59,7 +59,7 @@ def show_rows(
         if not completion.complete:
             head.append("  cut off")
         if trees is None or tokenizer is None:
-            prompt, said = prompt_as_text(record.prompt), Text(completion.text, style=colour)
+            prompt, said = prompt_as_text(record.prompt), Text(completion.readable, style=colour)
         else:
             tree = trees[place]
             prompt = str(tokenizer.decode(tree.prompt.tolist()))
@@ -76,7 +76,7 @@ def prompt_as_text(prompt: Prompt) -> str:
     """A prompt to read: text as it is, a chat with its roles."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{m.get('role')}: {m.get('content') or ''}" for m in prompt)
+    return "\n".join(f"{m.get('role')}: {message_text(m)}" for m in prompt)
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _rows(records: Sequence[Record]) -> Iterator[tuple[int, int, bool | None]]:
 def _trained(tree: Tree, index: int, completion: Completion, tokenizer: Any, colour: str) -> Text:
     ids = tree.completions[index]
     if ids is None:
-        return Text(f"[dropped] {completion.text}", style="dim strike")
+        return Text(f"[dropped] {completion.readable}", style="dim strike")
     said = Text()
     for k, piece in enumerate(pieces(ids.tolist(), tokenizer)):
         said.append("|" if k else "", style="dim")

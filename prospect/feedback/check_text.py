@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from prospect.feedback.check_labels import Thumb
 from prospect.feedback.findings import Finding, at, both, cite, first, of
-from prospect.feedback.records import Completion, Record
+from prospect.feedback.records import Completion, Record, message_text
 
 NEAR = 0.8
 """Texts are near duplicates where this share of their three-word sequences is common to both (Jaccard)."""
@@ -36,7 +36,7 @@ def prompt_text(record: Record) -> str:
     """All the text of a prompt."""
     if isinstance(record.prompt, str):
         return record.prompt
-    return "\n".join(m["content"] for m in record.prompt if isinstance(m.get("content"), str))
+    return "\n".join(map(message_text, record.prompt))
 
 
 def words(text: str) -> list[str]:
@@ -60,11 +60,13 @@ def duplicates(records: Sequence[Record]) -> Iterator[Finding]:
         seen: dict[tuple[str, bool | None, float | None], Completion] = {}
         texts: dict[str, Completion] = {}
         for completion in group:
-            key = (json.dumps(completion.content, sort_keys=True), completion.label, completion.score)
-            if key in seen and completion.text:
-                same.append(f"{both(seen[key], completion)}: {cite(completion.text)}")
+            key = (completion.key, completion.label, completion.score)
+            if key in seen and completion.readable:
+                same.append(f"{both(seen[key], completion)}: {cite(completion.readable)}")
             seen.setdefault(key, completion)
-            texts.setdefault(completion.text, completion)
+            # Two calls that differ in one argument differ: only what is said in words can nearly repeat.
+            if isinstance(completion.content, str) or not completion.content.get("tool_calls"):
+                texts.setdefault(completion.text, completion)
         distinct = [c for t, c in texts.items() if t.strip()]
         for later, earlier in near_twins([c.text for c in distinct]).items():
             a, b = distinct[earlier], distinct[later]

@@ -10,6 +10,7 @@ SFT.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,19 @@ from prospect.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 """A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
+
+
+def message_text(message: Message) -> str:
+    """What a message says, line by line: its reasoning, its text, and its tool calls as name(arguments)."""
+    texts = [message.get(key) for key in ("reasoning_content", "content")]
+    said = [text for text in texts if isinstance(text, str) and text]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        if isinstance(function, dict):
+            arguments = json.dumps(function.get("arguments"), ensure_ascii=False, default=str)
+            said.append(f"{function.get('name')}({arguments})")
+    return "\n".join(said)
+
 
 Prompt = str | tuple[Message, ...]
 View = Literal["binary", "pairs", "scores", "text"]
@@ -47,6 +61,19 @@ class Completion:
         """The answer as plain text."""
         content = self.content if isinstance(self.content, str) else self.content.get("content")
         return content if isinstance(content, str) else ""
+
+    @property
+    def readable(self) -> str:
+        """All that the answer says, tool calls included, for people."""
+        return self.content if isinstance(self.content, str) else message_text(self.content)
+
+    @property
+    def key(self) -> str:
+        """Equal for equal answers: the text, or of a message all of it but the random ids of its tool calls."""
+        if isinstance(self.content, str):
+            return self.content
+        calls = [{k: v for k, v in call.items() if k != "id"} for call in self.content.get("tool_calls") or ()]
+        return json.dumps({**self.content, "tool_calls": calls}, sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

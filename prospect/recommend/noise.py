@@ -44,9 +44,9 @@ def noise(records: Sequence[Record]) -> Noise:
         if labelled:
             for completion in record.completions:
                 if completion.label is not None:
-                    said[key, completion.text].append(completion.label)
+                    said[key, completion.key].append(completion.label)
         for pair in record.pairs:
-            better, worse = record.completions[pair.chosen].text, record.completions[pair.rejected].text
+            better, worse = record.completions[pair.chosen].key, record.completions[pair.rejected].key
             if better == worse:
                 continue
             graphs[key].add((better, worse))
