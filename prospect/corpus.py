@@ -55,13 +55,24 @@ class Corpus:
     def mismatched(self, numbers: Iterable[int], partners: Sequence[int], context: int) -> list[tuple[Ids, Ids]]:
         """(prompt, y') ids of these rows: the partner's completion, cut to the context where it must be; without rows
         that have no partner, or no room for one token of it."""
-        found: list[tuple[Ids, Ids]] = []
-        for i in numbers:
-            prompt = self.trees[self.rows[i].tree].prompt
-            room = context - len(prompt)
-            if partners[i] >= 0 and room > 0:
-                found.append((prompt, self.completion(self.rows[partners[i]])[:room]))
-        return found
+        couples = (self.mismatch(i, partners, context) for i in numbers)
+        return [couple for couple in couples if couple is not None]
+
+    def mismatch(self, number: int, partners: Sequence[int], context: int) -> tuple[Ids, Ids] | None:
+        """(prompt, y') ids of one of these rows, or None."""
+        if partners[number] < 0:
+            return None
+        prompt = self.trees[self.rows[number].tree].prompt
+        return mismatch(prompt, self.completion(self.rows[partners[number]]), context)
+
+
+def mismatch(prompt: Ids, completion: Ids, context: int) -> tuple[Ids, Ids] | None:
+    """A prompt with another prompt's completion, cut to the context where it must be; None without room for a token.
+
+    Training and evaluation estimate z0 from these alike.
+    """
+    room = context - len(prompt)
+    return (prompt, completion[:room]) if room > 0 else None
 
 
 @waiting()

@@ -252,7 +252,7 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     if job.point is not None and job.point.averages == "partners" and not job.loss.live:
         asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
-        asked += heldout.queries(held.trees, held.rows, partners)
+        asked += heldout.queries(held.trees, held.rows, partners, job.context)
     if policy is not job.policy:
         require_comparable(job.policy, policy, asked)
     found = ReferenceTable(cache_folder(config.cache), policy)

@@ -196,11 +196,13 @@ def _stranger(
 def cut(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
     """Items (0..n-1, `costs` in tokens) as micro-batches: [rank][micro-batch][item], equally many on every rank.
 
-    As few as keep each within `budget`, filled longest first into the emptiest. An item above the budget is alone; a
-    micro-batch may be empty (its rank then computes one token of weight 0). Deterministic.
+    As few as keep each within `budget`, filled longest first into the emptiest. An item above the budget is alone. No
+    rank has more of them than its share of the items, so only the last on a rank may be empty (the rank then computes
+    one token of weight 0), and on one rank none is. Deterministic; costs are positive.
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    per_rank = max(1, -(-sum(costs) // (ranks * budget)))
+    # An item above the budget fills its micro-batch and no other.
+    per_rank = max(1, -(-sum(min(cost, budget) for cost in costs) // (ranks * budget)))
     while True:
         bins: list[list[int]] = [[] for _ in range(ranks * per_rank)]
         load = [(0, k) for k in range(len(bins))]  # a heap: the emptiest, of equals the first

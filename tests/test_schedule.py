@@ -114,10 +114,18 @@ def test_cut_covers_every_item_within_the_budget(costs: list[int], ranks: int, b
     assert len(made) == ranks and len({len(micros) for micros in made}) == 1
     assert sorted(i for micros in made for items in micros for i in items) == list(range(len(costs)))
     for items in (items for micros in made for items in micros):
-        assert sum(costs[i] for i in items) <= budget or len(items) == 1
+        assert sum(costs[i] for i in items) <= budget or len(items) <= 1
+    assert len(made[0]) <= max(1, -(-len(costs) // ranks))
+    assert all(items for micros in made for items in micros[:-1])
 
 
 def test_cut_balances_by_tokens() -> None:
     made = cut([9, 1, 5, 5], 2, 100)
     assert sorted(sum([9, 1, 5, 5][i] for i in items) for micros in made for items in micros) == [10, 10]
     assert cut([], 2, 100) == [[[]], [[]]]
+
+
+def test_items_above_the_budget_make_no_empty_micro_batches() -> None:
+    """Each is alone, and what it has above the budget asks for no further ones."""
+    assert cut([500, 700], 1, 50) == [[[0], [1]]] or cut([500, 700], 1, 50) == [[[1], [0]]]
+    assert len(cut([5000, *[10] * 20], 1, 100)[0]) == 3

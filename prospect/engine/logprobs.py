@@ -116,10 +116,11 @@ def token_logp(
     """Log-prob in nats of targets (M,) given hidden (M, H) and weight (V, H), as at the top of this file.
 
     `weight` is the stored parameter: it is cast to `compute_dtype` inside, its gradient is summed in float32, and a
-    frozen one costs none. The result is float32, for the compute dtype float64 it is float64.
+    frozen one costs none. The result is float32, for the compute dtype float64 it is float64. Where a gradient flows
+    through the sums of p^2, which are mostly weights without one, backward computes the products again.
     """
     logits = _Logits(bias, scale, softcap, compute_dtype, want_sum_p2)
-    size = (1 + want_sum_p2) * len(hidden) * len(weight) * compute_dtype.itemsize
+    size = len(hidden) * len(weight) * compute_dtype.itemsize
     keep = torch.is_grad_enabled() and size <= limit(KEPT, hidden.device)
     logp, sum_p2 = _TokenLogp.apply(hidden, weight, bias, targets, logits, keep)  # type: ignore[no-untyped-call]
     return logp, sum_p2
@@ -136,7 +137,7 @@ class _Logits:
     want_sum_p2: bool
 
     def look(self, raw: Tensor, targets: Tensor, slopes: Tensor) -> Scores:
-        """Scores (m,) of products (m, V). Into `slopes` (0 or more, m, V), the first of which may be `raw` itself, go
+        """Scores (m,) of products (m, V). Into `slopes` (0 to 2, m, V), the first of which may be `raw` itself, go
         the derivatives by the products: of minus the log-probs, and of the sums of p^2."""
         logp = raw.new_empty(len(raw), dtype=_wide(self.dtype))
         sum_p2 = torch.empty_like(logp) if self.want_sum_p2 else None
@@ -150,7 +151,7 @@ class _Logits:
                 sum_p2[rows] = p.square().sum(-1)
             if not len(slopes):
                 continue
-            if sum_p2 is not None:
+            if len(slopes) == 2 and sum_p2 is not None:
                 slopes[1, rows] = self._unscaled((p - sum_p2[rows, None]).mul_(p).mul_(2), bend)
             # p - 1 of the target from its log-prob: the difference would lose what matters of a p close to 1.
             slopes[0, rows] = self._unscaled(p.scatter_(-1, at, logp[rows, None].expm1()), bend)
@@ -177,7 +178,7 @@ class _TokenLogp(torch.autograd.Function):
     ) -> Scores:
         logp = hidden.new_empty(len(hidden), dtype=_wide(logits.dtype))
         sum_p2 = torch.empty_like(logp) if logits.want_sum_p2 else None
-        kept = hidden.new_empty((1 + logits.want_sum_p2) * keep, len(hidden), len(weight), dtype=logits.dtype)
+        kept = hidden.new_empty(int(keep), len(hidden), len(weight), dtype=logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
             for rows in _parts(hidden, len(weight), keep):
@@ -187,24 +188,29 @@ class _TokenLogp(torch.autograd.Function):
                     sum_p2[rows] = squares
         ctx.save_for_backward(hidden, weight, bias, targets, head if keep and head is not weight else None, kept)
         ctx.logits = logits
+        ctx.set_materialize_grads(False)  # no product for what nobody differentiates
         return logp, sum_p2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * 6
         hidden, weight, bias, targets, head, kept = ctx.saved_tensors
         dtype, wide = ctx.logits.dtype, _wide(ctx.logits.dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         by_hidden: list[Tensor] = []
         by_weight: Tensor | None = None
         by_bias: Tensor | None = None
+        count = 1 if grads[1] is None else 2
+        reuse = len(kept) == count
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype) if head is None else head
-            for rows in _parts(hidden, len(weight), bool(len(kept))):
+            for rows in _parts(hidden, len(weight), reuse):
                 h, slopes = hidden[rows], kept
-                if not len(kept):
-                    slopes = h.new_empty(1 + ctx.logits.want_sum_p2, len(h), len(weight), dtype=dtype)
+                if not reuse:
+                    slopes = h.new_empty(count, len(h), len(weight), dtype=dtype)
                     ctx.logits.look(_products(h.to(dtype), head, slopes[0]), targets[rows], slopes)
                 pulled = zip((-1, 1), grads, slopes, strict=False)
                 terms = [(sign * grad[rows, None], slope) for sign, grad, slope in pulled if grad is not None]
@@ -265,4 +271,4 @@ def limit(limits: dict[str, int], device: torch.device) -> int:
 
 def _chunks(rows: Tensor, vocabulary: int, limits: dict[str, int]) -> Iterator[slice]:
     step = max(1, limit(limits, rows.device) // vocabulary)
-    return (slice(begin, begin + step) for begin in range(0, len(rows), step))
+    return (slice(begin, begin + step) for begin in range(0, max(1, len(rows)), step))

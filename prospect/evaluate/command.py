@@ -60,7 +60,9 @@ def evaluate_feedback(
     )
     require_embedded(policy, held.ids())
     partners = mismatched_partners(held, policy.context)
-    table = _reference(policy, reference, heldout.queries(held.trees, held.rows, partners), cache, progress)
+    table = _reference(
+        policy, reference, heldout.queries(held.trees, held.rows, partners, policy.context), cache, progress
+    )
     return heldout.evaluate(
         policy,
         table.token_logp,

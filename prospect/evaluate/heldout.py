@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from prospect.corpus import mismatch
 from prospect.engine.precision import ROUNDING
 from prospect.evaluate import statistics
 from prospect.evaluate.statistics import Bin, Bools, Floats, Interval, Ints
@@ -209,14 +210,14 @@ def evaluate(
     """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one
     not.
 
-    `reference` must know every query of `queries(trees, rows, partners)`. `z0`, in beta * nats, is the line between
-    good and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with their
-    `partners` (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left out.
-    `groups` says which rows depend on each other (default: those of one prompt), for the intervals; `resamples` 0 makes
-    none. `progress` is called with (answers done, all).
+    `reference` must know every query of `queries(trees, rows, partners, policy.context)`. `z0`, in beta * nats, is the
+    line between good and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with
+    their `partners` (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left
+    out. `groups` says which rows depend on each other (default: those of one prompt), for the intervals; `resamples` 0
+    makes none. `progress` is called with (answers done, all).
     """
     answers = list(_answers(trees, rows))
-    asked = queries(trees, rows, partners)
+    asked = queries(trees, rows, partners, policy.context)
     logp = _logp(policy, asked, token_budget, progress)
     known = np.array([float(np.sum(reference(query), dtype=np.float64)) for query in asked])
     log_ratio = logp - known
@@ -242,18 +243,15 @@ def evaluate(
     )
 
 
-def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int] = ()) -> list[Query]:
-    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer.
-
-    A mismatched couple that is longer than every real one is left out: it might not fit the model's context.
-    """
+def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int], context: int) -> list[Query]:
+    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer,
+    cut to the model's context as in training."""
     asked = [query for _, query, _ in _answers(trees, rows)]
-    longest = max((len(prompt) + len(answer) for prompt, answer in asked), default=0)
     for row, partner in zip(rows, partners, strict=False):
         answer = trees[rows[partner].tree].completions[rows[partner].branches[0]] if partner >= 0 else None
-        prompt = trees[row.tree].prompt
-        if answer is not None and len(prompt) + len(answer) <= longest:
-            asked.append((prompt, answer))
+        couple = mismatch(trees[row.tree].prompt, answer, context) if answer is not None else None
+        if couple is not None:
+            asked.append(couple)
     return asked
 
 

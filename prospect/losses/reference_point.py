@@ -47,8 +47,11 @@ State = Tensor | None
 
 
 def mismatched(step: Statistics, state: State) -> tuple[Tensor, State]:
-    """max(0, mean r of mismatched pairs): arXiv 2402.01306 section 4.1, over the whole optimizer step."""
-    return step.mean.clamp(min=0), state
+    """max(0, mean r of mismatched pairs): arXiv 2402.01306 section 4.1, over the whole optimizer step.
+
+    At a mean of 0, where a run starts, no gradient flows through it, as below 0.
+    """
+    return torch.relu(step.mean), state
 
 
 def unclamped(step: Statistics, state: State) -> tuple[Tensor, State]:

@@ -59,10 +59,9 @@ def trees_of(corpus: Corpus, micro: Micro) -> list[int]:
 def _with_partners(corpus: Corpus, partners: Sequence[int], rows: Sequence[int], context: int) -> list[Asked]:
     asked: list[Asked] = []
     for i in rows:
-        room = context - len(corpus.trees[corpus.rows[i].tree].prompt)
-        if partners[i] >= 0 and room > 0:
-            answer = corpus.completion(corpus.rows[partners[i]])[:room]
-            asked.append((i, corpus.rows[i].tree, ((("partner", partners[i]), answer),)))
+        couple = corpus.mismatch(i, partners, context)
+        if couple is not None:
+            asked.append((i, corpus.rows[i].tree, ((("partner", partners[i]), couple[1]),)))
     return asked
 
 

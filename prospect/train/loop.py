@@ -57,7 +57,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:
             began, done = time.perf_counter(), job.policy.flops
-            point = reference_point(job, step, z0_state)
+            point = reference_point(job, step, z0_state, at_reference=_at_reference(job, step.index))
             totals = gradient(job, step, point)
             norm = _norm(parameters)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
@@ -119,7 +119,7 @@ def preflight(job: Job) -> None:
         raise ModelError(
             "nothing in this model is trainable: every parameter is frozen. Train the full model or add --lora r=16"
         )
-    if job.reference is None or job.config.reference is not None:
+    if job.reference is None or not _at_reference(job, 1):
         return
 
     @torch.no_grad()
@@ -138,6 +138,15 @@ def preflight(job: Job) -> None:
             f"average, {worst:.2g} at most. Choose --engine padded or --precision fp32, or "
             "report the model's architecture"
         )
+
+
+def _at_reference(job: Job, step: int) -> bool:
+    """Whether the policy is the reference as this step begins, so that every r is 0 up to rounding: at the start, and
+    where the reference has just become the policy."""
+    if step == 1:
+        return job.config.reference is None
+    motion = job.motion
+    return motion is not None and motion.mix == 1.0 and not motion.behind and (step - 1) % motion.every == 0
 
 
 def _norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:

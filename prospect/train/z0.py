@@ -73,9 +73,13 @@ class Point:
         return by_z0
 
 
-def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
+def reference_point(job: Job, step: Step, state: Tensor | None, *, at_reference: bool = False) -> Point:
     """z0 of a step, its new state, and what to log, as tensors on the device. Only the policy's own samples make the
-    host wait for it."""
+    host wait for it.
+
+    Where the policy is the reference (`at_reference`), every log-ratio and KL is 0, and its rounding error is not let
+    in: else the error's sign would choose a side of the estimator's clamp, and with it whether a gradient flows.
+    """
     if job.point is None:
         return Point(state=state)
     averages = job.point.averages
@@ -99,6 +103,8 @@ def reference_point(job: Job, step: Step, state: Tensor | None) -> Point:
         return values
 
     values = ranks.total(job.fitting(measure))  # each is one rank's, to which the others add 0
+    if at_reference and averages != "partner_logp":
+        values.zero_()
     through = job.config.z0_gradient and bool(keys)
     seen = _statistics(job, step, keys, values.requires_grad_(through))
     z0, state = load(job.point.function)(seen, state)

@@ -146,13 +146,40 @@ def test_logits_are_never_held_for_all_tokens(monkeypatch: pytest.MonkeyPatch, k
 
 
 @pytest.mark.parametrize("short", [0, 1])
-def test_the_bound_of_what_is_kept_counts_both_derivatives(monkeypatch: pytest.MonkeyPatch, short: int) -> None:
-    monkeypatch.setattr(logprobs, "KEPT", {"cpu": 2 * 4 * 10 * 50 - short})
+def test_the_bound_of_what_is_kept(monkeypatch: pytest.MonkeyPatch, short: int) -> None:
+    monkeypatch.setattr(logprobs, "KEPT", {"cpu": 4 * 10 * 50 - short})
     hidden, weight = torch.randn(10, 4, requires_grad=True), torch.randn(50, 4)
     targets = torch.zeros(10, dtype=torch.long)
     logp, _ = token_logp(hidden, weight, targets, compute_dtype=torch.float32, want_sum_p2=True)
     *_, kept = logp.grad_fn.saved_tensors
-    assert kept.shape == (0 if short else 2, 10, 50)
+    assert kept.shape == (0 if short else 1, 10, 50)
+
+
+def test_sums_of_squares_that_only_weigh_cost_backward_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in WPO: as many products as without them. A gradient through them is right all the same, and pays."""
+    products = {"_products": 0, "_plus_product": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(logprobs, name)
+
+        def counting(*args: Any) -> Any:
+            products[name] += 1
+            return original(*args)
+
+        return counting
+
+    for name in products:
+        monkeypatch.setattr(logprobs, name, counted(name))
+    hidden, weight = torch.randn(10, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
+    targets = torch.zeros(10, dtype=torch.long)
+    counts = []
+    for through in (None, False, True):
+        products.update(_products=0, _plus_product=0)
+        logp, sum_p2 = token_logp(hidden, weight, targets, compute_dtype=torch.float32, want_sum_p2=through is not None)
+        weights = 1.0 if sum_p2 is None else sum_p2 if through else sum_p2.detach()
+        (logp * weights).sum().backward()
+        counts.append(tuple(products.values()))
+    assert counts == [(1, 1), (1, 1), (2, 2)]
 
 
 class Wrapped(nn.Module):

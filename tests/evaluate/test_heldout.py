@@ -11,11 +11,12 @@ import torch
 from scipy.special import expit
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prospect.corpus import Corpus
 from prospect.engine.models import Policy
 from prospect.evaluate.heldout import Heldout, evaluate, measure, queries
 from prospect.evaluate.statistics import Interval
 from prospect.schedule import Row
-from prospect.tokens import Tree
+from prospect.tokens import TokenReport, Tree
 
 
 def known(value: Interval | None) -> Interval:
@@ -234,7 +235,7 @@ def test_evaluate_agrees_with_one_answer_at_a_time(policy: Policy, budget: int) 
         seen.append((done, every))
 
     found = evaluate(policy, reference, TREES, ROWS, beta=0.5, token_budget=budget, progress=progress)
-    answers = {k: one_by_one(policy, p, a) for k, (p, a) in enumerate(queries(TREES, ROWS))}
+    answers = {k: one_by_one(policy, p, a) for k, (p, a) in enumerate(queries(TREES, ROWS, (), 64))}
     lengths = [2, 3, 1, 4, 2]
     rewards = [0.5 * (answers[k] + length) for k, length in enumerate(lengths)]
     # desirable: a/0 and b/0, the chosen one; undesirable: a/1 and b/1
@@ -249,7 +250,7 @@ def test_evaluate_agrees_with_one_answer_at_a_time(policy: Policy, budget: int) 
 
 def test_z0_comes_from_the_mismatched_partners(policy: Policy) -> None:
     partners = [3, 3, 3, 0, -1]
-    asked = queries(TREES, ROWS, partners)
+    asked = queries(TREES, ROWS, partners, policy.context)
     # a/2 is over-long but its prompt still meets b's answer; c has no partner
     assert [(q[0].tolist(), q[1].tolist()) for q in asked[5:]] == [
         ([1, 2, 3], [11]),
@@ -288,17 +289,23 @@ def test_z0_is_clamped(policy: Policy) -> None:
 
 def test_a_repeated_pair_counts_once(policy: Policy) -> None:
     rows = [Row("x", 1, (0, 1), None, 1.0), Row("y", 1, (0, 1), None, 1.0)]
-    assert len(queries(TREES, rows)) == 2
+    assert len(queries(TREES, rows, (), 64)) == 2
 
 
-def test_a_partner_too_long_for_any_real_row_is_left_out() -> None:
+def test_a_partner_that_does_not_fit_is_cut_as_in_training() -> None:
     trees = [tree("long", list(range(1, 9)), [1]), tree("wide", [1], list(range(1, 9)))]
     rows = [Row("long/0", 0, (0,), True, 1.0), Row("wide/0", 1, (0,), False, 1.0)]
-    assert [(len(p), len(a)) for p, a in queries(trees, rows, [1, 0])] == [(8, 1), (1, 8), (1, 1)]
+    asked = queries(trees, rows, [1, 0], 12)[2:]
+    assert [(len(p), a.tolist()) for p, a in asked] == [(8, [1, 2, 3, 4]), (1, [1])]
+    assert [(len(p), len(a)) for p, a in queries(trees, rows, [1, 0], 8)[2:]] == [(1, 1)]
+    held = Corpus((), tuple(trees), tuple(rows), TokenReport())
+    assert [(p.tolist(), a.tolist()) for p, a in held.mismatched([0, 1], [1, 0], 12)] == [
+        (p.tolist(), a.tolist()) for p, a in asked
+    ]
 
 
 def test_policy_that_is_its_own_reference_knows_nothing(policy: Policy) -> None:
-    table = {(q[0].tobytes(), q[1].tobytes()): one_by_one(policy, *q) for q in queries(TREES, ROWS)}
+    table = {(q[0].tobytes(), q[1].tobytes()): one_by_one(policy, *q) for q in queries(TREES, ROWS, (), 64)}
 
     def reference(query: tuple[Any, Any]) -> np.ndarray:
         return np.array([table[query[0].tobytes(), query[1].tobytes()]])
