@@ -26,11 +26,11 @@ from tests.train.conftest import MakeJob, pairs, thumbs
 Gradients = dict[str, Tensor]
 
 
-def gradients(job: Job, step: int = 0) -> tuple[Gradients, Tensor | None, list[float]]:
+def gradients(job: Job, step: int = 0, *, at_reference: bool = False) -> tuple[Gradients, Tensor | None, list[float]]:
     """The loop's gradient of one step at the current weights."""
     for _, p in job.policy.trainable():
         p.grad = None
-    point = reference_point(job, job.schedule.steps[step], None)
+    point = reference_point(job, job.schedule.steps[step], None, at_reference=at_reference)
     totals = gradient(job, job.schedule.steps[step], point).tolist()
     return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
 
@@ -220,6 +220,50 @@ def test_preflight_refuses_a_policy_that_is_not_the_reference(make_job: MakeJob)
     move(job)
     with pytest.raises(ModelError, match="log-ratios are not 0"):
         loop.preflight(job)
+
+
+def test_rows_longer_than_the_token_budget_train(make_job: MakeJob) -> None:
+    """Each is alone in its micro-batch, and no micro-batch is empty."""
+    job = make_job(thumbs(16), token_budget=2, max_steps=1)
+    loop.preflight(job)
+    whole = gradients(make_job(thumbs(16), "whole", max_steps=1))[0]
+    close(gradients(job)[0], whole, 1e-10)
+
+
+@pytest.mark.parametrize("error", [1e-6, -1e-6])
+def test_no_rounding_error_chooses_the_side_of_the_clamp(make_job: MakeJob, error: float) -> None:
+    """With --z0-gradient the first step is the one without it, whatever the sign of r's rounding errors: z0 is 0 and
+    stands at its clamp. Later the sign of the mean counts."""
+    job = make_job(thumbs(16), z0_gradient=True)
+    original = job.reference
+    assert original is not None
+
+    class Rounded:
+        def scores(self, trees: Any, like: Tensor) -> Tensor:
+            return original.scores(trees, like) - error
+
+    job.reference = Rounded()
+    got, z0, _ = gradients(job, at_reference=loop._at_reference(job, 1))
+    assert z0 is not None and z0.item() == 0
+    close(got, gradients(make_job(thumbs(16), "plain"))[0], 1e-5)
+    _, z0, _ = gradients(job, at_reference=loop._at_reference(job, 2))
+    assert z0 is not None and (z0.item() > 0) == (error > 0)
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "arguments", "steps"),
+    [
+        ([], {}, {1}),
+        (["tr"], {"every": 2, "mix": 1.0}, {1, 3, 5}),
+        (["tr"], {"every": 2, "mix": 0.5}, {1}),
+        (["humanline"], {}, {1}),
+    ],
+)
+def test_when_the_policy_is_the_reference(
+    make_job: MakeJob, modifiers: list[str], arguments: dict[str, float], steps: set[int]
+) -> None:
+    job = make_job(thumbs(16), modify=modifiers, loss_args=arguments)
+    assert {step for step in range(1, 7) if loop._at_reference(job, step)} == steps
 
 
 def test_preflight_refuses_a_frozen_model(make_job: MakeJob) -> None:
