@@ -42,6 +42,7 @@ from prospect.train import budget, checkpoint, loop, ranks
 from prospect.train.config import TrainConfig, from_dict, to_dict
 from prospect.train.interrupt import interruptible
 from prospect.train.job import Job
+from prospect.train.objective import Objective
 from prospect.train.runlog import Metrics, RunLog, read_metrics
 
 
@@ -124,7 +125,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     began = time.monotonic()
     config, resumed = runfolder.settle(config, typed)
     folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
-    functions.arguments(loss, config.loss_args)  # what is wrong here is told before anything is loaded
+    Objective(loss, functions.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     config = replace(config, device=ranks.start(config.device))
     if resumed is not None and ranks.rank() == 0:

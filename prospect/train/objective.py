@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from prospect.corpus import Corpus
+from prospect.errors import ConfigError
 from prospect.losses.functions import bound
 from prospect.losses.segments import segment_sum
 from prospect.losses.table import Change, Loss, Part, Term
-from prospect.train.inputs import Batch
+from prospect.train.inputs import Batch, Tokens
 
 Function = Callable[..., Tensor]
 ROW_INPUTS = {"desirable", "score", "margin", "z0"}
@@ -26,7 +27,7 @@ class Objective:
     """A loss with its arguments filled in. `counts` of a step come from `count`, a batch's share from calling it."""
 
     def __init__(self, loss: Loss, arguments: Mapping[str, Any]) -> None:
-        self.loss = loss
+        self.loss, self.arguments = loss, dict(arguments)
         self.terms: list[tuple[Term, Function]] = [(term, bound(term.function, arguments)) for term in loss.terms]
         self.changes: list[tuple[Change, Function]] = [(c, bound(c.function, arguments)) for c in loss.changes]
         self.weigh: list[tuple[tuple[str, ...], Function]] = [
@@ -58,6 +59,39 @@ class Objective:
             if count:
                 total = total + term.coefficient * self._term(term, function, batch) / count
         return total
+
+    def rehearse(self) -> None:
+        """Compute four made-up rows and their gradient, so that arguments or a function that cannot work are told
+        before a model is loaded. Raises ConfigError."""
+        reward = torch.tensor([0.0, 0.4, -0.5, 1.2], requires_grad=True)
+        lengths = torch.tensor([2, 1, 3, 2])
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        reference = torch.linspace(-3.0, -0.2, 8)
+
+        def side(sign: float) -> Tokens:
+            logp = reference + (sign * reward / lengths).repeat_interleave(lengths)
+            return Tokens(logp, starts, reference, logp.detach().exp().square(), logp * 0)
+
+        sides = (side(1.0), side(-0.5)) if self.loss.view == "pairs" else (side(1.0),)
+        scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
+        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1))
+        values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        what = f"the loss {self.loss.name}" + (f" with {values}" if values else "")
+        try:
+            objective = self(batch, [8] * len(self.terms))
+            slopes = torch.autograd.grad(objective, reward)[0] if objective.requires_grad else None
+        except Exception as error:
+            raise ConfigError(
+                f"{what} fails on four made-up rows: {type(error).__name__}: {error}. See `prospect losses "
+                f"{self.loss.name}` for what its arguments mean"
+            ) from error
+        if slopes is None:
+            raise ConfigError(f"{what} does not depend on the policy's log-probs: nothing would be learnt")
+        if not (objective.isfinite() and slopes.isfinite().all()):
+            raise ConfigError(
+                f"{what} is {objective.item():g} on four made-up rows, its gradient {slopes.tolist()}: choose "
+                "arguments that keep both finite"
+            )
 
     def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
         """sum(weight * loss) of one term."""

@@ -17,10 +17,12 @@ import torch
 from prospect import density
 from prospect.engine.models import load
 from prospect.errors import ConfigError, Interrupted
-from prospect.losses import table
+from prospect.losses import functions, table
+from prospect.losses.rows import LOSSES
 from prospect.run import train
 from prospect.train import loop
 from prospect.train.job import Job
+from prospect.train.objective import Objective
 from tests.train.conftest import MakeJob, make_model, pairs, thumbs, write_rows
 from tests.train.test_loop import gradients, move
 from tests.train.test_run import FAST, steps
@@ -151,10 +153,10 @@ def test_state_survives_an_interruption(
     whole = train(model, thumbs(32), tmp_path / "whole", **given)
     original = loop.reference_point
 
-    def interrupt(job: Job, step: Any, state: Any) -> Any:
+    def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(job, step, state)
+        return original(job, step, state, **options)
 
     monkeypatch.setattr(loop, "reference_point", interrupt)
     with pytest.raises(Interrupted):
@@ -177,3 +179,48 @@ def test_a_reference_with_another_tokenizer_is_refused(model: Path, tmp_path: Pa
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="has another tokenizer"):
         train(model, pairs(4), tmp_path / "run", loss="dpo", reference=str(other), **FAST)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "dpo:0.8,sft:1", "kto:1,unlikelihood:0.5"])
+def test_every_loss_passes_its_rehearsal(name: str) -> None:
+    loss = table.find(name)
+    Objective(loss, functions.arguments(loss, {})).rehearse()
+    if loss.needs_reference and loss.view == "binary":
+        loss = table.modified(loss, ["wpo", "humanline"])
+        Objective(loss, functions.arguments(loss, {})).rehearse()
+
+
+OWN = """
+import prospect, torch
+
+@prospect.loss(view="binary", reads=("log_ratio", "desirable"))
+def fails(log_ratio, desirable, *, beta=0.1):
+    return log_ratio @ torch.ones(7)
+
+@prospect.loss(view="binary", reads=("log_ratio", "desirable"))
+def unbounded(log_ratio, desirable, *, beta=0.1):
+    return log_ratio.log()
+
+@prospect.loss(view="binary", reads=("log_ratio", "desirable"))
+def constant(log_ratio, desirable, *, beta=0.1):
+    return desirable.float()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("exo", {"epsilon": 0.0}, "exo with beta=0.1, epsilon=0.0 fails on four made-up rows: ValueError"),
+        ("fails", {}, "fails with beta=0.1 fails on four made-up rows: RuntimeError"),
+        ("unbounded", {}, "is nan on four made-up rows"),
+        ("constant", {}, "does not depend on the policy's log-probs"),
+    ],
+)
+def test_what_cannot_be_computed_is_told_before_anything_is_loaded(
+    tmp_path: Path, name: str, arguments: dict[str, float], message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    name = name if name in LOSSES else f"{tmp_path / 'mine.py'}:{name}"
+    with pytest.raises(ConfigError, match=message):
+        train("no such model", [], tmp_path / "run", loss=name, loss_args=arguments)
+    assert not (tmp_path / "run").exists()

@@ -92,10 +92,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     whole = train(model, rows, tmp_path / "whole", **given)
     original = loop.reference_point
 
-    def interrupt(job: Job, step: Any, state: Any) -> Any:
+    def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(job, step, state)
+        return original(job, step, state, **options)
 
     monkeypatch.setattr(loop, "reference_point", interrupt)
     with pytest.raises(Interrupted, match="stopped after step 5 of .*--resume --out"):
