@@ -46,6 +46,15 @@ class Corpus:
             yield tree.prompt
             yield from (ids for ids in tree.completions if ids is not None)
 
+    def ends(self, tokenizer: Any) -> list[int]:
+        """The special tokens that complete answers end with, tool calls' among them."""
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        last: set[int] = set()
+        for record, tree in zip(self.records, self.trees, strict=True):
+            answers = zip(record.completions, tree.completions, strict=True)
+            last |= {int(ids[-1]) for done, ids in answers if done.complete and ids is not None}
+        return sorted(last & (special | set(tokenizer.all_special_ids)))
+
     def answered(self, numbers: Iterable[int]) -> list[tuple[Ids, Ids]]:
         """(prompt, completion) ids of every completion of these rows."""
         rows = [self.rows[i] for i in numbers]

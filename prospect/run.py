@@ -28,6 +28,7 @@ from prospect.engine.models import Policy, save
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query
 from prospect.engine.vocabulary import require_comparable
+from prospect.engine.weights import dtypes_to_save, round_to
 from prospect.errors import ConfigError, Interrupted, MissingExtra, RunError, UserError
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
@@ -222,15 +223,18 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         if ranks.rank() == 0:
             runfolder.write_evaluation(folder, config, job.beta, before, None)
     loop.fit(job, stop)
+    stored = dtypes_to_save(policy.model, policy.stored, config.save_dtype)
+    round_to(stored)  # what is measured is what is saved
     end = len(job.schedule.steps)
     ended = job.log.has({"event": "end", "step": end}) and (folder / "model").exists()
     after = None if ended else _measured(job, end, evaluate())
     if config.keep_best and _take_best(job, end) and not ended:
+        round_to(stored)
         after = evaluate()
     if not ended:
         sample(end)
         if ranks.rank() == 0:
-            save(policy, folder / "model")
+            save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
             runfolder.write_evaluation(folder, config, job.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)

@@ -8,7 +8,7 @@ that reaches for the decoder and the head of a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -39,7 +39,8 @@ from prospect.engine.precision import (
     pick_device,
     pick_precision,
 )
-from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, write
+from prospect.engine.pretrained import generation_values, read_adapter, read_model, read_tokenizer, to_dtype, write
+from prospect.engine.weights import SaveDtype, dtypes_to_save, stored_dtypes
 from prospect.engine.work import Cost, cost_of
 from prospect.errors import ConfigError, ModelError
 from prospect.template import Template
@@ -62,7 +63,8 @@ class Policy:
 
     `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
     tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `wide`: frozen weights are
-    float32 as well, whatever they are stored in. `cache` remembers the digests of files. `path` says how `forward` runs
+    float32 as well, whatever they are stored in. `cache` remembers the digests of files. `stored` are
+    the dtypes of the folder's tensors, see weights.py. `path` says how `forward` runs
     the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
     `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts nothing
     (last.py). `flops` counts what `score` has computed so far, see work.py.
@@ -84,6 +86,7 @@ class Policy:
     checked_length: int = UNLIMITED
     chunked_head: bool = True
     short_last: bool = True
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
     value_head: nn.Module | None = None
     decoder: nn.Module = field(init=False)
     head: Head = field(init=False)
@@ -331,6 +334,7 @@ def load(
             kernels,
             wide,
             folders.cache_folder(cache),
+            stored=stored_dtypes(folder),
         )
         if kernels == "fused":
             require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
@@ -338,10 +342,20 @@ def load(
     return policy
 
 
-def save(policy: Policy, folder: str | Path) -> None:
+def save(policy: Policy, folder: str | Path, *, dtype: SaveDtype = "auto", ends: Iterable[int] = ()) -> None:
     """Write the policy as a model folder (of an adapter: an adapter folder) with its tokenizer, chat template and
-    generation config, in the dtype it was trained in. What stood there is replaced, and only by the whole.
+    generation config. Tensors are stored as the start model's are, or in `dtype`; the generation config keeps the start
+    model's values and learns which tokens end an answer: `ends` and the chat template's. What stood there is replaced,
+    and only by the whole.
 
     Raises RunError where the disk fails; then nothing has changed.
     """
-    write(policy.model, policy.tokenizer, Path(folder))
+    if policy.tokenizer is not None:
+        ends = (*ends, *Template(policy.tokenizer).end_of_turn_ids)
+    write(
+        policy.model,
+        policy.tokenizer,
+        Path(folder),
+        dtypes=dtypes_to_save(policy.model, policy.stored, dtype),
+        generation=generation_values(policy.base, policy.folder, ends),
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,10 +14,17 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from prospect.engine import folders
+from prospect.engine.weights import Dtypes, stored_as
 from prospect.errors import ModelError, RunError
 
 
@@ -98,8 +106,16 @@ def to_dtype(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name.
+def write(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    dtypes: Dtypes | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name. Tensors are stored
+    in `dtypes`, where they are named there; `generation` is what generation_config.json will say.
 
     Raises RunError where the disk fails; then nothing has changed.
     """
@@ -111,7 +127,8 @@ def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write(model, tokenizer, partial)
+        with stored_as(dtypes or {}):
+            _write(model, tokenizer, partial, generation)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -126,25 +143,46 @@ def write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    if isinstance(model, PeftModel):
-        # peft would ask the Hub whether the base's vocabulary grew, and leave a model card with nothing filled in.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
-    else:
-        _valid_generation(model)
+def _write(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    generation: Mapping[str, Any] | None,
+) -> None:
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    own = base.generation_config
+    try:
+        # Some published ones load and are refused when they are saved. Ours is written by ourselves.
+        base.generation_config = GenerationConfig()
         with without_bars():
-            model.save_pretrained(folder)
+            if isinstance(model, PeftModel):
+                # peft would ask the Hub whether the base's vocabulary grew, and leave a model card without content.
+                model.save_pretrained(str(folder), save_embedding_layers=False)
+                (folder / "README.md").unlink(missing_ok=True)
+            else:
+                model.save_pretrained(folder)
+    finally:
+        base.generation_config = own
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    path = folder / "generation_config.json"
+    if generation is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(generation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _valid_generation(model: PreTrainedModel) -> None:
-    """Some published generation configs set a temperature but not sampling: they load, and refuse to be saved."""
-    config = model.generation_config
-    if config is None:
-        return
-    try:
-        config.validate(strict=True)
-    except ValueError:
-        config.do_sample = True
+def generation_values(model: PreTrainedModel, folder: Path | None, ends: Iterable[int]) -> dict[str, Any] | None:
+    """What generation_config.json should say: what the start folder's says, or else what transformers makes of the
+    model's config, and that an answer also ends with `ends`. None for a model without."""
+    if model.generation_config is None:
+        return None
+    values: dict[str, Any] = model.generation_config.to_diff_dict()
+    if folder is not None and (folder / "generation_config.json").exists():
+        values = folders.read_json(folder / "generation_config.json")
+    before = values.get("eos_token_id")
+    known = before if isinstance(before, list) else [] if before is None else [before]
+    every = list(dict.fromkeys([*known, *ends]))
+    if every != known:
+        values["eos_token_id"] = every[0] if len(every) == 1 else every
+    return values

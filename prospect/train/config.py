@@ -116,6 +116,8 @@ class TrainConfig:
     """Save the model of the evaluation with the best held-out AUC instead of the last."""
     save_every: int = 0
     """Checkpoint every so many steps (0: once per epoch)."""
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What the trained model is saved in; auto is what the start model is stored in. Checkpoints keep every bit."""
     keep: int = 2
     """Checkpoints to keep."""
     samples: int = 3

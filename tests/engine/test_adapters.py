@@ -133,7 +133,7 @@ def test_merged_weights_keep_the_stored_dtype_and_are_rounded_once(
     policy, branches = load(model_folder(dtype=torch.bfloat16), precision="fp32", frozen=True), trees(SHAPES)
     attach_lora(policy, LoraSpec(r=4), seed=0)
     train(policy, branches)
-    save(policy, tmp_path / "adapter")
+    save(policy, tmp_path / "adapter", dtype="fp32")
     merge(tmp_path / "adapter", tmp_path / "merged")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     whole = policy.model.merge_and_unload().state_dict()

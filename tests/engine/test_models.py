@@ -124,13 +124,24 @@ def test_save_and_load(model_folder: Build, trees: Build, tmp_path: Path) -> Non
     assert again.name == str(out.resolve())
 
 
-def test_a_generation_config_that_transformers_refuses_to_save(model_folder: Build, tmp_path: Path) -> None:
+def test_the_generation_config_keeps_what_it_said_and_learns_what_ends_an_answer(
+    model_folder: Build, tmp_path: Path
+) -> None:
+    """Sampling settings without sampling, which transformers refuses to save, and keys that it does not know."""
     folder = model_folder()
     path = folder / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6, "top_p": 0.9}))
-    save(load(folder, precision="fp32"), tmp_path / "out")
-    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (saved["temperature"], saved["do_sample"]) == (0.6, True)
+    said = {"temperature": 0.6, "top_p": 0.9, "pad_token_id": 0, "of_ours": [1], "eos_token_id": 7}
+    path.write_text(json.dumps(said))
+    policy = load(folder, precision="fp32")
+    save(policy, tmp_path / "out", ends=[9])
+    # 7 was there, 9 was trained, 2 ends the template's answers
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == said | {"eos_token_id": [7, 9, 2]}
+    assert policy.base.generation_config.eos_token_id == 7
+    save(load(tmp_path / "out", precision="fp32"), tmp_path / "again")
+    assert (tmp_path / "again" / path.name).read_text() == (tmp_path / "out" / path.name).read_text()
+    path.unlink()
+    save(load(folder, precision="fp32"), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / path.name).read_text())["eos_token_id"] == 2
 
 
 def test_a_full_disk_leaves_the_old_model(model_folder: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
