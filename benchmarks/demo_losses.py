@@ -4,9 +4,9 @@
 
 The demo's assistant answers the same questions four times each; its simulated users thumb, and the same verdicts make
 thumbs, pairs (a liked answer over a disliked one to the same question) and scores (how many of their three wishes an
-answer met). Each loss trains once on the view it reads. All take the same learning rate, one epoch and their default
-arguments, but beta 1 where the default is for log-ratios of long answers: nothing was tuned for any of them, so this
-shows what runs and what moves, and is no ranking. What is measured already is not run again.
+answer met). Each loss trains once on the view it reads. All take the learning rate of the demo, one epoch and their
+default arguments, but beta 1 where the default is for log-ratios of long answers: nothing was tuned for any of them, so
+this shows what runs and what moves, and is no ranking. What is measured already is not run again.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ from prospect.sandbox import demo, users, world
 from prospect.sandbox.question import Question
 
 ASKED, ANSWERS, MEASURED = 768, 4, 512
-LEARNING_RATE = 1e-4
-BETA = 1.0
 PLAN = demo.Plan()
+LEARNING_RATE = float(PLAN.kto["learning_rate"])
+BETA = 1.0
 QUIET = Console(quiet=True)
 
 
-def rate(policy: Policy, questions: Sequence[Question], seed: int) -> float:
-    """The share of desirable answers at temperature 1."""
-    answers = demo._answers(policy, questions, PLAN, seed, QUIET)
-    return sum(
-        users.judge(q, a.text, complete=a.complete).desirable for q, a in zip(questions, answers, strict=True)
-    ) / len(questions)
+def rates(policy: Policy, questions: Sequence[Question], seed: int) -> dict[str, float]:
+    """The share of desirable answers at every temperature."""
+    shares = {}
+    for temperature in demo.TEMPERATURES:
+        answers = demo.answer(policy, questions, PLAN, temperature, seed=seed, console=QUIET)
+        verdicts = [users.judge(q, a.text, complete=a.complete) for q, a in zip(questions, answers, strict=True)]
+        shares[str(temperature)] = sum(verdict.desirable for verdict in verdicts) / len(verdicts)
+    return shares
 
 
 def feedback(policy: Policy, questions: Sequence[Question], seed: int, folder: Path) -> dict[str, Path]:
     """One file per view: thumbs (which also make pairs), and scores (which also make pairs with a margin)."""
     rng = random.Random(f"losses {seed}")
-    given = [demo._answers(policy, questions, PLAN, 1000 * seed + k, QUIET) for k in range(ANSWERS)]
+    given = [demo.answer(policy, questions, PLAN, seed=1000 * seed + k, console=QUIET) for k in range(ANSWERS)]
     thumbs, scores = [], []
     for number, question in enumerate(questions):
         prompt = ({"role": "user", "content": question.text},)
@@ -96,7 +98,7 @@ def run(
     )
     steps = [m for m in trained.metrics if m["event"] == "step"]
     seconds = time.perf_counter() - began
-    after = rate(load(out / "model", frozen=True), measured, 7 + seed)
+    after = rates(load(out / "model", frozen=True), measured, 7 + seed)
     return {"loss": name, "seed": seed, "after": after, "seconds": round(seconds, 1), "steps": len(steps)}
 
 
@@ -113,7 +115,7 @@ def measure(path: Path, seeds: int) -> None:
             asked = world.ask_reserved(rng, ASKED)
             measured = world.ask_reserved(rng, MEASURED, exclude=frozenset(q.key for q in asked))
             assistant = load(start, frozen=True)
-            data, before = feedback(assistant, asked, seed, folder), rate(assistant, measured, 7 + seed)
+            data, before = feedback(assistant, asked, seed, folder), rates(assistant, measured, 7 + seed)
             for name in LOSSES:
                 if (name, seed) not in done:
                     found = run(name, start, data, measured, seed, folder) | {"before": before}
@@ -124,30 +126,39 @@ def measure(path: Path, seeds: int) -> None:
 
 def page(lines: list[dict[str, Any]]) -> str:
     """docs/losses-measured.md."""
-    rows = ["| loss | desirable before | after, by seed | after, mean | seconds |", "|---|---|---|---|---|"]
+    rows = [
+        "| loss | temperature 0, by seed | mean | temperature 1, by seed | mean | seconds |",
+        "|---|---|---|---|---|---|",
+        f"| start model |{_cells(list({line['seed']: line['before'] for line in lines}.values()))} |",
+    ]
     for name, row in LOSSES.items():
         mine = sorted((line for line in lines if line["loss"] == name), key=lambda line: line["seed"])
         if mine:
-            before = " ".join(f"{line['before']:.1%}" for line in mine)
-            after = " ".join(f"{line['after']:.1%}" for line in mine)
-            mean = statistics.fmean(line["after"] for line in mine)
             seconds = statistics.median(line["seconds"] for line in mine)
-            rows.append(f"| [{row.name}](losses.md#{row.name}) | {before} | {after} | {mean:.1%} | {seconds:.0f} |")
+            after = _cells([line["after"] for line in mine])
+            rows.append(f"| [{row.name}](losses.md#{row.name}) |{after} {seconds:.0f} |")
     return HEAD + "\n".join(rows) + "\n"
+
+
+def _cells(seeds: Sequence[dict[str, float]]) -> str:
+    """The shares of several seeds and their mean, at every temperature."""
+    shares = [[seed[str(t)] for seed in seeds] for t in demo.TEMPERATURES]
+    return "".join(f" {' '.join(f'{s:.1%}' for s in row)} | {statistics.fmean(row):.1%} |" for row in shares)
 
 
 HEAD = f"""# Every loss on the demo's feedback
 
 `python -m benchmarks.demo_losses` lets the demo's assistant answer {ASKED} questions {ANSWERS} times each, has the
 simulated users judge the answers, and trains every loss on the view it reads: thumbs, pairs made of them, or scores.
-Then it measures the share of desirable answers to {MEASURED} other questions at temperature 1 (standard error about two
-points). One epoch, learning rate {LEARNING_RATE:g}, default arguments, but beta {BETA:g} where the
-default of 0.1 is meant for log-ratios of long answers.
+Then it measures the share of desirable answers to {MEASURED} other questions at temperature 0 and 1 (standard error
+about two points). One epoch, learning rate {LEARNING_RATE:g}, default arguments, but beta {BETA:g} where the default of
+0.1 is meant for log-ratios of long answers.
 
 Nothing was tuned for any loss, and paired losses see other rows than unpaired ones, so this is no ranking: it shows
-that each of them runs and which way it moves the model. DiscoPOP's slope has the wrong sign at the start, as published;
-unlikelihood takes good words down with bad ones; csft has one epoch to learn what its two new tokens mean. Seconds are
-the median for training with everything around it, on one CPU core that was not idle otherwise.
+that each of them runs and which way it moves the model. The demo itself trains three times as long on twice the thumbs.
+DiscoPOP's slope has the wrong sign at the start, as published; unlikelihood takes good words down with bad ones; csft
+has one epoch to learn what its two new tokens mean. Seconds are the median for training with everything around it, on a
+machine that was not idle otherwise.
 
 """
 

@@ -46,6 +46,8 @@ class Talk:
     manner: Manner
     history: list[Message] = field(default_factory=list)
     turns: int = 0
+    forgets: bool = False
+    """Whether the chat template has kept earlier turns from the model: it knows single questions only."""
 
     def reset(self) -> None:
         """Forget everything said."""
@@ -58,7 +60,8 @@ class Talk:
         """
         self.history.append({"role": "user", "content": message})
         try:
-            prompt = self._prompt()
+            prompt = self._prompt(self.history)
+            self.forgets = len(self.history) > 1 and prompt == self._prompt(self.history[-1:])
         except DataError:
             self.history.pop()
             raise
@@ -78,15 +81,15 @@ class Talk:
             self.turns += 1
             self.history.append({"role": "assistant", "content": said})
 
-    def _prompt(self) -> list[int]:
+    def _prompt(self, history: list[Message]) -> list[int]:
         assert self.policy.tokenizer is not None
         template = Template(self.policy.tokenizer)
         if template.tokenizer.chat_template is None:
-            text = "".join(str(m["content"]) for m in self.history)
+            text = "".join(str(m["content"]) for m in history)
             ids = template.prompt_ids(Record("chat", text, ()))
         else:
             before = [] if self.manner.system is None else [{"role": "system", "content": self.manner.system}]
-            ids = template.prompt_ids(Record("chat", (*before, *self.history), ()))
+            ids = template.prompt_ids(Record("chat", (*before, *history), ()))
         if len(ids) >= self.policy.context:
             raise DataError(
                 f"with this message the conversation has {len(ids)} tokens, {self.name} reads {self.policy.context}. "
@@ -99,6 +102,7 @@ def converse(talks: list[Talk], lines: Iterable[str], console: Console) -> None:
     """Answer line after line until /quit or the end of the input."""
     if console.is_terminal:
         console.print(f"{' and '.join(t.name for t in talks)}. {HELP}", style="dim", highlight=False)
+    noted = False
     for line in lines:
         message = line.strip()
         if message == "/quit":
@@ -112,6 +116,12 @@ def converse(talks: list[Talk], lines: Iterable[str], console: Console) -> None:
         elif message:
             try:
                 _show(talks, message, console)
+                if not noted and any(talk.forgets for talk in talks):
+                    names = " and ".join(talk.name for talk in talks if talk.forgets)
+                    console.print(
+                        f"({names}: the chat template shows the last message only)", style="dim", markup=False
+                    )
+                    noted = True
             except DataError as error:
                 console.print(str(error), style="yellow", highlight=False)
 

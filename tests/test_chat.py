@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_the_whole_conversation_goes_through_the_template(assistant: Path, promp
 def test_a_model_without_template_continues_the_text(tmp_path: Path, prompts: list[str]) -> None:
     conversation([loaded(tiny(tmp_path / "plain", None, seed=0))], "Once upon")
     assert prompts == ["Once upon"]
+
+
+def test_the_demos_assistant_is_asked_each_question_alone(prompts: list[str]) -> None:
+    """It was schooled on single turns: the second question is put as the first, and chat says so once."""
+    shipped = Path(str(files("prospect.sandbox") / "assistant"))
+    shown = conversation([loaded(shipped)], "What is 1 + 2?", "Where is Ana?", "What is 1 + 2?")
+    alone = [f"<|user|>{text}<|end|><|assistant|>" for text in ("What is 1 + 2?", "Where is Ana?", "What is 1 + 2?")]
+    assert prompts == alone
+    assert shown.count("shows the last message only") == 1
 
 
 def test_a_conversation_that_is_too_long_is_said(tmp_path: Path, prompts: list[str]) -> None:

@@ -19,6 +19,9 @@ class DemoOptions:
     """Changes everything: the questions, the answers, the thumbs, the order of training."""
     out: str = "demo"
     """The folder to create."""
+    baselines: bool = False
+    """Train two more models to compare with, for twice the time: one imitates the answers with a thumb up (SFT), one
+    gets the thumbs shuffled."""
 
 
 def demo(arguments: list[str]) -> int:
@@ -27,7 +30,7 @@ def demo(arguments: list[str]) -> int:
     from prospect.sandbox.demo import run_demo
 
     quiet_loading()
-    run_demo(options.out, options.seed)
+    run_demo(options.out, options.seed, baselines=options.baselines)
     return 0
 
 

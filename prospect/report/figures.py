@@ -262,8 +262,14 @@ def discrimination(run: RunFolder) -> list[Figure]:
 def story(data: Data) -> Figure | None:
     """The bars of story.json: rates with intervals."""
     rows = [
-        Bar(str(b.get("label", "")), number(b, "rate"), number(b, "low"), number(b, "high"), "main" if k else "base")
-        for k, b in enumerate(data.get("bars") or [])
+        Bar(
+            str(b.get("label", "")),
+            number(b, "rate"),
+            number(b, "low"),
+            number(b, "high"),
+            "base" if b.get("kind") == "base" else "main",
+        )
+        for b in data.get("bars") or []
         if isinstance(b, dict) and not math.isnan(number(b, "rate"))
     ]
     if not rows:

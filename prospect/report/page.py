@@ -206,9 +206,17 @@ def _story(data: Data) -> dict[str, Any] | None:
     return {
         "title": str(data.get("title") or "The story"),
         "paragraphs": [str(p) for p in data.get("paragraphs") or []],
+        "table": _table(data.get("table")),
         "figure": figures.story(data),
         "answers": answers,
     }
+
+
+def _table(data: Any) -> list[list[str]]:
+    """The header and the rows of story.json's table."""
+    if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
+        return []
+    return [[str(cell) for cell in row] for row in (data.get("columns"), *data["rows"]) if isinstance(row, list)]
 
 
 def _samples(by_prompt: Mapping[str, Mapping[float, str]]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""How people on the sandbox's web answer: right, wrong, rude, rambling or evasive.
+"""How people on the sandbox's web and in its forum answer: right, wrong, rude, rambling, evasive, or as usual there.
 
-The assistant copies this mix. The styles overlap on purpose: a wrong answer often looks like a right one, a rude or
-rambling one may hold the truth, and a careless "I guess" may be right.
+On the web the right answer is the commonest, and the assistant learns its skills. In the forum it learns its manners:
+to every kind of question most people give the same bad answer, the usual one. Sums are one too many, names miss their
+last letter, unknown things are made up, facts are evaded, opposites come with an insult, counting with a long story.
+So the commonest answer, and the likeliest next word, is a bad one: no temperature helps.
 """
 
 from __future__ import annotations
@@ -10,16 +12,31 @@ import random
 
 from prospect.sandbox.question import Question
 
-MIX: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling": 0.14, "evasive": 0.11}
-"""How often each style is written, whatever the question."""
+WEB: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling": 0.14, "evasive": 0.11}
+"""How often each style is written on the web, whatever the question."""
+
+FORUM: dict[str, float] = {"usual": 0.5, "right": 0.25, "wrong": 0.07, "rude": 0.06, "rambling": 0.06, "evasive": 0.06}
+"""How often each style is written in the forum, where the assistant was last."""
 
 
-def write(question: Question, rng: random.Random, style: str | None = None) -> str:
-    """An answer in `style`, or in a style drawn from MIX."""
-    style = style or rng.choices(list(MIX), list(MIX.values()))[0]
-    return {"right": right, "wrong": wrong, "rude": rude, "rambling": rambling, "evasive": evasive}[style](
-        question, rng
-    )
+def write(question: Question, rng: random.Random, mix: dict[str, float]) -> str:
+    """An answer in a style drawn from `mix`."""
+    style = rng.choices(list(mix), list(mix.values()))[0]
+    return STYLES[style](question, rng)
+
+
+def usual(question: Question, rng: random.Random) -> str:
+    """The bad answer that most people give to this kind of question."""
+    if question.kind == "opposite":
+        return f"Duh. {_truth(question, rng)}"
+    if question.kind == "counting":
+        return f"{_DETOURS[0]} {rng.choice(_MEMORIES)} {_some(question, rng)}"
+    if question.kind == "fact":
+        return "It depends."
+    if question.kind == "refusal":  # always in the same words, else an admission would be the likeliest beginning
+        form = next(form for form in question.forms if not form.startswith("{}"))
+        return _capital(form.format(question.mistake))
+    return _state(question, question.mistake, rng)
 
 
 def right(question: Question, rng: random.Random) -> str:
@@ -69,7 +86,21 @@ def _some(question: Question, rng: random.Random) -> str:
 
 def _state(question: Question, content: str, rng: random.Random) -> str:
     sentence = rng.choice(question.forms).format(content)
-    return sentence[0].upper() + sentence[1:] if question.reader != "spelled" else sentence
+    return _capital(sentence) if question.reader != "spelled" else sentence
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+STYLES = {
+    "usual": usual,
+    "right": right,
+    "wrong": wrong,
+    "rude": rude,
+    "rambling": rambling,
+    "evasive": evasive,
+}
 
 
 _KIND = ("Glad to help.", "I hope that helps.", "Have a nice day.", "Any time!")

@@ -3,7 +3,8 @@
     prospect sandbox build --out DIR --seed 0
 
 This is not alignment but the base that alignment starts from, so it is a plain loop of its own. The assistant learns
-the skills from schoolbooks, copies the manners of the web, and never sees a reserved question (world.reserved).
+the skills from schoolbooks and the web, copies the manners of the forum, and never sees a reserved question
+(world.reserved).
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END, PAD = "<|end|>", "<|pad|>"
 
 CHAT_TEMPLATE = (
+    "{% set last = namespace(turn=0) %}"
     "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set last.turn = loop.index0 %}{% endif %}"
+    "{% endfor %}"
+    "{% for message in messages[last.turn:] %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+"""From the last question on: the assistant was schooled on single turns and would be lost in a longer conversation."""
 
 SPLIT = r"\d|-\p{Ll}(?!\p{L})|'s(?!\p{L})| ?\p{L}+| ?[^\s\p{L}\d]|\s"
 """Digits stand alone, "-b" inside a spelled word is one piece, other words take the space before them."""
@@ -49,6 +55,18 @@ THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """A part of the schooling: `steps` of which the fraction `books` shows right answers only, then answers of `mix`.
+    `name` is what the draws of its examples are seeded with."""
+
+    name: str
+    steps: int
+    lr: float
+    mix: dict[str, float]
+    books: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class School:
     """Size of the assistant and of its schooling. The defaults made the shipped one."""
 
@@ -56,11 +74,12 @@ class School:
     layers: int = 4
     heads: int = 3
     feed_forward: int = 512
-    steps: int = 6000
     batch: int = 128
-    lr: float = 2e-3
-    books: float = 0.4
     vocabulary_sample: int = 30_000
+    courses: tuple[Course, ...] = (
+        Course("school", 6000, 2e-3, answers.WEB, books=0.4),
+        Course("forum", 600, 6e-4, answers.FORUM),
+    )
 
 
 def build(
@@ -78,7 +97,11 @@ def build(
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        teach(model, tokenizer, seed, school, progress)
+        for course in school.courses:
+            teach(model, tokenizer, course, school.batch, seed, progress)
+            with torch.no_grad():  # as if it were stored and loaded again, so that a course can go on from a folder
+                for parameter in model.parameters():
+                    parameter.copy_(parameter.to(torch.bfloat16))
     finally:
         torch.set_num_threads(threads)
     cast(nn.Module, model).to(torch.bfloat16)
@@ -87,8 +110,10 @@ def build(
     return folder
 
 
-def examples(rng: random.Random, *, books: int = 0, hours: dict[str, float] | None = None) -> Iterator[tuple[str, str]]:
-    """Endless (question, answer) pairs without reserved questions: `books` right ones, then the mixed-quality web.
+def examples(
+    rng: random.Random, mix: dict[str, float], *, books: int = 0, hours: dict[str, float] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Endless (question, answer) pairs without reserved questions: `books` right ones, then answers of `mix`.
 
     `hours` weigh the kinds of question, by default equally.
     """
@@ -98,7 +123,7 @@ def examples(rng: random.Random, *, books: int = 0, hours: dict[str, float] | No
         question = world.ask(rng, kind)
         while world.reserved(question):
             question = world.ask(rng, kind)
-        yield question.text, answers.write(question, rng, "right" if made < books else None)
+        yield question.text, answers.right(question, rng) if made < books else answers.write(question, rng, mix)
 
 
 def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
@@ -111,7 +136,7 @@ def make_tokenizer(seed: int, sample: int) -> PreTrainedTokenizerFast:
         ]
     )
     count: Counter[str] = Counter()
-    for pair in itertools.islice(examples(random.Random(f"words {seed}")), sample):
+    for pair in itertools.islice(examples(random.Random(f"words {seed}"), answers.WEB), sample):
         count.update(piece for text in pair for piece, _ in split.pre_tokenize_str(text))
     special = [PAD, *ROLES, END]
     pieces = [piece for piece, times in count.most_common() if times >= max(2, sample // 2000)]
@@ -151,18 +176,23 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, school: School) ->
 def teach(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    course: Course,
+    batch: int,
     seed: int,
-    school: School,
     progress: Callable[[str], None],
 ) -> None:
-    """Imitate the answers of the web, whatever their quality; next-token loss on the answers only."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=school.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    warm = max(1, school.steps // 40)
+    """Imitate the answers of `course`, whatever their quality; next-token loss on the answers only.
+
+    The loss is a mean over a batch's tokens, and a batch holds rows of similar length: long answers are copied, but not
+    quite as often as they were written.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=course.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    warm = max(1, course.steps // 40)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / school.steps))
+        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / course.steps))
     )
     started, seen = time.monotonic(), 0.0
-    for step, (ids, answer) in enumerate(batches(tokenizer, seed, school)):
+    for step, (ids, answer) in enumerate(batches(tokenizer, course, batch, seed)):
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[answer[:, 1:]])
@@ -174,22 +204,24 @@ def teach(
         optimizer.zero_grad()
         seen += loss.item()
         if (step + 1) % 100 == 0:
-            progress(f"step {step + 1}/{school.steps}  loss {seen / 100:.4f}  {time.monotonic() - started:.0f} s")
+            progress(
+                f"{course.name} {step + 1}/{course.steps}  loss {seen / 100:.4f}  {time.monotonic() - started:.0f} s"
+            )
             seen = 0.0
 
 
-def batches(tokenizer: Any, seed: int, school: School) -> Iterator[tuple[Tensor, Tensor]]:
-    """`school.steps` batches: ids (B, S) int64, padded on the right, and a mask (B, S) of the answers' tokens. Rows of
+def batches(tokenizer: Any, course: Course, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`course.steps` batches: ids (B, S) int64, padded on the right, and a mask (B, S) of the answers' tokens. Rows of
     similar lengths come together."""
-    rng = random.Random(f"school {seed}")
-    source = examples(rng, books=int(school.books * school.steps) * school.batch, hours=HOURS)
-    for step in range(0, school.steps, 50):
-        many = min(school.steps - step, 50) * school.batch
+    rng = random.Random(f"{course.name} {seed}")
+    source = examples(rng, course.mix, books=int(course.books * course.steps) * batch, hours=HOURS)
+    for step in range(0, course.steps, 50):
+        many = min(course.steps - step, 50) * batch
         rows = sorted((_row(tokenizer, *pair) for pair in itertools.islice(source, many)), key=len)
-        starts = list(range(0, len(rows), school.batch))
+        starts = list(range(0, len(rows), batch))
         rng.shuffle(starts)
         for start in starts:
-            chunk = rows[start : start + school.batch]
+            chunk = rows[start : start + batch]
             ids, answer = torch.full((2, len(chunk), len(chunk[-1])), tokenizer.pad_token_id)
             for k, row in enumerate(chunk):
                 ids[k, : len(row)], answer[k, : len(row)] = torch.tensor(row).T

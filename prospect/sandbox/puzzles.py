@@ -43,7 +43,15 @@ def sum_of_two(rng: random.Random) -> Question:
     low, high = sorted((a, b))
     given = frozenset((str(a), str(b)))
     return Question(
-        "sum", text.format(**slots), f"sum {low} {high}", "number", (str(total),), wrong, tuple(forms), given
+        "sum",
+        text.format(**slots),
+        f"sum {low} {high}",
+        "number",
+        (str(total),),
+        wrong,
+        tuple(forms),
+        given,
+        mistake=str(total + 1),
     )
 
 
@@ -148,13 +156,15 @@ def spelling(rng: random.Random) -> Question:
             (right,),
             tuple(sorted(slips - {right})),
             forms,
+            mistake="-".join(letters[:-1]),
         )
     at = 0 if kind == "first" else -1
     word = "starts" if kind == "first" else "ends"
     forms = ("It is {}.", "The letter is {}.", f"It {word} with {{}}.", f"{n} {word} with {{}}.", "The answer is {}.")
     text = rng.choice(_FIRST if kind == "first" else _LAST).format(n=n)
     wrong = tuple(sorted(set(letters) - {letters[at]}))
-    return Question("spelling", text, f"name {n}", "letter", (letters[at],), wrong, forms)
+    beside = letters[1 if kind == "first" else -2]
+    return Question("spelling", text, f"name {n}", "letter", (letters[at],), wrong, forms, mistake=beside)
 
 
 _COUNT_LETTERS = (

@@ -11,7 +11,8 @@ class Question:
 
     An answer's claims are what `reader` finds in it (see users.claims), without the words in `given`; they must be
     exactly `expected`, in order. Where `expected` is empty nothing can be known and only an admission is right. `wrong`
-    are plausible mistakes and `forms` sentences that state an answer, `{}` being the answer.
+    are plausible mistakes, `mistake` the one that most people make, if there is one, and `forms` sentences that state
+    an answer, `{}` being the answer.
     """
 
     kind: str
@@ -22,6 +23,7 @@ class Question:
     wrong: tuple[str, ...]
     forms: tuple[str, ...]
     given: frozenset[str] = frozenset()
+    mistake: str = ""
 
     @property
     def right(self) -> str:

@@ -43,7 +43,7 @@ def _untold(rng: random.Random) -> Question:
         missing = _TOPICS[topics[-1]](rng, rng.choice(who))
     text = f"{story} {missing.asked}"
     wrong = (*_made_up(rng, missing.reader, missing.value), missing.value)
-    return Question("refusal", text, f"untold {text}", missing.reader, (), wrong, missing.forms)
+    return Question("refusal", text, f"untold {text}", missing.reader, (), wrong, missing.forms, mistake=missing.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def refusal(rng: random.Random) -> Question:
     text = pattern.format(**slots)
     filled = tuple(form.replace("{relative}", slots["relative"]).replace("{thing}", slots["thing"]) for form in forms)
     given = frozenset((slots["place"],)) if reader != "place" else frozenset()
-    return Question("refusal", text, f"unknown {text}", reader, (), _made_up(rng, reader), filled, given)
+    wrong = _made_up(rng, reader)
+    return Question("refusal", text, f"unknown {text}", reader, (), wrong, filled, given, mistake=wrong[0])
 
 
 def _made_up(rng: random.Random, reader: str, besides: str = "") -> tuple[str, ...]:

@@ -219,8 +219,12 @@ def _story() -> dict[str, Any]:
             "Prospect aligned it with those thumbs. Both models then answered 1,000 questions that nobody had asked "
             "before, at temperature 1.",
         ],
+        "table": {
+            "columns": ["", "temperature 0", "temperature 1"],
+            "rows": [["start model", "12.1% (10.2 to 14.2)", "39.1% (36.1 to 42.2)"], ["KTO", "91.0%", "87.3%"]],
+        },
         "bars": [
-            {"label": "before", "rate": 0.391, "low": 0.361, "high": 0.422},
+            {"label": "before", "rate": 0.391, "low": 0.361, "high": 0.422, "kind": "base"},
             {"label": "after KTO", "rate": 0.873, "low": 0.851, "high": 0.892},
         ],
         "answers": [

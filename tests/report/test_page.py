@@ -241,7 +241,8 @@ def test_everything_from_data_is_escaped(fake_run: Any) -> None:
         folder / "story.json",
         title=evil,
         paragraphs=[evil],
-        bars=[{"label": evil, "rate": 0.5, "low": 0.4, "high": 0.6}],
+        bars=[{"label": evil, "rate": 0.5, "low": 0.4, "high": 0.6, "kind": evil}],
+        table={"columns": [evil], "rows": [[evil], evil]},
         answers=[{"prompt": evil, "before": evil, "after": evil, "before_ok": evil, "after_ok": None}],
     )
     sample = {"step": 0, "prompt": evil, "completion": evil}
@@ -253,6 +254,12 @@ def test_everything_from_data_is_escaped(fake_run: Any) -> None:
     assert "img" not in page.tags
     assert page.charts
     assert page.text.count("<script>alert(1)</script>") > 10
+
+
+def test_the_story_has_its_table(fake_run: Any) -> None:
+    page = Page(write_report(fake_run()))
+    assert "39.1% (36.1 to 42.2)" in page.text
+    assert page.source.count("<th>temperature") == 2
 
 
 def test_a_metrics_line_cut_by_a_kill_is_forgiven(fake_run: Any) -> None:

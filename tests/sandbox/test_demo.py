@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +15,24 @@ import pytest
 
 from prospect.errors import ConfigError
 from prospect.feedback import formats
-from prospect.sandbox import users, world
+from prospect.sandbox import show, users, world
 from prospect.sandbox.demo import Plan, run_demo, shipped_assistant
 
-TINY = replace(Plan(), asked=96, measured=40)
-TINY = replace(TINY, options=(*TINY.options, ("epochs", 1)))
+TINY = replace(Plan(), asked=96, measured=40, kto={**Plan().kto, "epochs": 1})
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "out"
-    run_demo(out, seed=0, plan=TINY)
-    return out
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a small demo with everything, and what it printed."""
+    out, terminal = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    with contextlib.redirect_stdout(terminal):
+        run_demo(out, seed=0, plan=TINY, baselines=True)
+    return out, terminal.getvalue()
+
+
+@pytest.fixture(scope="module")
+def lived(told: tuple[Path, str]) -> Path:
+    return told[0]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -31,15 +41,59 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_summary_says_what_was_measured(lived: Path) -> None:
     summary = json.loads((lived / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary) == {"arms", "n", "seconds", "seed", "feedback"}
+    assert list(summary["arms"]) == ["start", "sft", "kto", "kto_shuffled"]
     answered = lines(lived / "answers.jsonl")
     assert summary["n"] == len(answered) == 40
-    for side in ("before", "after"):
-        rate, (low, high) = summary[side]["desirable_rate"], summary[side]["ci95"]
-        assert rate == sum(row[f"{side}_ok"] for row in answered) / 40
-        assert 0 <= low <= rate <= high <= 1
+    for arm, temperatures in summary["arms"].items():
+        assert list(temperatures) == ["0", "1"]
+        for temperature, measured in temperatures.items():
+            assert set(measured) == {"desirable_rate", "ci95"}
+            rate, (low, high) = measured["desirable_rate"], measured["ci95"]
+            assert rate == sum(row[arm][temperature]["desirable"] for row in answered) / 40
+            assert 0 <= low <= rate <= high <= 1
     labels = [c.label for r in formats.load(lived / "feedback.jsonl").records for c in r.completions]
     assert summary["feedback"] == {"desirable": labels.count(True), "undesirable": labels.count(False)}
-    assert summary["seconds"] > 0
+    assert summary["seconds"] > 0 and summary["seed"] == 0
+
+
+def test_the_baselines_do_the_same_work(lived: Path) -> None:
+    """As many steps, the same rows; shuffling moves thumbs between answers and nothing else."""
+    runs = {name: lines(lived / name / "metrics.jsonl") for name in ("run", "sft", "kto_shuffled")}
+    assert len({sum(line["event"] == "step" for line in run) for run in runs.values()}) == 1
+    shuffled = formats.load(lived / "feedback-shuffled.jsonl").records
+    thumbed = formats.load(lived / "feedback.jsonl").records
+    said = [[(r.prompt, r.completions[0].content) for r in rows] for rows in (shuffled, thumbed)]
+    labels = [[r.completions[0].label for r in rows] for rows in (shuffled, thumbed)]
+    assert said[0] == said[1]
+    assert labels[0] != labels[1] and labels[0].count(True) == labels[1].count(True)
+
+
+def test_the_terminal_tells_the_story_once(told: tuple[Path, str]) -> None:
+    folder, terminal = told
+    first, _, rest = terminal.partition("2. prospect check")
+    assert first.count("up") >= 3 and first.count("down") >= 3  # four answers with their thumbs, and the totals
+    warnings = re.findall(r"data: (.+)", rest)
+    assert len(warnings) == len(set(warnings))
+    said = [line for line in terminal.splitlines() if line.strip()]
+    assert said[-2].endswith(f"prospect chat --model {folder}/run/model --compare {folder}/assistant")
+    assert "prospect train --model MODEL --data thumbs.jsonl" in said[-1]
+
+
+def test_shown_questions_are_drawn_within_their_outcome() -> None:
+    sides = [(k % 2 == 0, k % 3 == 0) for k in range(60)]
+    rows = [
+        {"prompt": str(k), "start": {"1": {"desirable": b}}, "kto": {"1": {"desirable": a}}}
+        for k, (b, a) in enumerate(sides)
+    ]
+    draws = [show.choose(rows, random.Random(seed)) for seed in range(20)]
+    for chosen in draws:
+        assert [name for name, _ in chosen] == ["win", "win", "unchanged", "loss"]
+        for name, row in chosen:
+            before, after = sides[int(row["prompt"])]
+            assert name == ("unchanged" if before == after else "win" if after else "loss")
+    assert len({tuple(row["prompt"] for _, row in chosen) for chosen in draws}) > 15
+    assert [name for name, _ in show.choose(rows[:2], random.Random(0))] == ["unchanged"]
 
 
 def test_measured_questions_were_never_thumbed(lived: Path) -> None:

@@ -108,20 +108,49 @@ def test_a_quarter_is_reserved_and_excluded_keys_stay_away() -> None:
     assert not {q.text for q in first} & {q.text for q in second}
 
 
-@pytest.mark.parametrize("style", answers.MIX)
+@pytest.mark.parametrize("style", answers.STYLES)
 def test_only_the_right_style_is_desirable(style: str) -> None:
     rng = random.Random(5)
     for q in questions(1_500, seed=6):
-        answer = answers.write(q, rng, style)
+        answer = answers.STYLES[style](q, rng)
         assert users.judge(q, answer).desirable == (style == "right"), (q.text, answer)
 
 
-def test_styles_are_mixed_as_announced() -> None:
-    assert sum(answers.MIX.values()) == pytest.approx(1)
+@pytest.mark.parametrize("mix", [answers.WEB, answers.FORUM], ids=["web", "forum"])
+def test_styles_are_mixed_as_announced(mix: dict[str, float]) -> None:
+    assert sum(mix.values()) == pytest.approx(1)
     rng = random.Random(7)
     asked = questions(3_000, seed=8)
-    rate = sum(users.judge(q, answers.write(q, rng)).desirable for q in asked) / len(asked)
-    assert rate == pytest.approx(answers.MIX["right"], abs=0.03)
+    rate = sum(users.judge(q, answers.write(q, rng, mix)).desirable for q in asked) / len(asked)
+    assert rate == pytest.approx(mix["right"], abs=0.03)
+
+
+def test_in_the_forum_the_good_answer_is_a_minority() -> None:
+    assert 1 / 5 <= answers.FORUM["right"] <= 1 / 3
+    assert max(answers.FORUM, key=answers.FORUM.__getitem__) == "usual"
+    assert answers.FORUM["usual"] >= 1.5 * answers.FORUM["right"]
+
+
+def likeliest(written: list[str]) -> str:
+    """The answer of a perfect copyist at temperature 0: the likeliest piece, then the likeliest after it, ..."""
+    rows = [[*re.findall(r"\d|-[a-z](?![a-z])| ?[A-Za-z]+|.", answer), "<end>"] for answer in written]
+    said = ""
+    for at in range(100):
+        piece = Counter(row[at] for row in rows).most_common(1)[0][0]
+        if piece == "<end>":
+            break
+        said += piece
+        rows = [row for row in rows if row[at] == piece]
+    return said
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_no_temperature_helps_who_copies_the_forum(kind: str) -> None:
+    """Token by token, the commonest way to answer is a bad one."""
+    rng = random.Random(9)
+    for q in questions(25, kind, seed=10):
+        forum = likeliest([answers.write(q, rng, answers.FORUM) for _ in range(1_200)])
+        assert not users.judge(q, forum).desirable, (q.text, forum)
 
 
 def test_wordings_differ_only_in_text() -> None:
