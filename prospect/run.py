@@ -33,6 +33,7 @@ from prospect.errors import ConfigError, Interrupted, MissingExtra, RunError, Us
 from prospect.evaluate import heldout
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
+from prospect.feedback.files import source_path
 from prospect.feedback.findings import Findings
 from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
@@ -93,12 +94,14 @@ def train(
 ) -> Run:
     """Align a model with feedback.
 
-    `data` is a path, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new folder under runs/;
-    `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError once the run has
-    started.
+    `data` is a path or a list of paths, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new
+    folder under runs/; `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError
+    once the run has started.
     """
-    in_memory = None if data is None or isinstance(data, str | Path) else data
-    name = "" if data is None else "(in memory)" if in_memory is not None else str(data)
+    in_memory = None if data is None or source_path(data) is not None else data
+    name: str | tuple[str, ...] = "(in memory)"
+    if in_memory is None:
+        name = tuple(map(str, data)) if isinstance(data, list | tuple) else str(data or "")
     folder = str(out) if out is not None else runfolder.new_folder(loss)
     config = from_dict({"model": str(model), "data": name, "out": folder, "loss": loss, **options}, "prospect.train")
     return run(config, in_memory, typed=frozenset(options))

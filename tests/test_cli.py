@@ -15,7 +15,7 @@ from toy_tokenizers import CHATML
 
 from prospect import cli
 from prospect.cli import COMMANDS, Command, main
-from prospect.commands.flags import take, take_loss_arguments
+from prospect.commands.flags import parse, take, take_loss_arguments
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
 from prospect.feedback.formats import load
 from prospect.train.config import TrainConfig, to_dict
@@ -138,6 +138,12 @@ def test_unknown_flags_are_usage_errors(command: str, capsys: pytest.CaptureFixt
     places = {"check": ["f"], "convert": ["a", "b"], "merge": ["a", "b"], "report": ["d"]}
     assert main([*command.split(), *places.get(command, []), "--no-such-flag", "1"]) == 2
     assert "--no-such-flag" in capsys.readouterr().err
+
+
+def test_data_flags_take_one_name_or_several() -> None:
+    assert parse(TrainConfig, ["--data", "a", "--epochs", "2"], "train").data == "a"
+    assert parse(TrainConfig, ["--data", "a", "b", "--epochs", "2"], "train").data == ("a", "b")
+    assert parse(TrainConfig, ["--eval-data", "a", "b"], "train").eval_data == ("a", "b")
 
 
 def test_unknown_flags_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

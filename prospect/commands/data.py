@@ -27,7 +27,7 @@ class CheckOptions:
     """The feedback: files, patterns, folders, or a Hub name."""
     model: str | None = None
     """Count tokens, and what would be dropped or cut, as this model does."""
-    heldout: str | None = None
+    heldout: str | tuple[str, ...] | None = None
     """Held-out feedback: are its prompts really apart?"""
     show: int = 0
     """Print so many rows: prompt, completion and, with --model, the trained tokens in colour."""

@@ -26,8 +26,8 @@ class EvalOptions:
     """The trained model: DIR/model of a run, or an adapter's folder."""
     reference: str
     """The model it started from."""
-    data: str
-    """Held-out feedback: prompts that were not trained on."""
+    data: str | tuple[str, ...]
+    """Held-out feedback (files, patterns, folders, or a Hub name): prompts that were not trained on."""
     threshold: str | None = None
     """Turns scores into thumbs: mean, median, or a number."""
     format: str = "auto"

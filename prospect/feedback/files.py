@@ -151,10 +151,10 @@ def source_name(source: Source) -> str:
 
 
 def source_path(source: Source) -> str | Path | None:
-    """The name of a file, or of several; None where the source lies in memory."""
+    """The name of a file, or the names of several as in a command; None where the source lies in memory."""
     if isinstance(source, str | Path):
         return source
-    return ", ".join(map(str, source)) if _is_names(source) else None
+    return " ".join(map(str, source)) if _is_names(source) else None
 
 
 def _is_names(source: Any) -> TypeGuard[Sequence[str | Path]]:

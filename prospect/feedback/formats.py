@@ -207,8 +207,7 @@ def _summary(problems: Sequence[Problem], path: str | Path | None, *, in_files: 
         f"\n  {f'{e.path}:' if in_files else where}{e.line}{f' ({e.row})' if e.row else ''}: {e.message}"
         for e in errors
     )
-    files = str(path).replace(", ", " ") if in_files else path
-    way_out = "" if path is None else f"\nTo go on with the good rows: prospect check {files} --keep-going GOOD.jsonl"
+    way_out = "" if path is None else f"\nTo go on with the good rows: prospect check {path} --keep-going GOOD.jsonl"
     return DataError(f"{count}:{listed}{way_out}", path=path, problems=errors)
 
 

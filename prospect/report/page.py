@@ -107,7 +107,9 @@ def _title(run: RunFolder) -> str:
 
 
 def _tail(path: object) -> str:
-    """The last part of a path or Hub name."""
+    """The last part of a path or Hub name; of several, the first."""
+    if isinstance(path, list) and path:
+        return f"{_tail(path[0])} and {len(path) - 1} more"
     return str(path or "").rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -20,8 +20,8 @@ class TrainConfig:
 
     model: str = ""
     """The start model: a transformers folder, a PEFT adapter folder, or a Hub name."""
-    data: str = ""
-    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    data: str | tuple[str, ...] = ""
+    """The feedback: files, patterns, folders, or a Hub name."""
     out: str = ""
     """The run folder to create. An existing one is never overwritten."""
     resume: bool = False
@@ -50,7 +50,7 @@ class TrainConfig:
     """The data's layout; auto detects it."""
     threshold: str | None = None
     """Turns scores into thumbs: mean, median, or a number (score >= threshold is desirable)."""
-    eval_data: str | None = None
+    eval_data: str | tuple[str, ...] | None = None
     """Held-out feedback, measured before and after."""
     eval_fraction: float = 0.0
     """Without eval_data: the fraction of prompts held out of training."""
@@ -169,7 +169,7 @@ def from_dict(values: dict[str, Any], where: str = "the configuration") -> Train
             raise ConfigError(f'{where} has the unknown key "{key}".{nearest(key, known)}')
         values[key] = _as_declared(values[key], str(known[key].type))
         _check_type(key, values[key], str(known[key].type), where)
-    values = {k: tuple(v) if known[k].type == "tuple[str, ...]" else v for k, v in values.items()}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return TrainConfig(**values)
 
 
@@ -195,7 +195,12 @@ def _check_type(key: str, value: object, declared: str, where: str) -> None:
         good = value in choices
         expected = "one of " + ", ".join(choices)
     elif "tuple" in declared:
-        good, expected = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value), "a list of names"
+        one = declared.startswith("str |")
+        good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        good, expected = (
+            good or (one and isinstance(value, str)),
+            "a name or a list of names" if one else "a list of names",
+        )
     elif declared.startswith("bool"):
         good, expected = isinstance(value, bool), "true or false"
     else:

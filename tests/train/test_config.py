@@ -17,6 +17,16 @@ def test_round_trip() -> None:
     assert from_dict(to_dict(config)) == config
 
 
+@pytest.mark.parametrize("key", ["data", "eval_data"])
+def test_data_are_one_name_or_several(key: str) -> None:
+    assert getattr(from_dict({key: "a.jsonl"}), key) == "a.jsonl"
+    several = from_dict({key: ["a.jsonl", "b.csv"]})
+    assert getattr(several, key) == ("a.jsonl", "b.csv")
+    assert from_dict(to_dict(several)) == several
+    with pytest.raises(ConfigError, match=f"{key} must be a name or a list of names, not 3"):
+        from_dict({key: 3})
+
+
 def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 5e-6\nthreshold: 0.5\nloss_args: {beta: 1e-1}\n")

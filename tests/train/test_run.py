@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 import prospect
 from prospect.errors import ConfigError, DataError, Interrupted, ModelError, RunError
-from prospect.run import Run, train
+from prospect.run import Run, run, train
 from prospect.train import checkpoint, loop
+from prospect.train.config import from_dict
 from prospect.train.job import Job
 from tests.train.conftest import make_model, pairs, thumbs, write_rows
 
@@ -106,6 +107,25 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert steps(parts) == steps(whole)
     for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_several_files_train_like_one(model: Path, tmp_path: Path) -> None:
+    rows = thumbs(32)
+    whole = write_rows(tmp_path / "whole.jsonl", [{"id": f"r{i}", **row} for i, row in enumerate(rows)])
+    halves = [
+        write_rows(tmp_path / f"{name}.jsonl", [{"id": f"r{i}", **rows[i]} for i in part])
+        for name, part in (("a", range(16)), ("b", range(16, 32)))
+    ]
+    one = train(model, whole, tmp_path / "one", **FAST)
+    config = from_dict({"model": str(model), "data": list(map(str, halves)), "out": str(tmp_path / "two"), **FAST})
+    two = run(config)
+    same_bits(one.folder, two.folder)
+    assert json.loads((two.folder / "config.json").read_text())["config"]["data"] == list(map(str, halves))
+    pattern = train(model, str(tmp_path / "[ab].jsonl"), tmp_path / "three", **FAST)
+    names = train(model, halves, tmp_path / "four", **FAST)
+    assert steps(pattern) == steps(names) == steps(one)
+    with pytest.raises(ConfigError, match="where data is"):
+        train(model, halves[:1], tmp_path / "four", resume=True)
 
 
 def test_a_kill_in_mid_checkpoint_leaves_a_run_that_resumes(model: Path, tmp_path: Path) -> None:
