@@ -39,8 +39,7 @@ def alpha_divergence(r: Tensor, *, alpha: float = 0.5) -> Tensor:
     """(e^((alpha - 1) * r) - 1) / (alpha - 1): between the forward KL (alpha = 0) and the reverse KL (alpha = 1, where
     it is r).
 
-    Choice: TRL's alpha and default; its score differs by a constant, which cancels. The paper's exponent is, from
-    memory, -alpha where this has alpha - 1, so the two alphas add up to 1 and agree at 0.5. Exponents above 30 are
-    continued by their tangent.
+    Choice: alpha is TRL's, as is its default: 1 minus the paper's, whose score is (1 - e^(-alpha * r)) / alpha. The two
+    agree at 0.5. TRL's score differs by a constant, which cancels. Exponents above 30 are continued by their tangent.
     """
     return r if alpha == 1 else expm1((alpha - 1) * r) / (alpha - 1)

@@ -32,6 +32,9 @@ def nll(token_logp: Tensor, *, nll_weight: float = 1.0) -> Tensor:
 
     Gradient: -nll_weight for every token's log-prob. It keeps a preference term from buying its margin with the good
     answer's likelihood.
+
+    Choice: the mean is over all chosen tokens of the step, so long answers weigh more. Iterative RPO (the row `rpo`)
+    and OpenRLHF take the mean of each answer first.
     """
     return -nll_weight * token_logp
 

@@ -48,7 +48,8 @@ def gate(log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: f
 
     Gradient: g times the loss's: an answer that has become unlikely is not pushed down further.
 
-    Choice: the paper's constants are not known to us, so both are required. The formula is from a summary of the paper.
+    Choice: this is the first of two published forms; in the second, p is the 10 % quantile of the token probabilities.
+    The paper's constants are not known to us, so both are required. The formula is from a summary of the paper.
     """
     probability = torch.exp(segment_mean(token_logp.detach(), offsets))
     g = torch.sigmoid(sharpness * (probability - threshold))

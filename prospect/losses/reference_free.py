@@ -61,8 +61,10 @@ def simpo(
 
     Use: one epoch at a small learning rate; nothing but the learning rate ties the policy to where it began.
 
-    Choice: the authors' beta 2 and gamma / beta 0.25. TRL, Liger and axolotl have beta 0.1 with gamma 0.5, a margin of
-    5 nats per token, and add a likelihood term of weight 1; HALOs has beta 10 and gamma / beta 0.3.
+    Choice: beta 2 and gamma / beta 0.25 are the defaults of the authors' code. They recommend to start at gamma / beta
+    0.5 and to search from 0 to 1; their published models have 0.1 to 0.8 at beta 2 to 2.5. TRL, Liger and axolotl have
+    beta 0.1 with gamma 0.5, a margin of 5 nats per token, and add a likelihood term of weight 1; HALOs has beta 10 and
+    gamma / beta 0.3.
     """
     margin = chosen_logp / chosen_length - rejected_logp / rejected_length
     return softplus(gamma - beta * margin)

@@ -123,6 +123,7 @@ LOSSES: dict[str, Loss] = {
             "ld_dpo", "Length-desensitised DPO", "arXiv 2409.06411", "token_log_ratio", "offsets", module="paired_length",
         ),
         _paired("odpo", "DPO with an offset from the scores", "arXiv 2402.10571", "log_ratio", "margin", halo=True),
+        _paired("margin_dpo", "DPO with a margin linear in the scores", "arXiv 2307.09288", "log_ratio", "margin", halo=True),
         # ---- pairs without a reference -----------------------------------------------------------------------------
         _free("slic", "Sequence likelihood calibration", "arXiv 2305.10425", "logp"),
         _free("cpo", "Contrastive Preference Optimization", "arXiv 2401.08417", "logp", nll=True),

@@ -41,7 +41,7 @@ def kto(
     power. `beta` then scales what it sees.
     """
     gain = torch.where(desirable, log_ratio - z0, z0 - log_ratio)
-    return class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * lost(value, beta * gain)
+    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * lost(value, beta * gain)
 
 
 def kto_surprisal(
@@ -67,7 +67,7 @@ def kto_surprisal(
     default here, and several points worse at 1.5 or 2.0.
     """
     gain = torch.where(desirable, logp / length - z0, z0 - logp / length)
-    return class_weight(desirable, logp, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+    return _class_weight(desirable, logp, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
 
 
 def apo_zero_unpaired(
@@ -88,7 +88,7 @@ def apo_zero_unpaired(
     Use: where KTO's reference point would be 0 anyway: right after supervised fine-tuning on the same data.
     """
     gain = torch.where(desirable, log_ratio, -log_ratio)
-    return class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
 
 
 def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -151,7 +151,7 @@ def tgo(
     return (1 + confidence * (score - threshold).abs()).to(log_ratio.dtype) * softplus(-beta * gain)
 
 
-def class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:
+def _class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """lambda_D or lambda_U per completion, (N,) in the dtype of `like`."""
     # Filled: to copy two numbers to a CUDA device the host would wait for all that it still has to do.
     weight = torch.full(desirable.shape, undesirable_weight, dtype=like.dtype, device=like.device)

@@ -3,6 +3,8 @@ have."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 
 import pytest
@@ -224,3 +226,15 @@ def test_unknown_names_get_the_nearest() -> None:
         arguments(table.find("kto"), {"betta": 1.0})
     with pytest.raises(ConfigError, match='no reference point "mismatch".*"mismatched"'):
         table.estimator("mismatch")
+
+
+@pytest.mark.parametrize("module", ["unpaired", "paired", "paired_length", "reference_free", "likelihood", "tokenwise"])
+def test_every_function_has_a_row(module: str) -> None:
+    """A loss that the documentation names can be trained with."""
+    place = f"prospect.losses.{module}"
+    public = {
+        f"{place}:{name}"
+        for name, function in vars(importlib.import_module(place)).items()
+        if inspect.isfunction(function) and function.__module__ == place and not name.startswith("_")
+    }
+    assert public and public <= {term.function for loss in LOSSES.values() for term in loss.terms}

@@ -39,7 +39,7 @@ def data(name: str) -> list[dict[str, Any]]:
     if view == "scores":
         draw = random.Random(4)
         return [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(8, per_prompt=2))]
-    if name == "odpo":
+    if name in ("odpo", "margin_dpo"):
         draw = random.Random(4)
         rows = [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(12, per_prompt=2))]
         return rows
