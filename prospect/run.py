@@ -117,7 +117,7 @@ def run(
     """`train` from a config; `data` replaces config.data where it is not a path; `command` is what config.json says
     that the run was started with, `typed` names the options that the user has set. Raises UserError before anything is
     written, RunError once the run has started."""
-    with store.private(), ExitStack() as claims:
+    with ranks.together(), store.private(), ExitStack() as claims:
         try:
             return _run_in_folder(config, data, command, typed, claims)
         except OSError as error:

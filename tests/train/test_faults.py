@@ -25,7 +25,7 @@ from prospect.cli import main
 from prospect.errors import ConfigError, Interrupted, ModelError, RunError
 from prospect.losses import functions
 from prospect.run import train
-from prospect.train import loop
+from prospect.train import interrupt, loop
 from tests.train.conftest import make_model, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 2, "sample_tokens": 4}
@@ -274,6 +274,57 @@ def test_a_kill_before_the_report_writes_it(runs: Runs, tmp_path: Path, monkeypa
     train(out=folder, resume=True)
     assert (folder / "report.html").exists()
     same_run(folder, runs.whole)
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGHUP,),
+        (signal.SIGTERM,),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGINT),  # torchrun's and the terminal's
+        (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP),
+    ],
+)
+def test_every_polite_end_saves(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: tuple[int, ...]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, *signals)
+        with pytest.raises(Interrupted, match="stopped after step 3 of 6; the checkpoint is saved"):
+            train(runs.model, runs.data, tmp_path / "run", **OPTIONS | {"cache": str(runs.cache)})
+    train(out=tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", runs.whole)
+
+
+def test_a_second_ctrl_c_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: clock[0])
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt.interruptible() as stop:
+        assert not stop()
+        for number in (signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop()
+        clock[0] += 1.5
+        os.kill(os.getpid(), signal.SIGTERM)  # in no hurry
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.interruptible() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # Inputs that changed

@@ -1,0 +1,88 @@
+"""Two ranks without anybody who looks after them: where one fails, both end soon and say why."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.conftest import thumbs, write_rows
+
+WAIT = 60
+"""Seconds within which all ranks must have ended."""
+
+FAULTS = {
+    "the folder is in use": ("", "exists and is not empty"),
+    "deaf": (  # a rank that stays alive and never comes to the meeting
+        "from prospect.train import loop\n"
+        "import time\n"
+        "original = loop.gradient\n"
+        "def gradient(job, step, point):\n"
+        "    if rank == 1 and step.index == 2:\n"
+        "        raise ValueError('the second rank has a fault')\n"
+        "    return original(job, step, point)\n"
+        "loop.gradient = gradient\n"
+        "linger = 8\n",
+        "the second rank has a fault",
+    ),
+    "killed": (
+        "from prospect.train import loop\n"
+        "original = loop.gradient\n"
+        "def gradient(job, step, point):\n"
+        "    if rank == 1 and step.index == 2:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return original(job, step, point)\n"
+        "loop.gradient = gradient\n",
+        "has lost another rank",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_all_ranks_end_where_one_fails(model: Path, tmp_path: Path, fault: str) -> None:
+    data = write_rows(tmp_path / "thumbs.jsonl", thumbs(32))
+    patch, reason = FAULTS[fault]
+    if not patch:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+    code = f"""
+import os, sys, time
+rank, linger = int(os.environ["RANK"]), 0
+from prospect.train import ranks
+ranks.PATIENCE, ranks.LAST_WORD = 3.0, {8.0 if fault == "the folder is in use" else 1.0}
+{patch}
+import prospect
+try:
+    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "run")!r}, precision="fp32", batch_size=8, samples=0)
+except BaseException as error:
+    print(type(error).__name__, error, file=sys.stderr, flush=True)
+    time.sleep(linger if rank == 1 else 0)
+    os._exit(3)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fixed = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | fixed | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=WAIT + 30)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert time.monotonic() - started < WAIT + 30
+    assert all(process.returncode != 0 for process in processes), said
+    assert all(reason in text for text, process in zip(said, processes, strict=True) if process.returncode != -9), said
