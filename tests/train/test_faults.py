@@ -64,11 +64,11 @@ def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
     """Send the signals (SIGINT) to this process as it begins a step."""
     original = loop.reference_point
 
-    def interrupt(job: Any, now: Any, state: Any) -> Any:
+    def interrupt(job: Any, now: Any, *more: Any, **options: Any) -> Any:
         if now.index == step:
             for number in signals or (signal.SIGINT,):
                 os.kill(os.getpid(), number)
-        return original(job, now, state)
+        return original(job, now, *more, **options)
 
     patch.setattr(loop, "reference_point", interrupt)
 

@@ -22,10 +22,10 @@ FAULTS = {
         "from prospect.train import loop\n"
         "import time\n"
         "original = loop.gradient\n"
-        "def gradient(job, step, point):\n"
+        "def gradient(job, step, *more, **options):\n"
         "    if rank == 1 and step.index == 2:\n"
         "        raise ValueError('the second rank has a fault')\n"
-        "    return original(job, step, point)\n"
+        "    return original(job, step, *more, **options)\n"
         "loop.gradient = gradient\n"
         "linger = 8\n",
         "the second rank has a fault",
@@ -33,10 +33,10 @@ FAULTS = {
     "killed": (
         "from prospect.train import loop\n"
         "original = loop.gradient\n"
-        "def gradient(job, step, point):\n"
+        "def gradient(job, step, *more, **options):\n"
         "    if rank == 1 and step.index == 2:\n"
         "        os.kill(os.getpid(), 9)\n"
-        "    return original(job, step, point)\n"
+        "    return original(job, step, *more, **options)\n"
         "loop.gradient = gradient\n",
         "has lost another rank",
     ),
