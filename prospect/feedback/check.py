@@ -67,6 +67,8 @@ def check(
     found += check_labels.contradictions(every, records)
     found += check_labels.length_confound(every, lengths.unit)
     found += check_lengths.over_long(records, lengths, over_long)
+    if getattr(tokenizer, "chat_template", None):
+        found += check_text.untemplated(records)
     found += check_text.duplicates(records)
     found += check_text.prompts(records)
     found += check_text.empty(records)

@@ -148,6 +148,20 @@ def empty(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding("incomplete", "info", message, first([at(c) for c in cut]), {"completions": len(cut)})
 
 
+def untemplated(records: Sequence[Record]) -> Iterator[Finding]:
+    """Prompts of text where the model has a chat template: its turns would be missing from what is trained."""
+    plain = [record for record in records if isinstance(record.prompt, str) and record.prompt]
+    if plain:
+        first_one = plain[0]
+        trained = f"{prompt_text(first_one)}{first_one.completions[0].readable if first_one.completions else ''}"
+        message = (
+            f"{of(len(plain), len(records))} prompts are plain text, but the model has a chat template: they train as "
+            "they stand, and chat will never look like that. Write them as messages (prospect convert IN OUT.jsonl "
+            "--chat), unless the model is to go on with a text"
+        )
+        yield Finding("text_for_chat", "warning", message, (f"trained: {_tail_of(trained)}",), {"prompts": len(plain)})
+
+
 def templated(thumbs: Sequence[Thumb]) -> Iterator[Finding]:
     """Answers, or openings of answers, that come back across prompts; worst where they give the label away."""
     total = len({t.prompt for t in thumbs})
@@ -260,7 +274,11 @@ def _place(record: Record) -> str:
 
 def _tail(record: Record) -> str:
     """The end of a prompt: conversations often begin alike."""
-    text = " ".join(prompt_text(record).split())
+    return _tail_of(prompt_text(record))
+
+
+def _tail_of(text: str) -> str:
+    text = " ".join(text.split())
     return cite(text if len(text) <= 60 else f"…{text[-58:]}")
 
 

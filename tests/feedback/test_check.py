@@ -14,7 +14,7 @@ from prospect.errors import ConfigError
 from prospect.feedback.check import check
 from prospect.feedback.findings import Finding, Findings
 from prospect.feedback.formats import load
-from prospect.feedback.records import Completion, Pair, Record
+from prospect.feedback.records import Completion, Pair, Record, as_chat
 from prospect.tokens import build_trees
 from tests.toy_tokenizers import CHATML, NO_PREFIX, byte_level
 
@@ -284,6 +284,19 @@ def test_rows_that_cannot_be_tokenised() -> None:
     assert "--chat-template plain" in only(healthy(), "no_template", tokenizer=byte_level()).message
     assert "cannot be separated" in only(healthy(), "template", tokenizer=byte_level(NO_PREFIX)).message
     assert check(healthy(), tokenizer=byte_level(), chat_template="plain").exit_code == 0
+
+
+def test_prompts_of_text_for_a_chat_model() -> None:
+    chat = byte_level()
+    chat.chat_template = CHATML
+    plain = [Record("r", "What is 2 + 2?", (Completion("c", "4.", True),)), Record("s", "", (Completion("d", "x"),))]
+    records = [*plain, *healthy(2)]
+    finding = only(records, "text_for_chat", tokenizer=chat)
+    assert (finding.level, finding.data) == ("warning", {"prompts": 1})
+    assert finding.examples == ('trained: "What is 2 + 2?4."',)
+    assert "prospect convert IN OUT.jsonl --chat" in finding.message
+    assert "text_for_chat" not in found(check(plain, tokenizer=byte_level()))
+    assert "text_for_chat" not in found(check([as_chat(record) for record in plain], tokenizer=chat))
 
 
 def test_tokens_across_the_boundary_are_counted() -> None:
