@@ -1,45 +1,18 @@
-"""The command line: a table of commands, each imported only when it is called, and what every error ends with.
+"""The command line: commands, each imported only when it is called, and what every error ends with.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage, data or configuration, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from prospect.commands.table import COMMANDS
 from prospect.errors import ConfigError, Interrupted, ProspectError, nearest
 from prospect.store import disk_error
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`function` is "module:name"; it takes the command's own arguments and returns an exit code."""
-
-    function: str
-    help: str
-
-
-COMMANDS = {
-    "train": Command("prospect.commands.training:train", "turn feedback into a better model"),
-    "eval": Command("prospect.commands.models:evaluate", "measure a model on held-out feedback"),
-    "chat": Command("prospect.commands.models:chat", "talk to a model, or to two side by side"),
-    "recommend": Command(
-        "prospect.commands.recommend:recommend", "propose loss and settings for a feedback file, with reasons"
-    ),
-    "losses": Command("prospect.commands.losses:losses", "list the losses, or explain one"),
-    "check": Command("prospect.commands.data:check", "look at a feedback file before training on it"),
-    "convert": Command("prospect.commands.data:convert", "write any feedback file as Prospect JSONL"),
-    "merge": Command("prospect.commands.models:merge", "put a LoRA adapter into its model"),
-    "report": Command("prospect.commands.training:report", "write a run's report.html again"),
-    "theory": Command("prospect.commands.theory:theory", "the paper's theorems as small experiments"),
-    "demo": Command("prospect.commands.story:demo", "live through the whole story on a small model, without network"),
-    "sandbox build": Command("prospect.commands.story:sandbox_build", "make the demo's assistant from a seed"),
-    "version": Command("prospect.commands.story:version", "the versions that matter for a bug report"),
-}
+from prospect.terminal import hushed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return _dispatch([a for a in arguments if a != "--debug"])
+        with hushed("--quiet" in arguments):
+            return _dispatch([a for a in arguments if a not in ("--debug", "--quiet")])
     except SystemExit as stop:  # from the flag parser: --help, or a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
     except ProspectError as error:
@@ -81,9 +55,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name is None:
         asked = " ".join(arguments[:2] if arguments[0] == "sandbox" else arguments[:1])
         raise ConfigError(f'there is no command "{asked}".{nearest(asked, COMMANDS)} "prospect --help" lists them')
-    module, _, function = COMMANDS[name].function.partition(":")
-    run: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
-    return run(arguments[len(name.split()) :])
+    return COMMANDS[name].load()(arguments[len(name.split()) :])
 
 
 def _overview() -> str:
@@ -97,7 +69,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            '"prospect COMMAND --help" shows a command\'s flags. --debug shows the traceback of an error.',
+            '"prospect COMMAND --help" shows a command\'s flags. Everywhere: --quiet leaves out',
+            "progress and notes, --debug shows the traceback of an error.",
         ]
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +15,19 @@ import pytest
 from toy_models import tiny
 from toy_tokenizers import CHATML
 
-from prospect import cli
-from prospect.cli import COMMANDS, Command, main
+from prospect.cli import main
+from prospect.commands import help, story
 from prospect.commands.flags import parse, take, take_loss_arguments
+from prospect.commands.table import COMMANDS
+from prospect.commands.training import GROUPS, LOSS_FLAGS
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
-from prospect.feedback.formats import load
+from prospect.feedback.formats import load as load_feedback
+from prospect.losses.functions import defaults, keywords, load
+from prospect.losses.rows import LOSSES, MODIFIERS
+from prospect.terminal import hushed, quiet
+from prospect.train import names
 from prospect.train.config import TrainConfig, to_dict
+from prospect.train.runlog import RunLog
 
 ROWS = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},
@@ -43,8 +52,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: str
     def command(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_fail", command, raising=False)
-    monkeypatch.setitem(COMMANDS, "version", Command("prospect.cli:_fail", ""))
+    monkeypatch.setattr(story, "version", command)
     return main(["version", *more])
 
 
@@ -133,9 +141,9 @@ def test_the_package_is_the_command() -> None:
 # Flags
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "version"])
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_unknown_flags_are_usage_errors(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    places = {"check": ["f"], "convert": ["a", "b"], "merge": ["a", "b"], "report": ["d"]}
+    places = {"check": ["f"], "convert": ["a", "b"], "merge": ["a", "b"], "report": ["d"], "completion": ["bash"]}
     assert main([*command.split(), *places.get(command, []), "--no-such-flag", "1"]) == 2
     assert "--no-such-flag" in capsys.readouterr().err
 
@@ -149,6 +157,163 @@ def test_data_flags_take_one_name_or_several() -> None:
 def test_unknown_flags_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--learnin-rate", "1"]) == 2
     assert "--learning-rate" in capsys.readouterr().err
+
+
+THEIRS = [name for rows in names.NAMES.values() for row in rows for name in row.names.split()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr 1e-5 --beta=0.2", {"learning_rate": 1e-5, "loss_args": {"beta": 0.2}}),
+        ("--model_name_or_path m --dataset_name=o/d --output_dir o", {"model": "m", "data": "o/d", "out": "o"}),
+        (
+            "--learning_rate 1e-5 --num_train_epochs 2 --max_grad_norm 1",
+            {"learning_rate": 1e-5, "epochs": 2, "clip": 1},
+        ),
+        (
+            "--kto-rejected-weight 2 --desirable_weight 3",
+            {"loss_args": {"undesirable_weight": 2, "desirable_weight": 3}},
+        ),
+    ],
+)
+def test_names_that_mean_the_same_are_accepted(typed: str, meant: dict[str, Any], ran: list[TrainConfig]) -> None:
+    assert main(["train", *typed.split()]) == 0
+    assert ran == [TrainConfig(**meant)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "--per_device_train_batch_size 4",
+            "no --per_device_train_batch_size. Prospect has --batch-size: rows per",
+        ),
+        ("--gradient-accumulation-steps=8", "--batch-size"),
+        ("--gamma 0.5", "Prospect has --loss.gamma"),
+        ("--lora_r 8", "--lora r=16"),
+        ("--bf16", "--precision"),
+        ("--dataloader_num_workers 4", "There is nothing to set: the tokens are in memory before the first step"),
+        ("--trust_remote_code", "There is no such option: code that a model brings along is never run"),
+    ],
+)
+def test_other_names_lead_to_the_right_flag(
+    typed: str, said: str, ran: list[TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *typed.split()]) == 2
+    assert said in capsys.readouterr().err
+    assert ran == []
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_every_name_has_an_answer(name: str) -> None:
+    """It is ours, or accepted as a flag that exists, or explained in a sentence that names flags that exist."""
+    ours = {flag.words for flag in help.flags(TrainConfig)} | set(LOSS_FLAGS)
+    flag = names.same_flag(name)
+    if f"--{name.replace('_', '-')}" not in ours:
+        assert flag in ours if flag is not None else len(names.advice(name) or "") > 20
+
+
+def test_names_are_unique_and_the_losses_arguments_are_among_them() -> None:
+    assert len(THEIRS) == len(set(THEIRS))
+    every = {name for loss in LOSSES.values() for name in defaults(loss)}
+    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(load(f))}
+    own = {f.field for f in help.flags(TrainConfig)}
+    assert every - own - {name for name in every if names.same_flag(name)} <= set(THEIRS)
+
+
+def test_a_key_in_a_file_is_explained_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("per_device_train_batch_size: 4\n")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "Prospect has --batch-size" in capsys.readouterr().err
+
+
+def test_help_of_train_has_the_six_that_matter_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 80
+    first = page[page.index("no more than these") : page.index("\n\nGoing on")]
+    assert re.findall(r"^  (--\S+)", first, re.MULTILINE) == [
+        "--model", "--data", "--out", "--eval-fraction", "--learning-rate", "--lora",
+    ]  # fmt: skip
+    headings = re.findall(r"\n\n(\w[^\n]*)\n  --", page)
+    assert headings == ["Most runs need no more than these", *GROUPS]
+    example = re.search(r"^Example\n  (prospect train .*)$", page, re.MULTILINE)
+    assert example is not None
+    shown = re.findall(r"^  (--[\w.-]+)", page, re.MULTILINE)
+    assert sorted(shown) == sorted([flag.words for flag in help.flags(TrainConfig)] + ["--config"])
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_fits_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "-h"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_quiet_leaves_out_notes_and_keeps_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def speak() -> str:
+        log = RunLog(tmp_path)
+        log.say("a note")
+        log.say("a danger", warning=True)
+        with log.bar("steps", 10) as update:
+            update(10)
+        return capsys.readouterr().err
+
+    loud = speak()
+    assert "a note" in loud and "steps 10/10" in loud and "warning: a danger" in loud
+    with hushed():
+        assert speak() == "warning: a danger\n"
+    assert speak() == loud
+
+
+def test_quiet_is_a_flag_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(story, "version", lambda arguments: heard.append((arguments, quiet())) or 0)
+    for line in (["version"], ["version", "--quiet"], ["--quiet", "version"]):
+        assert main(line) == 0
+    assert heard == [([], False), ([], True), ([], True)]
+
+
+def completed(script: str, line: str) -> list[str]:
+    """What bash offers behind a command line; its last word is the one being typed."""
+    words = line.split(" ")
+    quoted = " ".join(f'"{word}"' for word in words)
+    code = f'{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _prospect; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_completion_in_bash(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert completed(script, "prospect tr") == ["train"]
+    assert completed(script, "prospect train --eval-") == ["--eval-data", "--eval-fraction", "--eval-every"]
+    assert completed(script, "prospect train --conf") == ["--config"]
+    assert completed(script, "prospect train --weights ") == ["auto", "none"]
+    assert completed(script, "prospect sandbox ") == ["build"]
+    assert completed(script, "prospect sandbox build --s") == ["--seed"]
+    assert completed(script, "prospect completion ") == ["bash", "zsh", "fish"]
+    assert completed(script, "prospect check thum") == [], "file names are bash's own"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_flag(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for command in COMMANDS.values():
+        for flag in help.flags(command.load_options()):
+            if flag.words.startswith("--") and flag.words != "--loss.NAME":
+                assert (f"-l {flag.words[2:]} " if shell == "fish" else flag.words) in script
+    if shutil.which(shell):
+        done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +468,7 @@ def test_convert_several_files_with_names_of_ones_own(tmp_path: Path, capsys: py
     assert "--ignore stars" in capsys.readouterr().err
     assert main(["convert", *files, "--map", "prompt=question,label=vote", "--ignore", "stars", "--chat"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["a: columns not read: model", "b: columns not read: model"]
-    (record,) = load(out).records
+    (record,) = load_feedback(out).records
     assert record.prompt == ({"role": "user", "content": "2 + 2?"},)
     assert [(c.content, c.label) for c in record.completions] == [("4", True), ("4", False)]
     main(["check", *files[:2], "--map", "prompt=question,label=vote", "--ignore", "stars"])

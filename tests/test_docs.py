@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.metadata
-import inspect
-import itertools
 import re
 import shlex
 from pathlib import Path
@@ -14,29 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prospect.cli import COMMANDS, main
-from prospect.commands import data, losses, models, recommend, story, theory, training
+from prospect.cli import main
+from prospect.commands import help
 from prospect.commands.losses import markdown
+from prospect.commands.table import COMMANDS
 from prospect.losses.functions import CHOICES, defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS
-from prospect.train.config import TrainConfig, from_dict
+from prospect.train import names
+from prospect.train.config import from_dict
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-OPTIONS = {
-    "train": TrainConfig,
-    "eval": models.EvalOptions,
-    "chat": models.ChatOptions,
-    "check": data.CheckOptions,
-    "convert": data.ConvertOptions,
-    "merge": models.MergeOptions,
-    "report": training.ReportOptions,
-    "recommend": recommend.RecommendOptions,
-    "losses": losses.LossesOptions,
-    "theory": theory.TheoryOptions,
-    "demo": story.DemoOptions,
-    "sandbox build": story.BuildOptions,
-}
+OPTIONS = {name: command.load_options() for name, command in COMMANDS.items()}
 
 # Fields of TRL 1.16.0's configs; both inherit TRAINING_ARGUMENTS from transformers 5.23.0.
 TRL_BOTH = """
@@ -96,7 +82,7 @@ def mentioned() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("page", "line", "command"), mentioned())
 def test_commands_and_flags_exist(page: str, line: str, command: str) -> None:
     assert command in COMMANDS, f"{page} speaks of `prospect {command}`"
-    known = flags(OPTIONS[command]) | {"--help", "--debug"} if command in OPTIONS else {"--help", "--debug"}
+    known = flags(OPTIONS[command]) | {"--help", "--debug", "--quiet"}
     for flag in re.findall(r"--[a-z][\w.-]*", line):
         if command == "train" and flag.startswith("--loss."):
             assert flag.removeprefix("--loss.").replace("-", "_") in loss_arguments()
@@ -117,7 +103,7 @@ def loss_arguments() -> set[str]:
 def test_flags_alone_exist(page: Path) -> None:
     """Flags in backticks, without a command in front, belong to some command, or to a tool we name."""
     every = {flag for options in OPTIONS.values() for flag in flags(options)}
-    others = {"--help", "--debug", "--config", "--nproc-per-node", "--loss.NAME"}
+    others = {"--help", "--debug", "--quiet", "--config", "--nproc-per-node", "--loss.NAME"}
     for span in re.findall(r"`(--[^`]+)`", page.read_text(encoding="utf-8")):
         for flag in re.findall(r"--[a-z][\w.-]*", span):
             argument = flag.removeprefix("--loss.").replace("-", "_")
@@ -144,17 +130,9 @@ def anchors(page: Path) -> set[str]:
 def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == 0
     shown = unspaced(capsys.readouterr().out)
-    explained = docstrings(OPTIONS[name])
-    for field in dataclasses.fields(OPTIONS[name]):
-        assert f"--{field.name.replace('_', '-')}" in shown or "Positional" in str(field.type) + str(field.type)
-        assert unspaced(explained[field.name]) in shown, f"--help does not explain {field.name}"
-
-
-def docstrings(options: type) -> dict[str, str]:
-    """{field: the string under it}."""
-    body = ast.parse(inspect.getsource(options)).body[0].body  # type: ignore[attr-defined]
-    pairs = [(a, b) for a, b in itertools.pairwise(body) if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
-    return {a.target.id: str(b.value.value) for a, b in pairs}  # type: ignore[union-attr,attr-defined]
+    for flag in help.flags(OPTIONS[name]):
+        assert unspaced(flag.words) in shown
+        assert unspaced(flag.explanation) in shown, f"--help does not explain {flag.field}"
 
 
 def unspaced(text: str) -> str:
@@ -184,10 +162,13 @@ def test_the_page_of_losses_is_the_table() -> None:
     assert markdown() in (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
 
 
+def test_the_page_of_names_is_the_table() -> None:
+    """Write it again with `python -m prospect.train.names`."""
+    assert names.markdown().rstrip() in (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
+
+
 def test_every_argument_of_trl_is_translated() -> None:
-    page = (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
-    tables = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    translated = re.findall(r"`(\w+)`", tables)
+    translated = [name for rows in list(names.NAMES.values())[:-1] for row in rows for name in row.names.split()]
     arguments = " ".join([TRL_BOTH, TRL_KTO, TRL_DPO, TRAINING_ARGUMENTS]).split()
     assert sorted(translated) == sorted(arguments)
 

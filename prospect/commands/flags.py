@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 
+from prospect.commands import help
 from prospect.errors import ConfigError
+from prospect.train import names
+from prospect.train.config import TrainConfig
 
 Options = TypeVar("Options")
 
 
-def parse(options: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
-    """The flags as a dataclass. A wrong one ends the process with exit code 2 and names the nearest."""
+def parse(
+    options: type[Options],
+    arguments: Sequence[str],
+    command: str,
+    default: Options | None = None,
+    *,
+    page: Callable[[type, str], str] = help.page,
+) -> Options:
+    """The flags as a dataclass. A wrong one ends the process with exit code 2 and names the nearest; --help ends it
+    with 0 behind the help `page`."""
+    if "-h" in arguments or "--help" in arguments:
+        print(page(options, command))
+        raise SystemExit(0)
     return tyro.cli(
         options,
-        args=arguments,
+        args=translated(arguments, options),
         prog=f"prospect {command}",
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def translated(arguments: Sequence[str], options: type, accepted: Container[str] = ()) -> list[str]:
+    """The command line with flags that other tools call otherwise under our names, where they mean exactly the same and
+    are `options` or `accepted`. Raises ConfigError, naming what to set instead, for a name of theirs that does not."""
+    own = {f"--{field.name.replace('_', '-')}" for field in fields(cast(Any, options))}
+    words: list[str] = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or f"--{name.replace('_', '-')}" in own:
+            words.append(word)
+            continue
+        ours = names.same_flag(name)
+        advice = names.advice(name) if options is TrainConfig else None
+        if ours is not None and (ours in own or ours in accepted):
+            words.append(ours + equals + value)
+        elif advice is not None:
+            raise ConfigError(f"there is no {flag}. {advice}")
+        else:
+            words.append(word)
+    return words
 
 
 def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, float | str]]:

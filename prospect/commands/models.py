@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from prospect.commands.flags import parse, quiet_loading, refuse_existing
 from prospect.errors import ConfigError
+from prospect.terminal import quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     if note := no_cache(options.cache):
         Console(stderr=True).print(note, style="yellow", highlight=False)
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet()) as bars:
         tasks = {name: bars.add_task(name, total=None) for name in ("reference", "model")}
 
         def progress(name: str, done: int, total: int) -> None:

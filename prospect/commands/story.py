@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
 from prospect.commands.flags import parse, quiet_loading
-from prospect.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,14 @@ def sandbox_build(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class VersionOptions:
+    """Print the versions that matter for a bug report."""
+
+
 def version(arguments: list[str]) -> int:
     """`prospect version`"""
-    if arguments:
-        raise ConfigError(f'"prospect version" takes no arguments, not {" ".join(arguments)}')
+    parse(VersionOptions, arguments, "version")
     from prospect import __version__
 
     print(f"prospect {__version__}")

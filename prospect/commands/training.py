@@ -9,7 +9,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments, typed_names
+from prospect.commands import help
+from prospect.commands.flags import parse, quiet_loading, take, take_loss_arguments, translated, typed_names
+from prospect.commands.help import Flag
 from prospect.errors import ConfigError
 from prospect.train.config import TrainConfig, from_dict, load_options
 
@@ -17,13 +19,12 @@ from prospect.train.config import TrainConfig, from_dict, load_options
 def train(arguments: list[str]) -> int:
     """`prospect train`: TrainConfig's fields are the flags; --config and --loss.NAME are taken out before."""
     command = shlex.join(["prospect", "train", *arguments])
+    arguments = translated(arguments, TrainConfig, LOSS_FLAGS)
     arguments, loss_args = take_loss_arguments(arguments)
     arguments, path = take(arguments, "--config")
     options = {} if path is None else load_options(path)
     start = from_dict(options, path or "")
-    if "-h" in arguments or "--help" in arguments:
-        print(TRAIN_HELP)
-    config = parse(TrainConfig, arguments, "train", start)
+    config = parse(TrainConfig, arguments, "train", start, page=train_help)
     config = replace(config, loss_args=start.loss_args | config.loss_args | loss_args)
     typed = frozenset(options) | typed_names(arguments) | ({"loss_args"} if loss_args else set())
 
@@ -34,11 +35,34 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-TRAIN_HELP = """\
-Two flags besides those below:
-  --config FILE        a YAML file with any of these options, in the spelling batch_size; flags win over it
-  --loss.NAME VALUE    an argument of the loss, such as --loss.beta 0.05
-"""
+LOSS_FLAGS = ("--loss.beta", "--loss.desirable-weight", "--loss.undesirable-weight")
+"""Arguments of losses that may be given under the names that other tools have for them."""
+
+GROUPS = {
+    "Going on": "resume",
+    "The loss": "loss",
+    "The feedback": "format",
+    "The model and the machine": "lora",
+    "Steps": "batch_size",
+    "The optimizer": "learning_rate",
+    "While it runs": "eval_every",
+}
+"""Headings of the help page, and the field of TrainConfig with which each begins."""
+
+CONFIG = Flag(
+    "config", "--config", "FILE", (), "Options in a YAML file, as batch_size: 32, or a run's config.json; flags win."
+)
+
+EXAMPLE = """\
+prospect train --model my-model --data thumbs.jsonl --out runs/first
+prospect train --config runs/first/config.json --out runs/again --lora r=16"""
+
+
+def train_help(options: type, command: str) -> str:
+    """The six options that matter first, then the others in groups."""
+    six = ("model", "data", "out", "eval_fraction", "learning_rate", "lora")
+    most = ("Most runs need no more than these", six)
+    return help.page(options, command, first=most, groups=GROUPS, more=[CONFIG], example=EXAMPLE)
 
 
 @dataclass(frozen=True)

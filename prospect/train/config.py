@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from prospect.errors import ConfigError, nearest
+from prospect.train import names
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -166,11 +168,20 @@ def from_dict(values: dict[str, Any], where: str = "the configuration") -> Train
     values = dict(values)
     for key in values:
         if key not in known:
-            raise ConfigError(f'{where} has the unknown key "{key}".{nearest(key, known)}')
+            raise ConfigError(f'{where} has the unknown key "{key}".{_hint(key, known)}')
         values[key] = _as_declared(values[key], str(known[key].type))
         _check_type(key, values[key], str(known[key].type), where)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return TrainConfig(**values)
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    """What an unknown key was meant to be, as far as it can be guessed."""
+    name = key.replace("-", "_")
+    same, advice = names.same_flag(name), names.advice(name)
+    if same is not None and not same.startswith("--loss."):
+        return f' Did you mean "{same.removeprefix("--").replace("-", "_")}"?'
+    return nearest(key, known) if advice is None else f" {advice}. Keys are written as learning_rate and loss_args"
 
 
 def _as_declared(value: Any, declared: str) -> Any:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prospect import store
 from prospect.errors import ConfigError, MissingExtra, ProspectError
+from prospect.terminal import quiet
 
 Metrics = dict[str, Any]
 Send = Callable[[str, Metrics, int], None]
@@ -78,7 +79,8 @@ class RunLog:
     def say(self, message: str, *, warning: bool = False) -> None:
         """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
         text = escape(message)
-        self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
+        if warning or not quiet():
+            self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
         if warning:
             self.log("warning", step=self._step, message=message)
 
@@ -93,7 +95,7 @@ class RunLog:
             TextColumn("{task.fields[figures]}"),
         )
         # Where nobody watches, a bar would leave nothing but an empty line.
-        hidden = not self.console.is_terminal
+        hidden = quiet() or not self.console.is_terminal
         with Progress(*columns, console=self.console, disable=hidden, refresh_per_second=4) as progress:
             task = progress.add_task(title, total=total, completed=start, figures="")
 
@@ -102,7 +104,7 @@ class RunLog:
             def update(done: int, figures: str = "") -> None:
                 nonlocal said
                 progress.update(task, completed=done, figures=figures)
-                if hidden and total and (done - said) * 10 >= total:  # a log file gets about ten lines
+                if hidden and not quiet() and total and (done - said) * 10 >= total:  # a log file gets about ten lines
                     said = done
                     self.console.print(f"{title} {done}/{total}  {figures}", highlight=False, soft_wrap=True)
 
