@@ -14,6 +14,7 @@ from prospect import corpus as corpora
 from prospect.corpus import Corpus
 from prospect.engine.folders import cache_folder
 from prospect.engine.models import Policy, load
+from prospect.engine.precision import ROUNDING
 from prospect.engine.vocabulary import require_embedded
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.formats import Feedback
@@ -196,6 +197,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
         checkpoints=Path(config.out) / "checkpoints",
         context=policy.context,
         token_budget=budget,
+        rounding=ROUNDING[policy.precision],
         learning_rate=config.learning_rate or loss.learning_rate * (LORA_RATE if adapted else 1.0),
     )
 

@@ -39,7 +39,9 @@ from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
 from prospect.feedback.records import Prompt
 from prospect.losses import functions, table
+from prospect.report.folder import read as read_folder
 from prospect.report.page import write_report
+from prospect.report.verdict import result_line
 from prospect.train import budget, checkpoint, loop, ranks
 from prospect.train.config import TrainConfig, from_dict, to_dict
 from prospect.train.interrupt import interruptible
@@ -134,29 +136,33 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     config = replace(config, device=ranks.start(config.device))
     if resumed is not None and ranks.rank() == 0:
         claims.enter_context(runfolder.claim(folder, new=False))
-    feedback = load_feedback(config.data if data is None else data, format=config.format)
-    held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
-    policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
+    log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
+    with log.bar("reading the feedback"):
+        feedback = load_feedback(config.data if data is None else data, format=config.format)
+        held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
+    with log.bar("loading the model"):
+        policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
     inputs = runfolder.digests(config, policy.tokenizer, held_feedback)
     if resumed is not None:
         runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest} | inputs)
-    training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
-    log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
-    job = prepare.prepare(config, loss, policy, training, log)
+    with log.bar("turning the feedback into tokens"):
+        training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
+        job = prepare.prepare(config, loss, policy, training, log)
     if resumed is None and ranks.rank() == 0:
         claims.enter_context(runfolder.claim(folder, new=True))
     try:
         if ranks.rank() == 0:
-            if resumed is None:
-                _begin_folder(job, feedback, held_feedback, held, inputs, command)
-            else:
-                runfolder.write_check(folder, lambda: _findings(job, feedback, held_feedback))
-                _mend(job)
+            with log.bar("checking the feedback"):
+                if resumed is None:
+                    _begin_folder(job, feedback, held_feedback, held, inputs, command)
+                else:
+                    runfolder.write_check(folder, lambda: _findings(job, feedback, held_feedback))
+                    _mend(job)
         ranks.barrier()
         log.track(config.track)
         if note := no_cache(config.cache):
             log.say(note, warning=True)
-        _tell(job)
+        _tell(job, held)
         with interruptible() as stop:
             _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -194,14 +200,21 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     policy.checkpoint_activations(prepare.checkpointing(config, policy))
     live = LiveReference(policy) if job.needs_live else None
 
-    def evaluate() -> Heldout | None:
+    def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        most = job.no_grad_budget
-        lookup = reference.token_logp
-        return heldout.evaluate(
-            policy, lookup, held.trees, held.rows, beta=job.beta, partners=partners, token_budget=most
-        )
+        with job.log.bar("evaluation", len(heldout.queries(held.trees, held.rows, partners))) as bar:
+            return heldout.evaluate(
+                policy,
+                reference.token_logp,
+                held.trees,
+                held.rows,
+                beta=job.beta,
+                partners=partners,
+                token_budget=job.no_grad_budget,
+                resamples=resamples,
+                progress=lambda done, _: bar(done),
+            )
 
     def sample(step: int) -> None:
         if ranks.rank() == 0 and config.samples:
@@ -211,14 +224,15 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         job,
         reference=(live if job.loss.live else reference) if job.loss.needs_reference else None,
         live=live,
-        measure=lambda step: _brief(evaluate()),
+        measure=lambda step: _brief(evaluate(resamples=0)),
         sample=sample,
     )
-    loop.preflight(job)
-    before = _before(job)
     first = checkpoint.latest(job.checkpoints) is None
-    if first and budget.settle(job) and ranks.rank() == 0:
-        runfolder.note_budget(folder, job.token_budget)
+    with job.log.bar("preflight"):
+        loop.preflight(job)
+        if first and budget.settle(job) and ranks.rank() == 0:
+            runfolder.note_budget(folder, job.token_budget)
+    before = _before(job)
     if first or (before is None and held is not None):  # the weights are still those of the start
         before = _measured(job, 0, evaluate())
     if first:
@@ -237,13 +251,16 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     if not ended:
         sample(end)
         if ranks.rank() == 0:
-            save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
+            with job.log.bar("saving the model"):
+                save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
             runfolder.write_evaluation(folder, config, job.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
     if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
         write_report(folder)
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
+    if ranks.rank() == 0:
+        job.log.say(result_line(read_folder(folder)))
 
 
 def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:
@@ -358,7 +375,14 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
     trees = corpus.trees[: job.config.samples]
     prompts = [tree.prompt.tolist() for tree in trees]
     try:
-        answers = generate(job.policy, prompts, max_new_tokens=job.config.sample_tokens, seed=job.config.seed)
+        with job.log.bar("samples", len(prompts)) as bar:
+            answers = generate(
+                job.policy,
+                prompts,
+                max_new_tokens=job.config.sample_tokens,
+                seed=job.config.seed,
+                progress=lambda done, _: bar(done),
+            )
     except Exception as error:
         job.log.say(f"no samples after step {step}: {type(error).__name__}: {error}", warning=True)
         return
@@ -432,7 +456,7 @@ def _begin_folder(
             job.log.say(f"data: {finding.message}", warning=True)
 
 
-def _tell(job: Job) -> None:
+def _tell(job: Job, held: Corpus | None) -> None:
     """What is about to be trained, in a few lines."""
     corpus, policy = job.corpus, job.policy
     alone = sum(len(corpus.trees[row.tree].prompt) + corpus.length(row) for row in corpus.rows)
@@ -442,9 +466,12 @@ def _tell(job: Job) -> None:
         shared += sum(len(corpus.trees[tree].prompt) for tree in trees)
         shared += sum(corpus.length(corpus.rows[i]) for i in block)
     job.log.say(corpus.report.describe())
+    apart = "none held out"
+    if held is not None:
+        apart = f"{len(held.rows)} rows of {len({held.prompt(row) for row in held.rows})} prompts held out"
     job.log.say(
-        f"{len(corpus.rows)} rows, {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, {alone:,} without "
-        "sharing prompts"
+        f"{len(corpus.rows)} rows to train, {apart}; {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, "
+        f"{alone:,} without sharing prompts"
     )
     reason = f" ({policy.path_reason})" if policy.path_reason else ""
     job.log.say(

@@ -39,7 +39,7 @@ def result_line(run: RunFolder) -> str:
         return "Nothing was trained"
     if not run.after:
         return f"{answer.word}: no feedback was held out. Add --eval-fraction 0.1 or --eval-data"
-    figures = [f"{number(run.after, 'n'):,.0f} held-out answers to {number(run.after, 'prompts'):,.0f} prompts"]
+    figures = []
     if math.isfinite(e.auc.value):
         figures.append(f"AUC {_short(e.auc.value, e.auc.low, e.auc.high)}")
     if math.isfinite(e.lead.value):
@@ -47,8 +47,12 @@ def result_line(run: RunFolder) -> str:
     if math.isfinite(e.nll.value):
         change = f" ({e.nll_change.value:+.3f})" if math.isfinite(e.nll_change.value) else ""
         figures.append(f"{e.nll.value:.3f}{change} nats a token of liked answers")
-    chosen = ", chosen by the same answers" if e.chosen else ""
-    return f"{answer.word} ({'; '.join(figures)}{chosen})"
+    if e.chosen:
+        figures.append("chosen by the same answers")
+    answers, prompts = (f"{number(run.after, name):,.0f}" for name in ("n", "prompts"))
+    return (
+        f"{answer.word}. {answers} held-out answers to {prompts} prompts: {'; '.join(figures) or 'nothing to measure'}"
+    )
 
 
 def _short(value: float, low: float, high: float, sign: str = "") -> str:

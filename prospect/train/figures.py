@@ -20,13 +20,15 @@ SUMS = (
     "correct",
     "saturated",
     "judged",
+    "decided",
 )
 """What is summed, as one float64 vector, so that the ranks' shares add up in one message."""
 
 
-def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool) -> Tensor:
-    """SUMS of one micro-batch (8,) float64, on its device and without waiting for it. Of pairs, chosen answers count as
-    desirable and rejected as undesirable."""
+def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool, rounding: float) -> Tensor:
+    """SUMS of one micro-batch (9,) float64, on its device and without waiting for it. Of pairs, chosen answers count as
+    desirable and rejected as undesirable. A row whose log-ratios lie within `rounding` nats is undecided and half
+    correct: while the policy is its own reference, that is every row."""
     values = [objective.double(), *[objective.new_zeros((), dtype=torch.float64)] * (len(SUMS) - 1)]
     if batch.sides[0].token_reference is not None:
         rewards = [beta * side.read("log_ratio").double() for side in batch.sides]
@@ -45,9 +47,10 @@ def sums(batch: Batch, objective: Tensor, *, beta: float, pairs: bool) -> Tensor
             counts[1].sum(),
             (good * counts[0]).sum(),
             (bad * counts[1]).sum(),
-            (gap > 0).sum().double(),
+            torch.where(gap.abs() > beta * rounding, (gap > 0).double(), 0.5).sum(),
             (gap.abs() > SATURATED).sum().double(),
             torch.ones_like(gap).sum(),
+            (gap.abs() > beta * rounding).sum().double(),
         ]
     return torch.stack(values)
 
@@ -63,7 +66,8 @@ def read(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def means(totals: list[float]) -> dict[str, Any]:
-    """A step's metrics from its SUMS: means over its rows on all ranks; rewards in beta * nats."""
+    """A step's metrics from its SUMS: means over its rows on all ranks; rewards in beta * nats. A step without a
+    decided row has no accuracy."""
     s = dict(zip(SUMS, totals, strict=True))
     found: dict[str, Any] = {"loss": s["objective"]}
     for side in ("desirable", "undesirable"):
@@ -72,7 +76,9 @@ def means(totals: list[float]) -> dict[str, Any]:
     if s["desirable"] and s["undesirable"]:
         found["margin"] = found["reward_desirable"] - found["reward_undesirable"]
     if s["judged"]:
-        found |= {"accuracy": s["correct"] / s["judged"], "saturated": s["saturated"] / s["judged"]}
+        found["saturated"] = s["saturated"] / s["judged"]
+    if s["decided"]:
+        found["accuracy"] = s["correct"] / s["judged"]
     return found
 
 

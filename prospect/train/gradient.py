@@ -45,7 +45,8 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
             share.backward()
             with torch.no_grad():
                 told = share.detach() if pull is None else torch.zeros_like(share)
-                total += figures.sums(batch, told, beta=job.beta, pairs=job.loss.view == "pairs")
+                pairs = job.loss.view == "pairs"
+                total += figures.sums(batch, told, beta=job.beta, pairs=pairs, rounding=job.rounding)
         if pull is not None and ranks.rank() == 0:
             total[figures.SUMS.index("objective")] = pull.objective
         return total

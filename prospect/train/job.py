@@ -38,7 +38,8 @@ class Job:
     """A run that is ready to start.
 
     `reference` is None where the loss needs none: a table, or `live` where the reference moves. `live` is the
-    reference as weights, where something asks what no table knows. `measure` returns the held-out figures, `sample`
+    reference as weights, where something asks what no table knows. `rounding` is how many nats of an answer's log-ratio
+    say nothing: preflight raises it to what it measures. `measure` returns the held-out figures, `sample`
     keeps a few answers for the report, both given the step.
     """
 
@@ -55,6 +56,7 @@ class Job:
     context: int
     token_budget: int
     learning_rate: float
+    rounding: float
     live: LiveReference | None = None
     measure: Callable[[int], dict[str, float]] | None = None
     sample: Callable[[int], None] | None = None

@@ -131,6 +131,7 @@ def preflight(job: Job) -> None:
 
     r, lengths = job.fitting(log_ratios)
     worst, mean = float((r / lengths).max()), float(r.sum() / lengths.sum())
+    job.rounding = max(job.rounding, 2 * float(r.max()))
     job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
     if not (mean <= 5e-3 if job.policy.precision == "bf16" else worst <= 1e-4):
         raise ModelError(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prospect import store
 from prospect.errors import ConfigError, MissingExtra, ProspectError
 from prospect.terminal import quiet
+from prospect.train.progress import Bars, Update
 
 Metrics = dict[str, Any]
 Send = Callable[[str, Metrics, int], None]
@@ -39,6 +39,7 @@ class RunLog:
         self.folder, self.config = folder, config or {}
         self.path = folder / "metrics.jsonl"
         self.console = Console(stderr=True, quiet=rank != 0)
+        self._bars = Bars(self.console)
         self.metrics: list[Metrics] = read_metrics(self.path)
         self._main = rank == 0
         self._trackers: dict[str, Send] = {}
@@ -81,34 +82,13 @@ class RunLog:
         text = escape(message)
         if warning or not quiet():
             self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
+        self._bars.heard()
         if warning:
             self.log("warning", step=self._step, message=message)
 
-    @contextmanager
-    def bar(self, title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
+    def bar(self, title: str, total: int | None = None, start: int = 0) -> AbstractContextManager[Update]:
         """A progress bar; the yielded function takes what is done and a text of figures."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
-        # Where nobody watches, a bar would leave nothing but an empty line.
-        hidden = quiet() or not self.console.is_terminal
-        with Progress(*columns, console=self.console, disable=hidden, refresh_per_second=4) as progress:
-            task = progress.add_task(title, total=total, completed=start, figures="")
-
-            said = start
-
-            def update(done: int, figures: str = "") -> None:
-                nonlocal said
-                progress.update(task, completed=done, figures=figures)
-                if hidden and not quiet() and total and (done - said) * 10 >= total:  # a log file gets about ten lines
-                    said = done
-                    self.console.print(f"{title} {done}/{total}  {figures}", highlight=False, soft_wrap=True)
-
-            yield update
+        return self._bars.bar(title, total, start)
 
     def close(self) -> None:
         """Tell the trackers that the run has ended."""

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.errors import ModelError, NonFiniteError
+from prospect.train import figures, loop, ranks
 from prospect.train import job as job_module
-from prospect.train import loop, ranks
 from prospect.train.batch import matched, mismatched, mismatched_on
 from prospect.train.gradient import gradient
+from prospect.train.inputs import Batch, Tokens
 from prospect.train.job import Job
 from prospect.train.z0 import reference_point
 from tests.train.conftest import MakeJob, pairs, thumbs
@@ -170,6 +171,27 @@ def test_training_separates_the_thumbs(make_job: MakeJob) -> None:
     assert steps[-1]["margin"] > 0.5 and steps[-1]["accuracy"] > 0.8 and steps[-1]["loss"] < 0.42
     assert {"z0", "z0_raw", "z0_se", "z0_n", "grad_norm", "lr", "tokens_per_second", "utilisation"} <= steps[0].keys()
     assert steps[3]["z0_n"] == 16
+
+
+@pytest.mark.parametrize("loss", ["kto", "dpo"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_rounding_errors_are_no_accuracy(make_job: MakeJob, loss: str, precision: str) -> None:
+    """At the first step the policy is its own reference: on which side a row lies is rounding, and is not logged."""
+    job = make_job(pairs(32) if loss == "dpo" else thumbs(32), loss=loss, precision=precision, token_budget=24)
+    loop.preflight(job)
+    loop.fit(job)
+    first, *others = [m for m in job.log.metrics if m["event"] == "step"]
+    assert "accuracy" not in first and first["saturated"] == 0
+    assert all(0 <= step["accuracy"] <= 1 for step in others)
+
+
+def test_a_row_within_rounding_is_half_right() -> None:
+    tokens = Tokens(torch.tensor([0.5, 1e-5, -0.5, 0.5]).double(), torch.arange(5), torch.zeros(4).double())
+    batch = Batch((tokens,), torch.ones(4).double(), (True, True, True, False), None)
+    found = figures.means(figures.sums(batch, torch.zeros(()), beta=0.1, pairs=False, rounding=1e-3).tolist())
+    assert found["accuracy"] == (1 + 0.5 + 0 + 0) / 4
+    still = figures.means(figures.sums(batch, torch.zeros(()), beta=0.1, pairs=False, rounding=1.0).tolist())
+    assert "accuracy" not in still and "saturated" in still
 
 
 def test_a_step_starts_without_the_gradients_of_the_last(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
