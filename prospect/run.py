@@ -203,7 +203,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        with job.log.bar("evaluation", len(heldout.queries(held.trees, held.rows, partners))) as bar:
+        with job.log.bar("evaluation", len(heldout.queries(held.trees, held.rows, partners, job.context))) as bar:
             return heldout.evaluate(
                 policy,
                 reference.token_logp,
