@@ -14,26 +14,7 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from prospect.errors import (
-        ConfigError,
-        DataError,
-        MissingExtra,
-        ModelError,
-        ProspectError,
-        RunError,
-        UserError,
-    )
-    from prospect.feedback.formats import Feedback
-    from prospect.feedback.formats import load as load_feedback
-    from prospect.feedback.formats import write as write_feedback
-    from prospect.feedback.records import Completion, Pair, Record
-    from prospect.losses.own import loss, reference_point
-    from prospect.losses.rows import LOSSES
-    from prospect.run import Run, train
-    from prospect.train.config import TrainConfig
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -93,13 +74,27 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _TrainRoom(ModuleType):
-    """`prospect.train` is the package that holds the loop and, called, the function `prospect.run.train`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module("prospect.run").train(*args, **kwargs)
-
-
-# Importing any of its modules binds the package to this name, so a function of that name could not last.
+# Importing one of its modules binds the package of the loop to the name `train`: so that happens before the function.
 importlib.import_module("prospect.train")
-sys.modules["prospect.train"].__class__ = _TrainRoom
+
+
+def train(model: Any = "", data: Any = None, out: Any = None, **options: Any) -> Any:
+    """Align a model with feedback, and return its Run.
+
+    `data` is a path or a list of paths, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new
+    folder under runs/. Every option is one of TrainConfig's fields; `prospect train --help` explains them. Raises
+    UserError before anything is written, RunError once the run has started.
+    """
+    return importlib.import_module("prospect.run").train(model, data, out, **options)
+
+
+class _Loop(ModuleType):
+    """The package `prospect.train`. Its modules can be reached through the function of the same name as well."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        setattr(train, name, value)
+
+
+sys.modules["prospect.train"].__class__ = _Loop
+train.__signature__ = importlib.import_module("prospect.train.signature").signature()  # type: ignore[attr-defined]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
+import itertools
+import math
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from prospect.cli import main
 from prospect.commands import help
 from prospect.commands.losses import markdown
 from prospect.commands.table import COMMANDS
+from prospect.losses import rows, table
 from prospect.losses.functions import CHOICES, defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS
+from prospect.losses.table import Loss, Term
 from prospect.train import names
 from prospect.train.config import from_dict
 
@@ -163,7 +170,6 @@ def test_the_page_of_losses_is_the_table() -> None:
 
 
 def test_the_page_of_names_is_the_table() -> None:
-    """Write it again with `python -m prospect.train.names`."""
     assert names.markdown().rstrip() in (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
 
 
@@ -191,3 +197,53 @@ def test_the_frozen_arguments_are_those_of_trl() -> None:
 def test_shell_examples_can_be_read(page: Path) -> None:
     for line in re.findall(r"^    (prospect .+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         shlex.split(line)
+
+
+def block(page: str, first: str) -> str:
+    """The indented code of a page that begins with `first`, without its indentation."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = text[text.index(first) :].splitlines()
+    start = re.search(rf"^( *){re.escape(first)}", text, re.MULTILINE)
+    assert start is not None, f"{page} has no line {first}"
+    shell = f"{start[1]}prospect "
+    inside = itertools.takewhile(
+        lambda line: not line or (line.startswith(start[1]) and not line.startswith(shell)),
+        [start[1] + lines[0], *lines[1:]],
+    )
+    return textwrap.dedent("\n".join(inside)).strip()
+
+
+def test_the_example_of_contributing_adds_a_loss(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its function in the module that it names, its row in the table that it names, its command line: they work."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "row to `LOSSES` in `prospect/losses/rows.py`" in page and "LOSSES" in vars(rows)
+    names = {"torch": torch, "Tensor": torch.Tensor, "Loss": Loss, "Term": Term}
+    exec(block("CONTRIBUTING.md", "def squared_hinge"), names)
+    row = eval(block("CONTRIBUTING.md", "Loss(").rstrip(","), names)
+    module, _, function = str(row.terms[0].function).partition(":")
+    monkeypatch.setattr(importlib.import_module(module), function, names[function], raising=False)
+    monkeypatch.setitem(LOSSES, row.name, row)
+    assert main(["losses", row.name]) == 0
+    assert "beta 0.1" in capsys.readouterr().out
+    assert row.family in {other.family for other in LOSSES.values() if other is not row}
+    command = re.search(r"`prospect train (--loss \S+) --loss\.beta ([\d.]+)`", page)
+    assert command is not None and command[1] == f"--loss {row.name}"
+    value = load(row.terms[0].function)(torch.tensor([3.0]), torch.tensor([1.0]), beta=float(command[2]))
+    assert value.tolist() == pytest.approx([(1 - 0.2 * 2.0) ** 2])
+
+
+def test_the_examples_of_own_loss_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the page is a loss; reference point and value function are found by the names in its commands."""
+    monkeypatch.chdir(tmp_path)
+    parts = ("# my_losses.py", "@prospect.reference_point", "def cautious")
+    Path("my_losses.py").write_text("\n\n".join(block("docs/own-loss.md", part) for part in parts))
+    row = table.find("my_losses.py:exponential")
+    ratio, desirable = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
+    values = load(row.terms[0].function)(ratio, desirable, beta=0.2)
+    assert (row.view, row.terms[0].reads) == ("binary", ("log_ratio", "desirable"))
+    assert values.tolist() == pytest.approx([math.exp(-0.2), math.exp(0.2)])
+    assert table.estimator("my_losses.py:median_of_partners").averages == "partners"
+    cautious = defaults(LOSSES["kto"], {"value": "my_losses.py:cautious"})
+    assert cautious["steepness"] == 2.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import pytest
 
 import prospect
 from prospect.errors import DISTRIBUTION
+from prospect.train import signature
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -97,6 +101,31 @@ except prospect.ConfigError as error:
     callable_, message = python(code).strip().splitlines()
     assert callable_ == "True True"
     assert message.startswith("--batch-size must be at least 1")
+
+
+def test_train_shows_its_signature() -> None:
+    """To `help()` and to type checkers: the fields of the dataclass, with types and defaults."""
+    shown = inspect.signature(prospect.train)
+    assert list(shown.parameters)[:3] == ["model", "data", "out"]
+    fields = {field.name: field for field in dataclasses.fields(prospect.TrainConfig)}
+    assert set(shown.parameters) == set(fields)
+    assert shown.parameters["batch_size"].default == fields["batch_size"].default
+    assert "batch_size: int = 32" in pydoc.render_doc(prospect.train, renderer=pydoc.plaintext)
+    assert "Align a model with feedback" in pydoc.render_doc(prospect.train, renderer=pydoc.plaintext)
+
+
+def test_type_checkers_see_the_same_signature() -> None:
+    text = signature.stub(prospect._HOMES)
+    path = ROOT / "prospect" / "__init__.pyi"
+    assert path.read_text() == text, f"TrainConfig has changed: write signature.stub(prospect._HOMES) to {path}"
+    (function,) = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    static = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
+    assert static == set(inspect.signature(prospect.train).parameters)
+
+
+def test_an_option_of_another_name_is_explained() -> None:
+    with pytest.raises(prospect.ConfigError, match='unknown key "lr". Did you mean "learning_rate"'):
+        prospect.train(model="m", data="d", out="o", lr=1e-5)  # type: ignore[call-arg]
 
 
 def test_errors_are_the_builtin_ones_too() -> None:

@@ -1,5 +1,5 @@
 """What other tools call what `prospect train` has: a name typed by habit leads to the right flag, or to the reason why
-there is none. `docs/coming-from-trl.md` is this table; `python -m prospect.train.names` prints it."""
+there is none. `docs/coming-from-trl.md` has this table as `markdown()` writes it."""
 
 from __future__ import annotations
 
@@ -209,7 +209,3 @@ def markdown() -> str:
             lines.append(f"| {names} | {row.ours} |" + (f" {remark} |" if remark else " |"))
         lines.append("")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown())
