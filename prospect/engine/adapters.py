@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prospect.engine import folders
 from prospect.engine.models import Policy
 from prospect.engine.precision import TRAINED_IN
-from prospect.engine.pretrained import read_adapter, read_model, read_tokenizer, to_dtype, without_warnings, write
+from prospect.engine.pretrained import (
+    generation_values,
+    read_adapter,
+    read_model,
+    read_tokenizer,
+    to_dtype,
+    without_warnings,
+    write,
+)
+from prospect.engine.weights import SaveDtype, dtypes_to_save, round_to, stored_dtypes
 from prospect.errors import ConfigError, ModelError, nearest
+from prospect.template import Template
 
 ALL_LINEAR = "all-linear"
+SAME = 1e-3
+"""Nats per token by which a merged model in float32 may be off the adapter on its base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +106,75 @@ def attach_lora(policy: Policy, spec: LoraSpec, seed: int) -> None:
     to_dtype((p for p in whole.parameters() if p.requires_grad), TRAINED_IN[policy.precision])
 
 
-def merge(adapter: str | Path, out: str | Path) -> None:
+def merge(adapter: str | Path, out: str | Path, *, dtype: SaveDtype = "auto") -> float:
     """Fold an adapter into its base, W + (alpha / r) B A: computed in float32, written as a plain model folder `out` in
-    the dtype that the base is stored in.
+    the dtypes that the base is stored in, or in `dtype`. Returns by how many nats the rounding to them moves the
+    log-prob of a token on average.
 
-    Raises ModelError for anything but an adapter folder, ConfigError where `out` exists.
+    An adapter on the head or the embeddings of a model that has both in one matrix makes them two. Before `out` is
+    there, the folder is loaded again and compared with the adapter on its base. Raises ModelError for anything but an
+    adapter folder and where the comparison fails, ConfigError where `out` exists.
     """
-    if Path(out).exists():
+    out = Path(out)
+    if out.exists():
         raise ConfigError(f"{out} exists already; nothing was written. Choose another folder")
     folder = folders.find(adapter)
     if not folders.is_adapter(folder):
         raise ModelError(
             f"{adapter} is a plain model; only an adapter (a folder with adapter_config.json) can be merged"
         )
-    base = read_model(folders.base_of(folder), "auto")
-    stored = {name: p.dtype for name, p in base.named_parameters()}
-    to_dtype(base.parameters(), torch.float32)
-    whole = read_adapter(base, folder, trainable=False).merge_and_unload()
-    for name, parameter in whole.named_parameters():
-        to_dtype([parameter], stored[name])
-    write(whole, read_tokenizer(folder, folders.base_of(folder)), Path(out))
+    base_folder = folders.base_of(folder)
+    stored, tokenizer = stored_dtypes(base_folder), read_tokenizer(folder, base_folder)
+    network: Any = read_adapter(read_model(base_folder, torch.float32), folder, trainable=False)
+    expected = _probe(network)
+    _untie(network.get_base_model())
+    network = network.merge_and_unload()
+    merged = _probe(network)
+    _require_close(merged, expected, "folding the adapter in", adapter)
+    dtypes = dtypes_to_save(network, stored, dtype)
+    round_to(dtypes)
+    rounded = _probe(network)
+    ends = Template(tokenizer).end_of_turn_ids
+    said = next((f for f in (folder, base_folder) if (f / "generation_config.json").exists()), None)
+    generation = generation_values(network, said, ends)
+    unchecked = out.with_name(f".{out.name}.unchecked")
+    try:
+        write(network, tokenizer, unchecked, dtypes=dtypes, generation=generation)
+        del network, dtypes  # one model at a time
+        gc.collect()
+        _require_close(_probe(read_model(unchecked, torch.float32)), rounded, "writing and reading it again", adapter)
+        unchecked.rename(out)
+    finally:
+        shutil.rmtree(unchecked, ignore_errors=True)
+    return float((rounded - merged).abs().mean())
+
+
+def _untie(base: PreTrainedModel) -> None:
+    """Give a model whose head is its embeddings a head of its own, where an adapter changes one of the two only."""
+    parts = [base.get_input_embeddings(), base.get_output_embeddings()]
+    embeddings, head = (part.get_base_layer() if isinstance(part, LoraLayer) else part for part in parts)
+    changed = any(isinstance(part, LoraLayer) for part in parts)
+    if changed and getattr(head, "weight", None) is getattr(embeddings, "weight", None):
+        cast(Any, head).weight = nn.Parameter(cast(Any, head).weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+@torch.no_grad()
+def _probe(network: nn.Module) -> Tensor:
+    """Log-probs (N,) in nats of random tokens and of the newest, by the model's own forward."""
+    size = cast(Any, network).config.get_text_config().vocab_size
+    ids = torch.randint(size, (4, 32), generator=torch.Generator().manual_seed(0))
+    ids[0, -8:] = torch.arange(size - 8, size) % size
+    logits: Tensor = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten()
+
+
+def _require_close(found: Tensor, expected: Tensor, step: str, adapter: str | Path) -> None:
+    """Raises ModelError where a step of merging has made another model."""
+    off = float((found - expected).abs().max())
+    if not off <= SAME:
+        raise ModelError(
+            f"{step} makes another model of {adapter}: {off:.2g} nats off at a token. Nothing was written; use the "
+            "adapter as it is (every command takes its folder), and report the architecture and its target modules"
+        )

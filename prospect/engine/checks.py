@@ -93,14 +93,26 @@ def require_same(policy: Policy, change: Callable[[], None], what: str) -> None:
 
 def _check_head(policy: Policy, tolerance: float) -> str:
     """Sets `chunked_head`. Returns what is wrong with it, or nothing."""
-    logp = []
+    logp, problem = [], ""
     for policy.chunked_head in (True, False):
-        logp.append(forward_padded(policy, _trees(policy, SHORT)).token_logp)
-    if logp[1].isnan().any():
+        try:
+            logp.append(forward_padded(policy, _trees(policy, SHORT)).token_logp)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if not policy.chunked_head:
+                raise ModelError(
+                    f"{policy.architecture} cannot be run: {type(error).__name__}: {error}. Prospect trains causal "
+                    "language models that transformers runs on input_ids and an attention_mask"
+                ) from error
+            problem = f"full logits, since the head alone raises {type(error).__name__}: {error}"
+    if logp[-1].isnan().any():
         raise ModelError(
             f"{policy.name or policy.architecture} gives NaN for ordinary tokens before any training: "
             f"{nan_source(policy)}. Take an intact copy of the model"
         )
+    if problem:
+        return problem
     off = _distance(*logp)
     policy.chunked_head = off <= tolerance
     return "" if policy.chunked_head else f"full logits, since the head alone is {off:.2g} nats off the model's own"

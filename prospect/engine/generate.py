@@ -216,7 +216,11 @@ def _sample(
 
 
 class _Decoder:
-    """The state of one batch between two tokens: `logits` (B, V) predict the next one of each row."""
+    """The state of one batch between two tokens: `logits` (B, V) predict the next one of each row.
+
+    A model that returns no cache (Mamba, RWKV) reads everything again for each token, its rows padded on the right,
+    where a model that reads from left to right never sees it.
+    """
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
         self.policy, self.model = policy, policy.base
@@ -224,6 +228,7 @@ class _Decoder:
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.with_positions = "position_ids" in accepted
         self.cache: Any = None
+        self.rows: list[list[int]] | None = None
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -234,7 +239,11 @@ class _Decoder:
         # Without padding attention needs no mask, and runs faster for it.
         self.mask = None if bool(mask.all()) else mask.to(policy.device)
         self.positions = positions.to(policy.device)
-        self._forward(ids.to(policy.device))
+        if "past_key_values" in accepted:
+            self._forward(ids.to(policy.device))
+        if self.cache is None:
+            self.rows = [list(prompt) for prompt in prompts]
+            self._read_again(self.rows)
 
     def _forward(self, ids: Tensor) -> None:
         positions = {"position_ids": self.positions} if self.with_positions else {}
@@ -247,10 +256,23 @@ class _Decoder:
                 **positions,
                 **self.options,
             )
-        self.cache, self.logits = output.past_key_values, output.logits[:, -1]
+        self.cache, self.logits = getattr(output, "past_key_values", None), output.logits[:, -1]
+
+    def _read_again(self, rows: Sequence[Sequence[int]]) -> None:
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.zeros(len(rows), int(ends.max()) + 1, dtype=torch.long)
+        for padded, row in zip(ids, rows, strict=True):
+            padded[: len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        with torch.no_grad(), self.policy.autocast():
+            logits = self.model(input_ids=ids.to(self.policy.device), use_cache=False).logits
+        self.logits = logits[torch.arange(len(rows)), ends.to(logits.device)]
 
     def advance(self, tokens: Tensor) -> None:
         """Go one token on: tokens (B,)."""
+        if self.rows is not None:
+            self.rows = [[*row, token] for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+            self._read_again(self.rows)
+            return
         # Rows that ended and have not left yet may run into the end of the context: they stay on its last position.
         self.positions = (self.positions[:, -1:] + 1).clamp(max=self.policy.context - 1)
         if self.mask is not None:
@@ -259,6 +281,9 @@ class _Decoder:
 
     def keep(self, rows: list[int]) -> None:
         """Forget all rows but these."""
+        if self.rows is not None:
+            self.rows = [self.rows[row] for row in rows]
+            return
         index = torch.tensor(rows, device=self.positions.device)
         self.cache.reorder_cache(index)
         self.positions = self.positions[index]

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,9 +27,13 @@ from prospect.engine import folders
 from prospect.engine.weights import Dtypes, stored_as
 from prospect.errors import ModelError, RunError
 
+RESIZED = "has_embeddings_of_its_adapter"
+"""The attribute of a base whose embeddings are its adapter's, with which they must be saved."""
+
 
 def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """A causal language model with every weight its config asks for; "auto" is the dtype it is stored in."""
+    _require_whole_weights(folder)
     try:
         with without_bars():
             network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -55,17 +59,66 @@ def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrained
     return cast(PreTrainedModel, network)
 
 
+def _require_whole_weights(folder: Path) -> None:
+    try:
+        config = folders.read_json(folder / "config.json")
+    except ModelError:  # which transformers will explain
+        return
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if not quantised:
+        return
+    method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else "unknown method"
+    raise ModelError(
+        f"the weights in {folder} are quantised ({method}), and Prospect trains, measures and merges whole ones. Take "
+        "the model that they were made from; for an adapter, name it in adapter_config.json as base_model_name_or_path"
+    )
+
+
 def read_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """`base` with the LoRA layers of an adapter folder inside."""
+    """`base` with the LoRA layers of an adapter folder inside, and with as many embeddings as the adapter has."""
     kind = folders.read_json(folder / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder} is an adapter of type {kind}; only LoRA adapters are supported")
+    _resize_embeddings(base, folder)
     try:
         with without_warnings():
             whole = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"peft cannot load the adapter {folder}: {error}") from error
     return whole
+
+
+def _resize_embeddings(base: PreTrainedModel, adapter: Path) -> None:
+    """Make room for the tokens that an adapter was trained with and its base has not. Their embeddings, and the head's
+    rows where these are others, must be in the adapter: raises ModelError where they are not."""
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    rows = {name: _rows_in(adapter, base, part) for name, part in (("embeddings", embeddings), ("head", head))}
+    sizes = {size for size in rows.values() if size is not None} - {cast(Any, embeddings).weight.shape[0]}
+    if not sizes:
+        return
+    tied = cast(Any, head).weight is cast(Any, embeddings).weight
+    if len(sizes) > 1 or not (tied or rows["embeddings"] == rows["head"]):
+        raise ModelError(
+            f"the adapter {adapter} has {rows['embeddings'] or 'no'} embeddings and {rows['head'] or 'no'} rows of the "
+            f"head, its base {cast(Any, embeddings).weight.shape[0]} of each: what lacks cannot be made up. Save the "
+            "adapter again with save_embedding_layers=True"
+        )
+    base.resize_token_embeddings(sizes.pop(), mean_resizing=False)
+    setattr(base, RESIZED, True)
+
+
+def _rows_in(adapter: Path, base: PreTrainedModel, part: nn.Module | None) -> int | None:
+    """How many rows an adapter folder's whole matrix for a module of its base has, None where it has none."""
+    (name,) = (name for name, module in base.named_modules() if module is part)
+    for file in folders.weight_files(adapter):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.offset_keys():
+                    if key.startswith(f"base_model.model.{name}.") and key.endswith(".weight") and "lora_" not in key:
+                        return int(tensors.get_slice(key).get_shape()[0])
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} is no complete safetensors file: {error}") from error
+    return None
 
 
 @contextmanager
@@ -157,7 +210,7 @@ def _write(
         with without_bars():
             if isinstance(model, PeftModel):
                 # peft would ask the Hub whether the base's vocabulary grew, and leave a model card without content.
-                model.save_pretrained(str(folder), save_embedding_layers=False)
+                model.save_pretrained(str(folder), save_embedding_layers=getattr(base, RESIZED, False))
                 (folder / "README.md").unlink(missing_ok=True)
             else:
                 model.save_pretrained(folder)

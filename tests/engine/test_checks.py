@@ -123,6 +123,21 @@ def test_a_module_that_makes_nan_is_named(tiny: Build) -> None:
         choose_path(policy)
 
 
+def test_a_model_that_cannot_be_run_is_refused_with_words(tiny: Build) -> None:
+    policy = tiny("llama")
+    policy.base.model.layers[1].mlp.down_proj.weight.data = torch.zeros(3, 3)
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be run: RuntimeError: .* Prospect trains causal"):
+        choose_path(policy)
+
+
+def test_a_head_that_cannot_run_alone_leaves_the_models_own_logits(tiny: Build, trees: Build) -> None:
+    policy = tiny("llama")
+    policy.head = replace(policy.head, module=torch.nn.Linear(3, 101, bias=False))
+    choose_path(policy)
+    assert not policy.chunked_head and policy.path_reason.startswith("full logits, since the head alone raises Runtime")
+    assert forward(policy, trees([(3, [2])])).token_logp.isfinite().all()
+
+
 def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Packed rows of more tokens do not fit."""
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
     Gemma3ForCausalLM,
@@ -75,6 +77,16 @@ def build(kind: str) -> Policy:
             **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1
         )
         return policy_of(FalconH1ForCausalLM(config_h1))
+    if kind in ("mamba", "mamba2", "rwkv"):  # they return no past_key_values
+        state = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+        state |= {"mamba": {"state_size": 8}, "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1}}.get(kind, {})
+        name = {"mamba": "MambaConfig", "mamba2": "Mamba2Config", "rwkv": "RwkvConfig"}[kind]
+        network = AutoModelForCausalLM.from_config(getattr(transformers, name)(**state))
+        with torch.no_grad():
+            for p in network.parameters():
+                if p.ndim > 1:
+                    p.copy_(torch.randn_like(p) * 0.3)
+        return policy_of(network)
     return policy_of(LlamaForCausalLM(LlamaConfig(**SIZES)))
 
 
@@ -102,7 +114,7 @@ def plainly(policy: Policy, prompt: list[int], row: int, seed: int, most: int, e
     return tuple(ids)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3", "lfm2", "falcon_h1", "mamba", "mamba2", "rwkv"])
 def test_batches_give_the_answers_of_a_plain_loop(kind: str) -> None:
     policy, prompts, ends = build(kind), some_prompts(16), {49, 3, 4}
     expected = [plainly(policy, prompt, row, 5, 10, ends) for row, prompt in enumerate(prompts)]

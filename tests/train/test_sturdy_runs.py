@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from prospect import run as run_module
+from prospect.engine.adapters import merge
+from prospect.engine.models import load
 from prospect.errors import RunError
 from prospect.run import train
 from prospect.train import loop
@@ -58,3 +62,23 @@ def test_everything_that_is_kept_follows_the_cache_that_was_named(model: Path, t
     train(model, thumbs(16), tmp_path / "run", **FAST, cache=str(tmp_path / "named"))
     assert {path.name for path in (tmp_path / "named").iterdir()} >= {"digests", "reference", "tokens"}
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("lora", [None, "r=2,targets=in_proj+x_proj"])
+def test_a_model_without_attention_trains_answers_and_is_measured(
+    model: Path, tmp_path: Path, lora: str | None
+) -> None:
+    """Mamba: no positions, no cache of keys, no heads."""
+    folder = tmp_path / "mamba"
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    config = MambaConfig(vocab_size=43, hidden_size=32, state_size=8, num_hidden_layers=2, initializer_range=0.3)
+    MambaForCausalLM(config).save_pretrained(folder)
+    run = train(folder, thumbs(24), tmp_path / "run", eval_fraction=0.3, lora=lora, sample_tokens=4, **FAST)
+    warnings = [m["message"] for m in run.metrics if m["event"] == "warning"]
+    assert not [w for w in warnings if "samples" in w]
+    samples = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    assert {sample["step"] for sample in samples} == {0, 2}
+    assert run.policy.path == "padded" and load(run.folder / "model", precision="fp32").path == "padded"
+    if lora:
+        merge(run.folder / "model", tmp_path / "merged")
+        assert load(tmp_path / "merged", precision="fp32").architecture == "MambaForCausalLM"
