@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 import prospect
 from prospect.commands.flags import quiet_loading
+from prospect.console import Console
 from prospect.engine.models import Policy, load
 from prospect.feedback import formats
 from prospect.feedback.records import Completion, Record

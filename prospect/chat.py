@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from prospect.console import Console, printable
 from prospect.engine.generate import stream
 from prospect.engine.models import Policy
 from prospect.errors import DataError
@@ -101,7 +102,7 @@ class Talk:
 def converse(talks: list[Talk], lines: Iterable[str], console: Console) -> None:
     """Answer line after line until /quit or the end of the input."""
     if console.is_terminal:
-        console.print(f"{' and '.join(t.name for t in talks)}. {HELP}", style="dim", highlight=False)
+        console.print(Text(f"{' and '.join(t.name for t in talks)}. {HELP}", style="dim"))
     noted = False
     for line in lines:
         message = line.strip()
@@ -123,14 +124,14 @@ def converse(talks: list[Talk], lines: Iterable[str], console: Console) -> None:
                     )
                     noted = True
             except DataError as error:
-                console.print(str(error), style="yellow", highlight=False)
+                console.print(Text(str(error), style="yellow"))
 
 
 def _show(talks: list[Talk], message: str, console: Console) -> None:
     with suppress(KeyboardInterrupt):
         if len(talks) == 1:
             for piece in talks[0].answer(message):
-                console.file.write(piece)
+                console.file.write(printable(piece))
                 console.file.flush()
         else:
             _side_by_side(talks, message, console)
@@ -145,8 +146,8 @@ def _side_by_side(talks: list[Talk], message: str, console: Console) -> None:
     def table() -> Table:
         columns = Table(expand=True, show_lines=False)
         for talk in talks:
-            columns.add_column(talk.name, ratio=1, overflow="fold")
-        columns.add_row(*(text.replace("[", r"\[") for text in said))
+            columns.add_column(Text(talk.name), ratio=1, overflow="fold")
+        columns.add_row(*map(Text, said))
         return columns
 
     with Live(table(), console=console, refresh_per_second=8) as live:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage, data or configuration, 130 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from prospect.terminal import hushed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what they cannot encode, in ASCII say, is written as an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     try:
         with hushed("--quiet" in arguments):
@@ -77,8 +81,9 @@ def _overview() -> str:
 
 def _say(message: str, kind: str) -> None:
     """One message on stderr, coloured where that is a terminal; never wrapped, so that it can be searched for."""
-    from rich.console import Console
     from rich.text import Text
+
+    from prospect.console import Console
 
     colour = "bold red" if kind == "error" else "bold yellow"
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{kind}: ", colour), message))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +59,7 @@ class CheckOptions:
 def check(arguments: list[str]) -> int:
     """`prospect check`"""
     options = parse(CheckOptions, arguments, "check")
-    from rich.console import Console
-
+    from prospect.console import Console, json_text
     from prospect.feedback import check as doctor
     from prospect.feedback.check_show import print_findings, show_rows
     from prospect.feedback.columns import Choice
@@ -90,7 +88,7 @@ def check(arguments: list[str]) -> int:
     )
     console = Console()
     if options.json:
-        print(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
+        print(json_text(found.to_json()))
     else:
         if options.show:
             try:
@@ -150,6 +148,7 @@ class ConvertOptions:
 def convert(arguments: list[str]) -> int:
     """`prospect convert`"""
     options = parse(ConvertOptions, arguments, "convert")
+    from prospect.console import printable
     from prospect.feedback.columns import Choice
     from prospect.feedback.formats import load, write
     from prospect.feedback.records import as_chat, inventory
@@ -163,6 +162,6 @@ def convert(arguments: list[str]) -> int:
     records = [as_chat(record) for record in feedback.records] if options.chat else feedback.records
     write(records, Path(output))
     for note in feedback.notes:
-        print(note)
+        print(printable(note))
     print(f"{output}: {inventory(records)}, read as {feedback.format}")
     return 0

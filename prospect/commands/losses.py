@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from prospect.commands.flags import parse
+from prospect.console import Console
 from prospect.losses import table
 from prospect.losses.functions import defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS

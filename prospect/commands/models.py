@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from prospect import store
 from prospect.commands.flags import parse, quiet_loading, refuse_existing
 from prospect.errors import ConfigError
 from prospect.terminal import quiet
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from prospect.console import Console
     from prospect.evaluate.heldout import Heldout
 
 
@@ -60,9 +60,9 @@ def evaluate(arguments: list[str]) -> int:
     options = parse(EvalOptions, arguments, "eval")
     if options.out is not None:
         refuse_existing(options.out)
-    from rich.console import Console
     from rich.progress import Progress
 
+    from prospect.console import Console
     from prospect.engine.folders import no_cache
     from prospect.engine.models import load
     from prospect.evaluate.command import evaluate_feedback
@@ -99,7 +99,7 @@ def evaluate(arguments: list[str]) -> int:
         )
     written = json.dumps(found.to_json(), indent=1)
     if options.out is not None:
-        Path(options.out).write_text(written + "\n", encoding="utf-8")
+        store.write(Path(options.out), written + "\n")
     if options.json:
         print(written)
     else:
@@ -186,9 +186,8 @@ class ChatOptions:
 def chat(arguments: list[str]) -> int:
     """`prospect chat`"""
     options = parse(ChatOptions, arguments, "chat")
-    from rich.console import Console
-
     from prospect.chat import Manner, Talk, converse, typed
+    from prospect.console import Console
     from prospect.engine.models import load
 
     manner = Manner(options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)

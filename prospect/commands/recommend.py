@@ -29,8 +29,7 @@ class RecommendOptions:
 def recommend(arguments: list[str]) -> int:
     """`prospect recommend`"""
     options = parse(RecommendOptions, arguments, "recommend")
-    from rich.console import Console
-
+    from prospect.console import Console
     from prospect.feedback.formats import load
     from prospect.recommend.facts import measure
     from prospect.recommend.model import look

@@ -23,8 +23,7 @@ def theory(arguments: list[str]) -> int:
     options = parse(TheoryOptions, arguments, "theory")
     from pathlib import Path
 
-    from rich.console import Console
-
+    from prospect.console import Console
     from prospect.theory import report
 
     if options.out is not None:

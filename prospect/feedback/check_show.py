@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prospect.console import Console
 from prospect.feedback.findings import Findings, at
 from prospect.feedback.records import Completion, Prompt, Record, binary, message_text
 

@@ -6,9 +6,9 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
+from prospect.console import Console
 from prospect.recommend.facts import Facts, Model
 from prospect.recommend.proposal import Recommendation, size
 

@@ -20,11 +20,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import prospect
+from prospect.console import Console
 from prospect.engine.generate import Generated, generate
 from prospect.engine.models import Policy, load
 from prospect.errors import ConfigError

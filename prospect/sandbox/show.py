@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prospect.console import Console
 from prospect.feedback.records import Record
 from prospect.sandbox import users
 

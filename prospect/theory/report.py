@@ -8,10 +8,10 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prospect.console import Console
 from prospect.theory.contradiction import both_thumbs, contradiction
 from prospect.theory.sampled import noise, reference_point
 from prospect.theory.tabular import Experiment, Finding, Picture

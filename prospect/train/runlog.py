@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from prospect import store
+from prospect.console import Console
 from prospect.errors import ConfigError, MissingExtra, ProspectError
 from prospect.terminal import quiet
 from prospect.train.progress import Bars, Update
