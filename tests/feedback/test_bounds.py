@@ -166,6 +166,15 @@ def test_values_in_memory_beyond_bounds(tmp_path: Path, column: str, what: str) 
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == len(kept.problems)
 
 
+@pytest.mark.parametrize("twice", ['"label": true, "label": false', '"x": {"a": 1, "a": 2}, "label": true'])
+def test_a_key_that_stands_twice_is_a_bad_row(tmp_path: Path, twice: str) -> None:
+    row = f'{{"prompt": "a", "completion": "b", {twice}}}'
+    error = error_of(save(tmp_path / "a.jsonl", GOOD, row))
+    assert (error.line, "twice. Keep one of the two" in error.message) == (2, True)
+    (tmp_path / "b.json").write_text(f"[{row}]")
+    assert "twice. Keep one of the two" in str(error_of(tmp_path / "b.json"))
+
+
 # Text that is no text
 
 
