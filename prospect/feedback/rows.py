@@ -129,6 +129,8 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
 def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any] | None:
     name = "template_kwargs" if values.get("template_kwargs") is not None else "chat_template_kwargs"
     value = chat.from_json(values.get(name) or None, name)
-    if value is not None and not isinstance(value, dict):
+    if value is None:
+        return None
+    if not isinstance(value, dict):
         raise DataError(f"{name} must be an object, not {chat.shown(value)}")
     return chat.jsonable(value, name) or None
