@@ -165,11 +165,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "hold_out_more",
         "try",
-        lambda e: e.effect in ("few", "unclear") or (e.effect == "free" and e.lead.high > 0),
+        lambda e: e.effect in ("few", "unclear"),
         "Hold out more prompts before you believe either way",
         "{e.groups:.0f} separate held-out prompts leave the AUC between {e.auc.low:.2f} and {e.auc.high:.2f}: too wide "
-        "to tell what was learnt from what was there. If more data says the same, the feedback is noisy or the model "
-        "has not learnt it.",
+        "to tell what was learnt from chance or from what was there. If more data says the same, the feedback is noisy "
+        "or the model has not learnt it.",
+    ),
+    Rule(
+        "hold_out_more_for_lead",
+        "try",
+        lambda e: e.effect == "free" and e.lead.high > 0,
+        "Hold out more prompts before you believe either way",
+        "{e.groups:.0f} separate held-out prompts leave the difference to {e.hardest_words} between {e.lead.low:+.2f} "
+        "and {e.lead.high:+.2f}: too wide to tell what was learnt from what was there for free.",
     ),
     Rule(
         "only_length",

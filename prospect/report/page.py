@@ -136,19 +136,19 @@ def _big(count: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One headline number with its interval and what it was before."""
+    """One headline number with its interval and a note, such as what it was before."""
 
     name: str
     number: str
     range: str
-    before: str
+    note: str
 
 
 def _tiles(run: RunFolder) -> list[Tile]:
     e = Evidence(run)
     named = (
         ("Held-out AUC", e.auc, "auc", ".3f", ""),
-        (f"AUC above {e.hardest_words}", e.lead, "", "+.3f", ""),
+        ("Lead in AUC", e.lead, "", "+.3f", ""),
         ("Accuracy at z0", interval(section(run.after, "accuracy")), "accuracy", ".3f", ""),
         ("Margin", e.margin, "margin", "+.3f", " β·nats"),
         ("NLL of liked answers", e.nll, "nll", ".3f", " nats a token"),
@@ -161,8 +161,9 @@ def _tiles(run: RunFolder) -> list[Tile]:
             value, low, high = (minus(format(end, form)) for end in (now.value, now.low, now.high))
             # What the untrained policy's reward is worth is known where it is its own reference: nothing.
             was = interval(section(run.before, key)).value if key == "nll" or not run.own_reference else math.nan
-            before = minus(f"before: {was:{form}}") if math.isfinite(was) else ""
-            tiles.append(Tile(name, value, f"95 %: {low} to {high}{unit}", before))
+            note = minus(f"before: {was:{form}}") if math.isfinite(was) else ""
+            note = f"over {e.hardest_words}" if now is e.lead else note
+            tiles.append(Tile(name, value, f"95 %: {low} to {high}{unit}", note))
     return tiles
 
 

@@ -104,7 +104,7 @@ CASES: list[tuple[str, str, Data]] = [
     ("check_labels", "which thumb", {"after": held(0.3, 0.1)}),
     ("hold_out_more", "Hold out more prompts", {"after": held(0.55, 0.1)}),
     ("hold_out_more", "Hold out more prompts", {"after": held(groups=12)}),
-    ("hold_out_more", "Hold out more prompts", {"after": held(lead=0.02)}),
+    ("hold_out_more_for_lead", "Hold out more prompts", {"after": held(lead=0.02)}),
     ("only_length", "length of answers", {"after": held(lead=0.02, baseline=0.25)}),
     ("length_too", "goes with the length", {"after": held(baseline=0.65)}),
     ("chosen_by_the_same", "other feedback", {"evaluations": evals(0.5, 0.9, 0.7), **LARGE_MODEL}),
@@ -289,7 +289,8 @@ RATES = {"usual": 5e-6, "high": 1e-3}
 LENGTHS = {"no": 0.5, "shorter": 0.2}
 DOUBTS = {
     "lower_rate_for_liked", "hold_closer_for_liked", "lower_rate", "hold_closer", "raise_rate", "train_longer",
-    "check_labels", "hold_out_more", "only_length", "unmeasured", "start_model_knew", "chosen_by_the_same",
+    "check_labels", "hold_out_more", "hold_out_more_for_lead", "only_length", "unmeasured", "start_model_knew",
+    "chosen_by_the_same",
 }  # fmt: skip
 """Advice that says, or lets one think, that the model is not better."""
 

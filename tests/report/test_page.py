@@ -130,7 +130,7 @@ def test_the_headline_has_its_interval(fake_run: Any) -> None:
     text = Page(write_report(folder)).text
     assert "It learnt what people like" in text
     assert f"is {after['value']:.3f} (95 % interval {after['low']:.3f} to {after['high']:.3f})" in text
-    assert "AUC above length (longer first)" in text
+    assert "over length (longer first)" in text
 
 
 def test_what_is_true_by_construction_is_not_shown(fake_run: Any) -> None:
