@@ -12,7 +12,6 @@ from tyro.conf import Positional, arg
 from prospect import store
 from prospect.commands.flags import parse, quiet_loading, refuse_existing
 from prospect.errors import ConfigError
-from prospect.terminal import quiet
 
 if TYPE_CHECKING:
     from prospect.console import Console
@@ -60,12 +59,11 @@ def evaluate(arguments: list[str]) -> int:
     options = parse(EvalOptions, arguments, "eval")
     if options.out is not None:
         refuse_existing(options.out)
-    from rich.progress import Progress
-
     from prospect.console import Console
     from prospect.engine.folders import no_cache
     from prospect.engine.models import load
     from prospect.evaluate.command import evaluate_feedback
+    from prospect.train.progress import Bars
 
     quiet_loading()
     beta = _beta_of(options.model) if options.beta is None else options.beta
@@ -79,12 +77,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     if note := no_cache(options.cache):
         Console(stderr=True).print(note, style="yellow", highlight=False)
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet()) as bars:
-        tasks = {name: bars.add_task(name, total=None) for name in ("reference", "model")}
-
-        def progress(name: str, done: int, total: int) -> None:
-            bars.update(tasks[name], completed=done, total=total)
-
+    with Bars(Console(stderr=True)).bar("evaluation") as bar:
         found = evaluate_feedback(
             policy,
             options.reference,
@@ -95,7 +88,7 @@ def evaluate(arguments: list[str]) -> int:
             chat_template=options.chat_template,
             cache=options.cache,
             seed=options.seed,
-            progress=progress,
+            progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),
         )
     written = json.dumps(found.to_json(), indent=1)
     if options.out is not None:

@@ -89,6 +89,12 @@ def _margin(e: Evidence) -> str:
     return f"The margin is {with_interval(e.margin, '+.3f')} β·nats."
 
 
+def _harm(e: Evidence) -> str:
+    if not e.harmed:
+        return ""
+    return f"Liked answers cost {e.nll_change.value:.2f} nats a token more than before: read the samples."
+
+
 def _selection(e: Evidence) -> str:
     if not e.chosen:
         return ""
@@ -188,7 +194,7 @@ VERDICTS = (
         lambda e: e.effect == "unclear",
         "Not shown to have learnt it",
         "open",
-        (_ranking, _margin, _say("Chance, or what was there before training, explains them as well.")),
+        (_ranking, _margin, _harm, _say("Chance, or what was there before training, explains them as well.")),
     ),
     Row(
         lambda e: e.effect == "free" and math.isnan(e.lead.value),
@@ -200,13 +206,13 @@ VERDICTS = (
         lambda e: e.effect == "free" and e.lead.high < 0,
         "Worse than {e.hardest_words}",
         "open",
-        (_ranking, _margin),
+        (_ranking, _margin, _harm),
     ),
     Row(
         lambda e: e.effect == "free",
         "Not shown to beat {e.hardest_words}",
         "open",
-        (_ranking, _margin, _say("So it may have learnt what was there for free.")),
+        (_ranking, _margin, _harm, _say("So it may have learnt what was there for free.")),
     ),
     Row(
         lambda e: e.harmed,
@@ -215,7 +221,7 @@ VERDICTS = (
         (
             _ranking,
             _margin,
-            _say("But liked answers cost {e.nll_change.value:.2f} nats a token more than before: read the samples."),
+            _harm,
         ),
     ),
     Row(

@@ -208,7 +208,8 @@ def _guard(job: Job) -> None:
     steps = [m for m in job.log.metrics[-80:] if m["event"] == "step"]
     if figures.both_fall(steps) and not any("learning rate" in m.get("message", "") for m in job.log.metrics):
         job.log.say(
-            "the rewards of desirable and undesirable answers both fall: the learning rate is probably too high",
+            "the rewards of desirable and undesirable answers both fall, often the sign of too high a learning rate: "
+            "the report weighs it against held-out feedback",
             warning=True,
         )
 

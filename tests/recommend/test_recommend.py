@@ -11,6 +11,7 @@ from prospect.losses.table import find
 from prospect.recommend.facts import AfterSft, Model
 from prospect.recommend.render import to_json
 from prospect.recommend.rules_settings import held_out, rows_to_tell
+from prospect.train.rates import usual_rate
 from tests.recommend.made_feedback import (
     EIGHT,
     THIRTEEN,
@@ -219,6 +220,20 @@ def test_learning_rate(model: Model | None, rate: str, confidence: str, trained:
     assert (named(found, "learning rate").value, named(found, "learning rate").confidence) == (rate, confidence)
     assert named(found, "weights trained").value == trained
     assert any(q.topic.startswith("learning rate") and q.command.startswith("for lr in ") for q in found.questions)
+
+
+@pytest.mark.parametrize("model", [None, tuned(EIGHT), tuned(300_000_000), tuned(2_000_000)])
+def test_the_sweep_and_the_alternatives_are_the_rates_that_the_report_advises(model: Model | None) -> None:
+    found = advised(thumbs(300, 300), model)
+    usual = usual_rate("kto", found.case.parameters, adapter=named(found, "weights trained").value.startswith("LoRA"))
+    assert usual is not None
+    [question] = [q for q in found.questions if q.topic.startswith("learning rate")]
+    values = question.command.removeprefix("for lr in ").split(";")[0].split()
+    assert [float(value) for value in values] == pytest.approx([usual.low, usual.start, usual.high])
+    rate = named(found, "learning rate")
+    assert float(rate.value) == pytest.approx(usual.start)
+    assert [float(text.split()[0]) for text in rate.instead] == pytest.approx([usual.low, usual.high])
+    assert (usual.below(usual.start), usual.above(usual.start)) == (usual.low, usual.high)
 
 
 def test_every_loss_named_is_in_the_table() -> None:
