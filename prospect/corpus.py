@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from prospect.collector import waiting
 from prospect.errors import DataError
+from prospect.feedback.groups import groups
 from prospect.feedback.records import Record, View, examples
 from prospect.schedule import Row, Schedule, plan
 from prospect.tokens import OverLong, TokenReport, Tree, build_trees
@@ -54,6 +54,12 @@ class Corpus:
             answers = zip(record.completions, tree.completions, strict=True)
             last |= {int(ids[-1]) for done, ids in answers if done.complete and ids is not None}
         return sorted(last & (special | set(tokenizer.all_special_ids)))
+
+    def groups(self) -> tuple[int, ...]:
+        """Per row the number of its group: rows of one conversation, or of near-duplicate prompts, are not independent
+        of each other (`prospect.feedback.groups`)."""
+        of_records = groups(self.records).group
+        return tuple(of_records[row.tree] for row in self.rows)
 
     def answered(self, numbers: Iterable[int]) -> list[tuple[Ids, Ids]]:
         """(prompt, completion) ids of every completion of these rows."""
@@ -122,20 +128,6 @@ def build(
             "model's context), or choose --over-long cut_prompt or cut_completion"
         )
     return Corpus(tuple(records), tuple(trees), tuple(rows), report)
-
-
-def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(training, held-out) records: a seeded `fraction` of the prompts, at least one on either side, held out.
-
-    A prompt's completions stay together. Raises DataError where there is only one prompt.
-    """
-    if len(records) < 2:
-        raise DataError("--eval-fraction splits by prompt, but the data has only one prompt")
-    order = list(range(len(records)))
-    random.Random(f"split {seed}").shuffle(order)
-    held = set(order[: min(len(records) - 1, max(1, round(fraction * len(records))))])
-    train = [r for i, r in enumerate(records) if i not in held]
-    return train, [records[i] for i in sorted(held)]
 
 
 @waiting()

@@ -19,6 +19,7 @@ from prospect.engine.vocabulary import require_embedded
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.formats import Feedback
 from prospect.feedback.records import Record, View, examples, threshold_of
+from prospect.feedback.split import split
 from prospect.losses import functions, table
 from prospect.losses.rows import LOSSES
 from prospect.losses.table import Loss
@@ -65,7 +66,7 @@ def rows(
     records: Sequence[Record] = feedback.records
     apart: Sequence[Record] | None = held.records if held else None
     if apart is None and config.eval_fraction:
-        records, apart = corpora.split(records, config.eval_fraction, config.partner_seed)
+        records, apart = split(records, config.eval_fraction, config.partner_seed)
 
     # One number for both sides of the split: the training feedback's.
     threshold = None if config.threshold is None else repr(threshold_of(records, config.threshold))

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prospect.errors import UserError
-from prospect.feedback import check_labels, check_lengths, check_text
+from prospect.feedback import check_labels, check_lengths, check_split, check_text
 from prospect.feedback.check_labels import Thumb
 from prospect.feedback.check_lengths import Lengths, OverLong
 from prospect.feedback.findings import Finding, Findings, first, worst_first
 from prospect.feedback.formats import Feedback, write, write_problems
+from prospect.feedback.groups import groups
+from prospect.feedback.prompts import prompt_numbers
 from prospect.feedback.records import Record, View, binary, threshold_of
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def check(
     records = _records(feedback)
     if not records:
         nothing = Finding("no_rows", "error", "there is no row to train on")
-        return Findings(_summary(feedback, records, [], None, {}), worst_first([*_rows(feedback), nothing]))
+        return Findings(_summary(feedback, records, [], [], None, {}), worst_first([*_rows(feedback), nothing]))
     found = list(_rows(feedback))
     try:
         lengths = (
@@ -57,7 +59,8 @@ def check(
     except UserError as error:
         found.append(check_lengths.broken(error))
         lengths = check_lengths.characters(records)
-    judged = thumbs(records, lengths, threshold)
+    prompts = prompt_numbers(records)
+    judged = thumbs(records, prompts, lengths, threshold)
     every, fitting = [t for t, _ in judged], [t for t, kept in judged if kept]
     weights, balance = check_labels.balance(fitting)
     if view in (None, "binary"):  # pairs and texts have no partners, classes or class weights
@@ -69,22 +72,27 @@ def check(
     found += check_lengths.over_long(records, lengths, over_long)
     if getattr(tokenizer, "chat_template", None):
         found += check_text.untemplated(records)
-    found += check_text.duplicates(records)
-    found += check_text.prompts(records)
+    together = groups(records)
+    found += check_text.duplicates(records, prompts)
+    found += check_split.near_prompts(records, together)
+    found += check_split.leaks(records, together)
     found += check_text.empty(records)
     found += check_text.templated(every)
     if heldout is not None:
-        found += check_text.shared_prompts(records, _records(heldout))
-    return Findings(_summary(feedback, records, every, lengths, weights), worst_first(found))
+        apart = _records(heldout)
+        found += check_split.held_out(records, apart, groups([*records, *apart]))
+    summary = _summary(feedback, records, prompts, every, lengths, weights)
+    return Findings(summary | {"groups": len(set(together.group))}, worst_first(found))
 
 
-def thumbs(records: Sequence[Record], lengths: Lengths, threshold: str | None) -> list[tuple[Thumb, bool]]:
-    """Every row of the binary view, and whether it survives the policy for over-long rows."""
+def thumbs(
+    records: Sequence[Record], prompts: Sequence[int], lengths: Lengths, threshold: str | None
+) -> list[tuple[Thumb, bool]]:
+    """Every row of the binary view, and whether it survives the policy for over-long rows. `prompts` are the records'
+    `prompt_numbers`."""
     cut = None if threshold is None else threshold_of(records, threshold)
-    numbers: dict[str, int] = {}
     found: list[tuple[Thumb, bool]] = []
-    for record, sizes, kept in zip(records, lengths.completions, lengths.kept, strict=True):
-        number = numbers.setdefault(check_text.prompt_key(record), len(numbers))
+    for record, number, sizes, kept in zip(records, prompts, lengths.completions, lengths.kept, strict=True):
         for row in binary(record, cut):
             thumb = Thumb(record.completions[row.chosen], number, row.desirable is True, row.weight, sizes[row.chosen])
             found.append((thumb, kept[row.chosen]))
@@ -126,14 +134,15 @@ def _rows(feedback: Feedback | Sequence[Record]) -> Iterator[Finding]:
 def _summary(
     feedback: Feedback | Sequence[Record],
     records: Sequence[Record],
+    prompts: Sequence[int],
     judged: Sequence[Thumb],
     lengths: Lengths | None,
     weights: dict[str, Any],
 ) -> dict[str, Any]:
     loaded = feedback if isinstance(feedback, Feedback) else None
-    per_prompt = Counter[str]()
-    for record in records:
-        per_prompt[check_text.prompt_key(record)] += len(record.completions)
+    per_prompt = Counter[int]()
+    for record, prompt in zip(records, prompts, strict=True):
+        per_prompt[prompt] += len(record.completions)
     histogram = Counter(per_prompt.values())
     every = [c for r in records for c in r.completions]
     up = sum(t.desirable for t in judged)

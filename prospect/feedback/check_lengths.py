@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prospect.errors import ModelError, UserError
-from prospect.feedback.check_text import prompt_text
 from prospect.feedback.findings import Finding, at, first, of
+from prospect.feedback.prompts import prompt_sizes
 from prospect.feedback.records import Record
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def characters(records: Sequence[Record]) -> Lengths:
     """Lengths without a tokenizer: nothing can be over-long."""
     completions = [[len(c.readable) for c in r.completions] for r in records]
     kept = [[True] * len(row) for row in completions]
-    return Lengths("characters", [len(prompt_text(r)) for r in records], completions, kept)
+    return Lengths("characters", prompt_sizes(records), completions, kept)
 
 
 def tokens(

@@ -25,6 +25,7 @@ from prospect.feedback.files import Source, Unreadable, read_rows, source_name, 
 from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import LAYOUTS, Layout, ignored, layout_of
 from prospect.feedback.messages import brief, judges_turns, plain_text, says_no, turns_of, written
+from prospect.feedback.prompts import prompt_digests, prompt_numbers
 from prospect.feedback.readers import raw_thumbs
 from prospect.feedback.records import Completion, Pair, Record
 from prospect.feedback.rows import Row
@@ -60,7 +61,7 @@ class Problem:
 @dataclass(frozen=True)
 class Feedback:
     """What a source held: its records, the name of its layout, the rows left out, and how many rows were read. `notes`
-    says what was not used (columns, unjudged rows). `digest` is the SHA-256 of the records as Prospect JSONL."""
+    says what was not used (columns, unjudged rows). `digest` is the SHA-256 of the records."""
 
     records: tuple[Record, ...]
     path: str
@@ -219,15 +220,10 @@ def merge(records: Iterable[Record]) -> tuple[Record, ...]:
 
     A record without a prompt stays alone: two texts that both begin with nothing have nothing in common.
     """
-    groups: dict[str | int | tuple[str], list[Record]] = {}
-    for i, record in enumerate(records):
-        key: str | int | tuple[str] = i
-        plain = record.tools is None and record.template_kwargs is None
-        if isinstance(record.prompt, str) and record.prompt and plain:
-            key = (record.prompt,)  # most are so: no JSON has to be written to tell them apart
-        elif record.prompt:
-            key = _dumps([record.prompt, record.tools, record.template_kwargs])
-        groups.setdefault(key, []).append(record)
+    every = list(records)
+    groups: dict[int, list[Record]] = {}
+    for i, (record, number) in enumerate(zip(every, prompt_numbers(every), strict=True)):
+        groups.setdefault(number if record.prompt else -1 - i, []).append(record)
     record_ids, completion_ids = _Names(), _Names()
     return tuple(_unique(_joined(group), record_ids, completion_ids) for group in groups.values())
 
@@ -236,9 +232,12 @@ def _joined(group: Sequence[Record]) -> Record:
     """The first record with the completions and pairs of all. An answer that several pairs of the prompt judge, and
     nothing else tells apart, is one completion."""
     first = group[0]
+    if len(group) == 1:
+        return first
+    from_all = tuple(dict.fromkeys(name for record in group for name in record.conversations))
+    first = replace(first, conversations=from_all)
     if not any(record.pairs for record in group[1:]):
-        every = tuple(done for record in group for done in record.completions)
-        return replace(first, completions=every) if len(group) > 1 else first
+        return replace(first, completions=tuple(done for record in group for done in record.completions))
     completions, pairs = list(first.completions), list(first.pairs)
     known = {_sameness(c): i for i, c in reversed(list(enumerate(completions)))}
     for record in group[1:]:
@@ -322,14 +321,17 @@ def to_json(record: Record) -> dict[str, Any]:
         line["tools"] = record.tools
     if record.template_kwargs is not None:
         line["template_kwargs"] = record.template_kwargs
+    if record.conversations:
+        several = len(record.conversations) > 1
+        line["conversation_id"] = record.conversations if several else record.conversations[0]
     return line
 
 
-def digest(records: Iterable[Record]) -> str:
-    """SHA-256 of the records as Prospect JSONL: equal for the same feedback from a packed and an unpacked file."""
+def digest(records: Sequence[Record]) -> str:
+    """SHA-256 of the records: equal for the same feedback from a packed and an unpacked file."""
     found = hashlib.sha256()
-    for record in records:
-        found.update(_dumps(to_json(record)).encode() + b"\n")
+    for record, prompt in zip(records, prompt_digests(records), strict=True):
+        found.update(prompt + _dumps(to_json(replace(record, prompt=""))).encode() + b"\n")
     return found.hexdigest()
 
 

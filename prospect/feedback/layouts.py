@@ -12,7 +12,7 @@ from prospect.feedback import messages as chat
 from prospect.feedback import readers
 from prospect.feedback.columns import is_side, overlooked
 from prospect.feedback.records import Record
-from prospect.feedback.rows import COMMON, Row
+from prospect.feedback.rows import COMMON, CONVERSATION_IDS, Row
 
 MOST_COLUMNS = 1000
 """A file with more columns than this has values where names of columns should be."""
@@ -134,7 +134,7 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
 
 def ignored(layout: Layout, columns: frozenset[str]) -> list[str]:
     """The columns that the layout does not read."""
-    return sorted(columns - {*layout.needs, *layout.either, *layout.reads, *COMMON})
+    return sorted(columns - {*layout.needs, *layout.either, *layout.reads, *COMMON, *CONVERSATION_IDS})
 
 
 def _refuse_misspelt(layout: Layout, columns: frozenset[str], unread: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -88,7 +89,8 @@ class Pair:
 @dataclass(frozen=True, slots=True)
 class Record:
     """One prompt (text or chat messages) with every completion judged for it. `tools` and `template_kwargs` go to the
-    chat template."""
+    chat template. `conversations` are the ids of the conversations that it comes from, where the file has such: they
+    stay on one side of a split."""
 
     id: str
     prompt: Prompt
@@ -97,6 +99,7 @@ class Record:
     source: str = ""
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] | None = None
+    conversations: tuple[str, ...] = ()
 
 
 def as_chat(record: Record) -> Record:
@@ -172,6 +175,16 @@ def pairs(record: Record) -> list[Example]:
         bad = [i for i, c in enumerate(done) if c.label is False]
         found = [(i, j) for i in good for j in bad]
     return [Example(i, j, weight=done[i].weight * done[j].weight, score=_margin(record, Pair(i, j))) for i, j in found]
+
+
+def pair_count(record: Record) -> int:
+    """How many rows `pairs` would make, without making them: of n scored answers there are up to n (n - 1) / 2."""
+    if record.pairs:
+        return len(record.pairs)
+    scores = Counter(c.score for c in record.completions if c.score is not None)
+    unequal = math.comb(scores.total(), 2) - sum(math.comb(n, 2) for n in scores.values())
+    labels = [c.label for c in record.completions]
+    return unequal or labels.count(True) * labels.count(False)
 
 
 def _margin(record: Record, pair: Pair) -> float | None:

@@ -14,6 +14,18 @@ from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
 
 COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete")
 """Optional columns of every layout."""
+CONVERSATION_IDS = (
+    "conversation_id",
+    "conversation_hash",
+    "conv_id",
+    "convo_id",
+    "chat_id",
+    "thread_id",
+    "session_id",
+    "dialog_id",
+    "dialogue_id",
+)
+"""Columns that name the conversation of a row, in any layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,7 @@ class Row:
             source="" if source is None else chat.plain_text(str(source), "source"),
             tools=_tools(self.get("tools")),
             template_kwargs=_template_kwargs(self.values),
+            conversations=conversations(self.values),
         )
 
     def completion(self, content: str | Message, label: bool | None = None, score: float | None = None) -> Completion:
@@ -76,14 +89,29 @@ class Row:
         )
 
 
-def identifier(given: Any, default: str) -> str:
+def identifier(given: Any, default: str, where: str = "id") -> str:
     """An id: the given one, or `default` where there is none."""
     if given is None or given == "":
         return default
     text = chat.written(given, str)
     if isinstance(given, bool) or not isinstance(given, str | int) or (isinstance(given, int) and text == "..."):
-        raise DataError(f"id must be text or a whole number, not {chat.shown(given)}")
-    return chat.plain_text(text, "id")
+        raise DataError(f"{where} must be text or a whole number, not {chat.shown(given)}")
+    return chat.plain_text(text, where)
+
+
+def conversations(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the conversations that a row is from. "conversation_id" may list several, as Prospect writes it; an id
+    of another column is told apart by its name."""
+    found: list[str] = []
+    for column in CONVERSATION_IDS:
+        value = values.get(column)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, float) and one.is_integer():  # a column of numbers with gaps
+                one = int(one)
+            name = identifier(one, "", column)
+            if name:
+                found.append(name if column == "conversation_id" else f"{column} {name}")
+    return tuple(dict.fromkeys(found))
 
 
 def number(values: Mapping[str, Any], key: str) -> float | None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prospect.errors import DataError
 from prospect.feedback.check import check
-from prospect.feedback.check_text import prompt_key
 from prospect.feedback.findings import Finding, Findings
 from prospect.feedback.formats import Feedback
-from prospect.feedback.records import Record, binary, pairs, text, threshold_of
+from prospect.feedback.prompts import prompt_numbers
+from prospect.feedback.records import Record, binary, pair_count, text, threshold_of
 from prospect.recommend.noise import Noise, noise
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ class Model:
 class Facts:
     """One feedback file. `liked` and `disliked` count the rows of the binary view, `liked_weight` and `disliked_weight`
     add their weights; `threshold` is what made thumbs of scores for that. `pairs` are explicit, `possible_pairs` those
-    the pair view would find. `middle` counts answers that some pairs choose and others reject."""
+    the pair view would find. `groups` are what a
+    split holds together. `middle` counts answers that some pairs choose and others reject."""
 
     path: str
     format: str
     kind: Kind
     kinds: tuple[Kind, ...]
     prompts: int
+    groups: int
     answers: int
     liked: int
     disliked: int
@@ -117,6 +119,7 @@ def measure(
         kind=kind,
         kinds=kinds,
         prompts=len(answers),
+        groups=found.summary["groups"],
         answers=len(every),
         liked=len(liked),
         disliked=len(disliked),
@@ -125,7 +128,7 @@ def measure(
         threshold=threshold,
         distinct_scores=len({c.score for c in every if c.score is not None}),
         pairs=sum(len(r.pairs) for r in records),
-        possible_pairs=sum(len(pairs(r)) for r in records),
+        possible_pairs=sum(pair_count(r) for r in records),
         imitable=sum(len(text(r)) for r in records),
         single=sum(n == 1 for n in answers.values()),
         prompts_with_both=sum(len(said) == 2 for said in labels.values()),
@@ -161,12 +164,11 @@ def _threshold(records: Sequence[Record]) -> str | None:
     return None
 
 
-def _by_prompt(records: Sequence[Record], cut: float | None) -> tuple[Counter[str], dict[str, set[bool]]]:
+def _by_prompt(records: Sequence[Record], cut: float | None) -> tuple[Counter[int], dict[int, set[bool]]]:
     """Answers per prompt, and which thumbs each prompt has."""
-    answers = Counter[str]()
-    labels: dict[str, set[bool]] = defaultdict(set)
-    for record in records:
-        key = prompt_key(record)
+    answers = Counter[int]()
+    labels: dict[int, set[bool]] = defaultdict(set)
+    for record, key in zip(records, prompt_numbers(records), strict=True):
         answers[key] += len(record.completions)
         labels[key] |= {row.desirable is True for row in binary(record, cut)}
     return answers, labels

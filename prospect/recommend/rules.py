@@ -37,7 +37,7 @@ def recommend(facts: Facts, model: Model | None = None, after_sft: AfterSft = "u
         case = replace(case, sft_first=True, stage="tuned on this")
     fraction, wide = (0.0, 1.0)
     if case.loss in ("kto", "dpo"):
-        fraction, wide = rules_settings.held_out(facts.liked * facts.kept, facts.disliked * facts.kept, facts.prompts)
+        fraction, wide = rules_settings.held_out(facts.liked * facts.kept, facts.disliked * facts.kept, facts.groups)
     case = replace(case, eval_fraction=fraction)
 
     found = [loss] if first is None else [loss, first]

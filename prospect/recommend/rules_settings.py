@@ -217,14 +217,14 @@ def lora(case: Case) -> Proposal:
     )
 
 
-def held_out(liked: float, disliked: float, prompts: int) -> tuple[float, float]:
+def held_out(liked: float, disliked: float, groups: int) -> tuple[float, float]:
     """(fraction of prompts to hold out, half-width of the AUC's 95 % interval then): the smallest of 10, 20, 30 % that
     tells an AUC of .6 from chance, else 30 %. (0, infinity) where nothing can be split off.
 
     Half-width by the variance of the rank statistic without effect (Mann and Whitney 1947): at best, since rows of one
     prompt depend on each other.
     """
-    if prompts < 2 or liked <= 0 or disliked <= 0:
+    if groups < 2 or liked <= 0 or disliked <= 0:
         return 0.0, math.inf
     wide = math.inf
     for fraction in (0.1, 0.2, 0.3):
