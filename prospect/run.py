@@ -192,6 +192,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
     partners = mismatched_partners(held, job.context) if held is not None else ()
+    groups = held.groups() if held is not None else ()
     reference = reference_table(job, held, partners, stop)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
@@ -211,6 +212,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
                 held.rows,
                 beta=job.beta,
                 partners=partners,
+                groups=groups,
                 token_budget=job.no_grad_budget,
                 resamples=resamples,
                 progress=lambda done, _: bar(done),

@@ -70,6 +70,7 @@ def evaluate_feedback(
         held.rows,
         beta=beta,
         partners=partners,
+        groups=held.groups(),
         seed=seed,
         token_budget=TOKEN_BUDGET,
         progress=lambda done, total: progress("model", done, total),

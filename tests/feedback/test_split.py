@@ -111,7 +111,7 @@ def one_id(count: int) -> list[Record]:
         (one_id(30), 'have the conversation id "default": if that is none, remove the column'),
         (
             [*one_id(300), *conversations([1] * 5)],
-            "of the rows, since the largest group has 98.4 %",
+            "since it holds out whole groups and the largest has 98.4 %",
         ),
         (conversations([30]), "are turns of 1 conversations"),
         (

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from prospect import density
+from prospect import conditional, density
+from prospect.corpus import Corpus
 from prospect.engine.models import load
 from prospect.errors import ConfigError, Interrupted
+from prospect.feedback.records import Record
 from prospect.losses import functions, table
 from prospect.losses.rows import LOSSES
 from prospect.run import train
+from prospect.schedule import Row
+from prospect.tokens import TokenReport, Tree
 from prospect.train import loop
 from prospect.train.job import Job
 from prospect.train.objective import Objective
@@ -87,11 +93,11 @@ def test_conditional_sft_asks_for_good_answers(model: Path, tmp_path: Path) -> N
     """Its tokens are in the saved tokenizer and model, and behind the good one it answers as the liked answers end."""
     run = train(
         model,
-        thumbs(64),
+        thumbs(400),
         tmp_path / "run",
         loss="csft",
         eval_fraction=0.2,
-        **FAST | {"epochs": 12, "learning_rate": 1e-2},
+        **FAST | {"epochs": 4, "learning_rate": 5e-3},
     )
     saved = load(tmp_path / "run" / "model", frozen=True)
     assert saved.tokenizer is not None
@@ -100,16 +106,16 @@ def test_conditional_sft_asks_for_good_answers(model: Path, tmp_path: Path) -> N
     assert rows.shape[0] == len(saved.tokenizer) and not torch.equal(rows[good], rows[bad])
     assert steps(run)[-1]["loss"] < steps(run)[0]["loss"]
     w0, w1 = saved.tokenizer.convert_tokens_to_ids(["w0", "w1"])
-    prompt = saved.tokenizer("w3 w4 w5")["input_ids"]
 
-    def ends(control: int) -> float:
+    def ends(control: int, prompt: list[int]) -> float:
         """How much likelier w0, with which liked answers end, is than w1, after some words."""
         with torch.no_grad(), saved.autocast():
             ids = torch.tensor([[*prompt, control, *saved.tokenizer("w7 w9", add_special_tokens=False)["input_ids"]]])
             logits = saved.base(input_ids=ids).logits[0, -1].float()
         return float(logits[w0] - logits[w1])
 
-    assert ends(good) > ends(bad)
+    prompts = [saved.tokenizer(row["prompt"])["input_ids"] for row in thumbs(100, seed=1)]
+    assert sum(ends(good, prompt) - ends(bad, prompt) for prompt in prompts) > 0
     with pytest.raises(ConfigError, match="leave out --lora"):
         train(model, thumbs(8), tmp_path / "lora", loss="csft", lora="r=4", **FAST)
 
@@ -224,3 +230,50 @@ def test_what_cannot_be_computed_is_told_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=message):
         train("no such model", [], tmp_path / "run", loss=name, loss_args=arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_conditional_sft_goes_on_with_the_control_tokens_it_finds(model: Path) -> None:
+    """Also where the tokenizer knows one of the two, and behind a template that prints the good one."""
+    policy = load(model)
+    corpus = Corpus((Record("a", "x", ()),) * 2, tuple(TREES), tuple(ROWS), TokenReport())
+    assert policy.tokenizer is not None
+    policy.tokenizer.add_tokens([conditional.BAD], special_tokens=True)
+    policy.base.resize_token_embeddings(len(policy.tokenizer))
+    tables = policy.base.get_input_embeddings, policy.base.get_output_embeddings
+    bad = policy.tokenizer.convert_tokens_to_ids(conditional.BAD)
+    with torch.no_grad():
+        for table in tables:
+            table().weight[bad] = 7.0
+    conditional.prepare(policy, corpus, None)
+    good = policy.tokenizer.convert_tokens_to_ids(conditional.GOOD)
+    assert all((table().weight[bad] == 7.0).all() and not (table().weight[good] == 7.0).all() for table in tables)
+    with torch.no_grad():
+        for table in tables:
+            table().weight[good] = 8.0
+    printed = replace(TREES[0], prompt=np.append(TREES[0].prompt, np.int32(good)))
+    marked, held = conditional.prepare(policy, replace(corpus, trees=(printed, TREES[1])), corpus)
+    assert all((table().weight[good] == 8.0).all() and (table().weight[bad] == 7.0).all() for table in tables)
+    assert [tree.prompt.tolist() for tree in marked.trees] == [[3, good], [4, good], [3, bad]]
+    assert [row.tree for row in marked.rows] == [0, 2, 1]
+    assert held is not None and [tree.prompt.tolist() for tree in held.trees] == [[3, good], [4, good]]
+    assert [row.tree for row in held.rows] == [0, 0, 1]
+
+
+TREES = [Tree("a", np.array([i], np.int32), (np.array([5], np.int32),) * 2) for i in (3, 4)]
+ROWS = [Row("a", 0, (0,), True, 1.0), Row("b", 0, (1,), False, 1.0), Row("c", 1, (0,), True, 1.0)]
+
+
+def test_conditional_sft_looks_at_every_row_once_or_twice() -> None:
+    class Watched(tuple[Row, ...]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[Row]:
+            for row in super().__iter__():
+                Watched.looks += 1
+                yield row
+
+    trees = tuple(Tree(str(i), np.array([3], np.int32), (np.array([5], np.int32),)) for i in range(300))
+    rows = Watched(Row(str(i), i, (0,), i % 2 == 0, 1.0) for i in range(300))
+    corpus = Corpus((Record("a", "x", ()),) * 300, trees, rows, TokenReport())
+    assert len(conditional._marked(corpus, 8, 9).trees) == 300
+    assert Watched.looks <= 3 * 300
