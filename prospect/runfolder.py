@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -246,6 +246,34 @@ def _require_trust(started: TrainConfig, folder: Path, typed: frozenset[str]) ->
             f"{folder / 'config.json'} says to run the code in {', '.join(foreign)}. If the run is yours, or you have "
             "read that file, add --trust-run"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model, and what its run says of it: `reference` is None and `options` are empty where no run does."""
+
+    model: str
+    reference: str | None = None
+    beta: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trained(name: str) -> Trained:
+    """The model of a run folder, or of its folder `model`, with the run's reference model, beta and options; any other
+    name stands for itself. Raises ConfigError where a run has no model yet."""
+    folder = Path(name).expanduser()
+    for run in (folder, folder.parent):
+        try:
+            written = store.read_json(run / "config.json")
+            options, model, loss = dict(written["config"]), dict(written["model"]), dict(written["loss"]["arguments"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if run == folder and not (run / "model").is_dir():
+            raise ConfigError(f"the run {run} has no model yet: go on with prospect train --resume --out {run}")
+        if run == folder or folder.name == "model":
+            reference = options.get("reference") or options.get("model") or model.get("path")
+            return Trained(str(run / "model"), reference, float(loss.get("beta", 0.1)), options)
+    return Trained(name)
 
 
 def new_folder(loss: str) -> str:

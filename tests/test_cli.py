@@ -24,6 +24,7 @@ from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, N
 from prospect.feedback.formats import load as load_feedback
 from prospect.losses.functions import defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS
+from prospect.runfolder import Trained, trained
 from prospect.terminal import hushed, quiet
 from prospect.train import names
 from prospect.train.config import TrainConfig, to_dict
@@ -506,9 +507,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run_folder(assistant: Path, tmp_path: Path) -> Path:
-    """A run folder whose model is another one than the assistant, with a beta of its own."""
+    """A run folder whose model was trained from the assistant with a beta of its own, on rows of at most 90 tokens."""
     tiny(tmp_path / "run" / "model", CHATML, seed=1)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"loss": {"arguments": {"beta": 0.3}}}))
+    config = TrainConfig(model=str(assistant), data="d", out=str(tmp_path / "run"), max_length=90)
+    written = {"config": to_dict(config), "model": {"path": str(assistant)}, "loss": {"arguments": {"beta": 0.3}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
     return tmp_path / "run"
 
 
@@ -528,6 +531,52 @@ def test_eval(
     assert found["beta"] == 0.3
     assert found["n"] == 3
     assert main([*line, "--out", str(out)]) == 2, "nothing is overwritten"
+
+
+def test_eval_takes_a_run_folder_and_knows_its_reference(
+    data: Path, assistant: Path, run_folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["eval", "--model", str(run_folder / "model"), "--reference", str(assistant), "--data", str(data), "--json"]
+    assert main(line) == 0
+    full = json.loads(capsys.readouterr().out)
+    for short in (["--model", str(run_folder)], [str(run_folder)], [str(run_folder / "model")]):
+        assert main(["eval", *short, "--data", str(data), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == full
+    assert main(["eval", str(run_folder), "--data", str(data), "--beta", "0.6", "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["beta"] == 0.6 and other["margin"]["value"] == pytest.approx(2 * full["margin"]["value"])
+
+
+def test_eval_without_a_reference_says_so(
+    data: Path, assistant: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(assistant), "--data", str(data)]) == 2
+    assert "--reference is missing" in capsys.readouterr().err
+    (run_folder / "model").rename(run_folder / "elsewhere")
+    assert main(["eval", str(run_folder), "--data", str(data)]) == 2
+    assert f"has no model yet: go on with prospect train --resume --out {run_folder}" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_with_its_own_options(run_folder: Path, assistant: Path, tmp_path: Path) -> None:
+    found = trained(str(run_folder))
+    assert (found.model, found.reference, found.beta) == (str(run_folder / "model"), str(assistant), 0.3)
+    assert found.options["max_length"] == 90
+    assert trained("owner/name") == Trained("owner/name")
+    assert trained(str(assistant)) == Trained(str(assistant)), "a model's config.json is no run's"
+
+
+def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("prospect.engine.models.load", lambda name, **how: loaded.append(name))
+    monkeypatch.setattr("prospect.chat.converse", lambda talks, lines, console: None)
+    for line in (
+        [str(run_folder)],
+        ["--model", str(run_folder), "--compare", "start"],
+        [str(assistant), "--seed", "1"],
+    ):
+        assert main(["chat", *line]) == 0
+    assert loaded == [str(run_folder / "model"), str(run_folder / "model"), str(assistant), str(assistant)]
+    assert main(["chat", str(assistant), "--compare", "start"]) == 2
 
 
 def test_eval_of_the_reference_itself_finds_nothing(

@@ -61,6 +61,12 @@ def translated(arguments: Sequence[str], options: type, accepted: Container[str]
     return words
 
 
+def model_first(arguments: Sequence[str]) -> list[str]:
+    """A command line whose first word may be the model: `eval runs/first` is `eval --model runs/first`."""
+    bare = bool(arguments) and not arguments[0].startswith("-")
+    return ["--model", *arguments] if bare else list(arguments)
+
+
 def take_loss_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, float | str]]:
     """Split `--loss.NAME VALUE` and `--loss.NAME=VALUE` off a command line; a VALUE that is no number stays text.
 

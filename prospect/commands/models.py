@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from prospect import store
-from prospect.commands.flags import parse, quiet_loading, refuse_existing
+from prospect.commands.flags import model_first, parse, quiet_loading, refuse_existing
 from prospect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ class EvalOptions:
     """Measure a model on held-out feedback: is its implied reward higher for what people liked?"""
 
     model: str
-    """The trained model: DIR/model of a run, or an adapter's folder."""
-    reference: str
-    """The model it started from."""
+    """The trained model: a run folder, or a model's or adapter's. The word --model may be left out."""
     data: str | tuple[str, ...]
     """Held-out feedback (files, patterns, folders, or a Hub name): prompts that were not trained on."""
+    reference: str | None = None
+    """The model it started from. Default: what the run says."""
     threshold: str | None = None
     """Turns scores into thumbs: mean, median, or a number."""
     format: str = "auto"
@@ -56,7 +56,14 @@ class EvalOptions:
 
 def evaluate(arguments: list[str]) -> int:
     """`prospect eval`"""
-    options = parse(EvalOptions, arguments, "eval")
+    options = parse(EvalOptions, model_first(arguments), "eval")
+    from prospect import runfolder
+
+    run = runfolder.trained(options.model)
+    reference = options.reference or run.reference
+    if reference is None:
+        raise ConfigError(f"--reference is missing: {options.model} is no run folder that would name its start model")
+    template = options.chat_template or run.options.get("chat_template")
     if options.out is not None:
         refuse_existing(options.out)
     from prospect.console import Console
@@ -66,12 +73,11 @@ def evaluate(arguments: list[str]) -> int:
     from prospect.train.progress import Bars
 
     quiet_loading()
-    beta = _beta_of(options.model) if options.beta is None else options.beta
     policy = load(
-        options.model,
+        run.model,
         precision=options.precision,
         device=options.device,
-        chat_template=options.chat_template,
+        chat_template=template,
         cache=options.cache,
         frozen=True,
     )
@@ -80,12 +86,14 @@ def evaluate(arguments: list[str]) -> int:
     with Bars(Console(stderr=True)).bar("evaluation") as bar:
         found = evaluate_feedback(
             policy,
-            options.reference,
+            reference,
             options.data,
-            beta=beta,
+            beta=run.beta if options.beta is None else options.beta,
             format=options.format,
-            threshold=options.threshold,
-            chat_template=options.chat_template,
+            threshold=options.threshold or run.options.get("threshold"),
+            max_length=run.options.get("max_length"),
+            over_long=run.options.get("over_long", "drop"),
+            chat_template=template,
             cache=options.cache,
             seed=options.seed,
             progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),
@@ -98,16 +106,6 @@ def evaluate(arguments: list[str]) -> int:
     else:
         _print_heldout(found, Console())
     return 0
-
-
-def _beta_of(model: str) -> float:
-    """The beta of the run that wrote DIR/model; 0.1 where there is none."""
-    path = Path(model).parent / "config.json"
-    try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))["loss"]["arguments"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0.1
-    return float(arguments.get("beta", 0.1))
 
 
 def _print_heldout(found: Heldout, console: Console) -> None:
@@ -149,9 +147,9 @@ class ChatOptions:
     """Talk to a model in the terminal. /reset forgets the conversation, /quit ends it."""
 
     model: str
-    """The model to talk to: a folder, an adapter's folder, or a Hub name."""
+    """The model to talk to: a run folder, a model's or adapter's, or a Hub name. The word --model may be left out."""
     compare: str | None = None
-    """A second model; its answers stand beside the first one's."""
+    """A second model; its answers stand beside the first one's. start: the model that the run started from."""
     system: str | None = None
     """A system message before the conversation."""
     temperature: float = 1.0
@@ -178,16 +176,25 @@ class ChatOptions:
 
 def chat(arguments: list[str]) -> int:
     """`prospect chat`"""
-    options = parse(ChatOptions, arguments, "chat")
+    options = parse(ChatOptions, model_first(arguments), "chat")
     from prospect.chat import Manner, Talk, converse, typed
     from prospect.console import Console
     from prospect.engine.models import load
 
     manner = Manner(options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
-    names = [options.model] if options.compare is None else [options.model, options.compare]
+    from prospect import runfolder
+
+    run = runfolder.trained(options.model)
+    compare = options.compare
+    if compare == "start":
+        compare = run.reference
+        if compare is None:
+            raise ConfigError(f"--compare start needs a run folder, and {options.model} is none: name the second model")
+    names = [run.model] if compare is None else [run.model, runfolder.trained(compare).model]
+    template = options.chat_template or run.options.get("chat_template")
     quiet_loading()
     how: dict[str, Any] = {"precision": options.precision, "device": options.device, "frozen": True}
-    talks = [Talk(name, load(name, chat_template=options.chat_template, **how), manner) for name in names]
+    talks = [Talk(name, load(name, chat_template=template, **how), manner) for name in names]
     console = Console()
     converse(talks, typed(console), console)
     return 0
