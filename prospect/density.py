@@ -10,15 +10,20 @@ to be named; TRL asks for one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
 
 from prospect.corpus import Corpus
-from prospect.engine.forest import Branches
+from prospect.engine.forest import Branches, Ids
 from prospect.engine.forward import forward
+from prospect.engine.memory import release, within_memory
 from prospect.engine.models import Policy
+from prospect.errors import RunError
 from prospect.losses.segments import segment_mean
 
 LOWEST, HIGHEST = 0.5, 10.0
@@ -41,23 +46,32 @@ def embeddings(policy: Policy, corpus: Corpus) -> npt.NDArray[np.float64]:
     """The mean hidden state of each tree's prompt (trees, H), standardised."""
     order = sorted(range(len(corpus.trees)), key=lambda k: len(corpus.trees[k].prompt))
     found: dict[int, npt.NDArray[np.float64]] = {}
-    batch: list[int] = []
-    for place, k in enumerate(order):
-        batch.append(k)
-        full = sum(len(corpus.trees[i].prompt) for i in batch) >= TOKENS
-        if full or place == len(order) - 1:
-            prompts = [corpus.trees[i].prompt for i in batch]
-            # A prompt of one token stands twice: the state of its first is what is left then.
-            prompts = [np.concatenate([p, p]) if len(p) == 1 else p for p in prompts]
-            with torch.no_grad():
-                output = forward(policy, [Branches(p[:1], (p[1:],)) for p in prompts], want_hidden=True)
-                assert output.hidden is not None
-                means = segment_mean(output.hidden.double(), output.offsets).cpu().numpy()
+    lengths = np.array([len(corpus.trees[k].prompt) for k in order])
+    most = TOKENS
+    while len(found) < len(order):
+        ends = np.cumsum(lengths[len(found) :])
+        batch = order[len(found) : len(found) + max(1, int((ends <= most).sum()))]
+        means = within_memory(partial(_means, policy, [corpus.trees[k].prompt for k in batch]))
+        if means is not None:
             found |= dict(zip(batch, means, strict=True))
-            batch = []
+            continue
+        release(policy.device)
+        if len(batch) == 1:
+            raise RunError(f"out of memory for one prompt of {ends[0]} tokens alone. Choose a shorter --max-length")
+        most = int(ends[len(batch) - 1]) // 2
     x = np.stack([found[k] for k in range(len(corpus.trees))])
     spread = x.std(0)
     return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
+
+
+@torch.no_grad()
+def _means(policy: Policy, prompts: Sequence[Ids]) -> npt.NDArray[np.float64]:
+    """The mean hidden state of each prompt (N, H)."""
+    # A prompt of one token stands twice: the state of its first is what is left then.
+    twice = [np.concatenate([p, p]) if len(p) == 1 else p for p in prompts]
+    output = forward(policy, [Branches(p[:1], (p[1:],)) for p in twice], want_hidden=True)
+    assert output.hidden is not None
+    return np.asarray(segment_mean(output.hidden.double(), output.offsets).cpu().numpy())
 
 
 def regress(x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

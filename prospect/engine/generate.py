@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.engine.memory import is_out_of_memory, release
+from prospect.engine.memory import release, within_memory
 from prospect.engine.models import Policy
 from prospect.errors import RunError
 
@@ -93,7 +94,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     while len(done) < len(order):
         rows = order[len(done) : len(done) + batch_size]
-        answers = _answers(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends)
+        sampling = Sampling(temperature, top_p)
+        answers = within_memory(partial(_answers, policy, prompts, rows, sampling, max_new_tokens, seed, ends))
         if answers is None:
             release(policy.device)
             if len(rows) == 1:
@@ -117,16 +119,11 @@ def _answers(
     max_new_tokens: int,
     seed: int,
     ends: frozenset[int],
-) -> dict[int, list[int]] | None:
-    """The token ids of one batch's answers by row; None where memory ran out."""
+) -> dict[int, list[int]]:
+    """The token ids of one batch's answers by row."""
     answers: dict[int, list[int]] = {row: [] for row in rows}
-    try:
-        for row, token in _sample(policy, prompts, rows, sampling, max_new_tokens, seed, ends):
-            answers[row].append(token)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            return None
-        raise
+    for row, token in _sample(policy, prompts, rows, sampling, max_new_tokens, seed, ends):
+        answers[row].append(token)
     return answers
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from prospect.errors import ModelError
+
+Result = TypeVar("Result")
 
 OTHER_WORDS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 """What those of PyTorch's plain RuntimeErrors say that mean it, too."""
@@ -18,6 +21,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the host, has no memory left."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in OTHER_WORDS))
+
+
+def within_memory(work: Callable[[], Result]) -> Result | None:
+    """The result of `work`, None where memory ran out."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def release(device: torch.device) -> None:

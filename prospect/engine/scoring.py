@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from prospect.engine.checks import nan_source
 from prospect.engine.forest import Branches, Ids
 from prospect.engine.forward import forward
-from prospect.engine.memory import is_out_of_memory, release
+from prospect.engine.memory import release, within_memory
 from prospect.engine.models import Policy
 from prospect.errors import ModelError, RunError
 
@@ -36,7 +37,7 @@ def score(
     pending = deque(_batches(queries, list(trees.values()), token_budget))
     while pending and not stop():
         batch = pending.popleft()
-        token_logp = _token_logp(policy, queries, batch)
+        token_logp = within_memory(partial(_token_logp, policy, queries, batch))
         if token_logp is None:
             release(policy.device)
             if sum(map(len, batch)) == 1:
@@ -58,16 +59,11 @@ def score(
         yield list(zip(numbers, np.split(token_logp, ends[:-1]), strict=True))
 
 
-def _token_logp(policy: Policy, queries: Sequence[Query], batch: list[list[int]]) -> TokenLogps | None:
-    """Of all answers of a batch, one behind the other; None where memory ran out."""
+@torch.no_grad()
+def _token_logp(policy: Policy, queries: Sequence[Query], batch: list[list[int]]) -> TokenLogps:
+    """Of all answers of a batch, one behind the other."""
     trees = [Branches(queries[tree[0]][0], tuple(queries[number][1] for number in tree)) for tree in batch]
-    try:
-        with torch.no_grad():
-            values: TokenLogps = forward(policy, trees).token_logp.cpu().numpy()
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            return None
-        raise
+    values: TokenLogps = forward(policy, trees).token_logp.cpu().numpy()
     return values
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prospect.corpus import Corpus
 from prospect.engine.forward import on_trees
 from prospect.engine.live import LiveReference
+from prospect.engine.memory import release, within_memory
 from prospect.engine.models import Policy
 from prospect.errors import ModelError
 from prospect.losses.functions import bound
@@ -104,7 +103,7 @@ class Job:
         return self.policy.chunked_head and on_trees(self.policy, micro.trees)
 
     def fitting(self, work: Callable[[], Tensor]) -> Tensor:
-        """The result of `work`; where CUDA runs out of memory on any rank, all halve the token budget and do it
+        """The result of `work`; where memory runs out on any rank, all halve the token budget and do it
         again."""
         while True:
             result = self.attempt(work)
@@ -112,17 +111,14 @@ class Job:
                 return result
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
-        """The result of `work`, None where CUDA has run out of memory on any rank: then no rank has a gradient, and all
-        have half the token budget."""
-        result = None
-        with suppress(torch.cuda.OutOfMemoryError):
-            result = work()
+        """The result of `work`, None where memory has run out on any rank: then no rank has a gradient, and all have
+        half the token budget."""
+        result = within_memory(work)
         if not ranks.any_rank(result is None, self.policy.device):
             return result
         for _, p in self.policy.trainable():
             p.grad = None
-        if self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # larger micro-batches have left blocks that smaller ones may not fill
+        release(self.policy.device)
         if self.token_budget < 64:
             raise ModelError("out of memory even with one row at a time: use --lora, --max-length or a smaller model")
         self.token_budget //= 2

@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
+from prospect import density
 from prospect import run as run_module
 from prospect.engine.adapters import merge
 from prospect.engine.models import load
 from prospect.errors import RunError
 from prospect.run import train
-from prospect.train import loop
-from tests.train.conftest import thumbs
+from prospect.train import inputs, loop
+from prospect.train import job as job_module
+from tests.train.conftest import MakeJob, thumbs
+from tests.train.test_loop import gradients
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "max_steps": 2}
 
@@ -82,3 +85,30 @@ def test_a_model_without_attention_trains_answers_and_is_measured(
     if lora:
         merge(run.folder / "model", tmp_path / "merged")
         assert load(tmp_path / "merged", precision="fp32").architecture == "MambaForCausalLM"
+
+
+def test_density_weights_and_steps_need_no_more_memory_than_there_is(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it is the allocator that refuses."""
+    job, tried = make_job(thumbs(12)), []
+    expected, gradient = density.embeddings(job.policy, job.corpus), gradients(job)[0]
+
+    def short_of_memory(original: Any) -> Any:
+        def forward(policy: Any, trees: Any, **options: Any) -> Any:
+            tried.append(len(trees))
+            if len(trees) > 3:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            return original(policy, trees, **options)
+
+        return forward
+
+    for module in (density, inputs):
+        monkeypatch.setattr(module, "forward", short_of_memory(module.forward))
+    torch.testing.assert_close(torch.from_numpy(density.embeddings(job.policy, job.corpus)), torch.from_numpy(expected))
+    assert tried[0] == 12 > max(tried[1:])
+    # z0's answers run beside training's, in a pass of their own
+    monkeypatch.setattr(job_module, "on_trees", lambda *_: False)
+    for name, value in gradients(job)[0].items():
+        torch.testing.assert_close(value, gradient[name], rtol=0, atol=1e-10)
+    assert job.token_budget < 4096
