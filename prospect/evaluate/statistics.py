@@ -131,12 +131,12 @@ def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None)
         return np.full(len(weight), np.nan)
     x = (logit - logit.mean()) / scale
     offset, slope = np.zeros((2, len(weight), 1))
-    for _ in range(NEWTON):
-        p = expit(offset + slope * x)
-        error, curve = weight * (label - p), weight * p * (1 - p)
-        s0, s1, s2 = curve.sum(axis=1), curve @ x, curve @ (x * x)
-        g0, g1 = error.sum(axis=1), error @ x
-        with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):  # resamples whose logits separate the labels run away, to what is no number
+        for _ in range(NEWTON):
+            p = expit(offset + slope * x)
+            error, curve = weight * (label - p), weight * p * (1 - p)
+            s0, s1, s2 = curve.sum(axis=1), curve @ x, curve @ (x * x)
+            g0, g1 = error.sum(axis=1), error @ x
             determinant = s0 * s2 - s1 * s1
             offset = offset + ((s2 * g0 - s1 * g1) / determinant)[:, None]
             slope = slope + ((s0 * g1 - s1 * g0) / determinant)[:, None]
