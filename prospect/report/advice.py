@@ -91,6 +91,10 @@ LITTLE = (
     "{e.movement} {e.training_loss} The model has hardly been trained. For under-fitting the paper lowers beta and "
     "adds epochs."
 )
+SATURATED = (
+    "At the end {e.saturated:.0%} of the rows were saturated: so far from the reference point that the loss hardly "
+    "pulls on them. Further steps mostly go to the rest. A smaller beta keeps rows within reach for longer."
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -149,10 +153,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "saturated",
         "try",
-        lambda e: e.saturated > 0.5 and not e.still,
-        "Stop earlier, or lower the learning rate",
-        "At the end {e.saturated:.0%} of the rows were saturated: so far from the reference point that the loss hardly "
-        "pulls on them. Further steps mostly memorise the rest. A smaller beta keeps rows within reach for longer.",
+        lambda e: e.saturated > 0.5 and not e.still and e.effect != "learnt",
+        "Train for fewer steps, or with a smaller beta",
+        SATURATED,
+    ),
+    Rule(
+        "saturated_and_learnt",
+        "watch",
+        lambda e: e.saturated > 0.5 and e.effect == "learnt",
+        "Fewer steps may do as well",
+        SATURATED,
     ),
     Rule(
         "check_labels",
