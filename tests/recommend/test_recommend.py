@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+from itertools import combinations
 
 import pytest
 
 from prospect.evaluate.statistics import wilson
+from prospect.feedback import records as views
+from prospect.feedback.records import Completion, Pair, Record, pair_count
 from prospect.losses.table import find
 from prospect.recommend.facts import AfterSft, Model
+from prospect.recommend.noise import noise
 from prospect.recommend.render import to_json
 from prospect.recommend.rules_settings import held_out, rows_to_tell
 from prospect.train.rates import usual_rate
@@ -62,6 +67,55 @@ def test_contradictions_without_agreement_give_no_rate() -> None:
     assert (noise.repeated, noise.contested, noise.rate) == (20, 20, None)
     asked = {q.topic: q for q in advised(pairs(200, reversed_=20)).questions}
     assert "equal rows were removed" in asked["label noise"].why
+
+
+class Watched(str):
+    """An answer that counts how often it is looked up."""
+
+    looks = 0
+
+    def __hash__(self) -> int:
+        Watched.looks += 1
+        return str.__hash__(self)
+
+
+def test_circles_are_counted_in_few_steps() -> None:
+    """Unrelated pairs of one prompt have no triples, so twice the pairs are twice the work."""
+    work = []
+    for count in (50, 100):
+        done = tuple(Completion(str(i), Watched(i)) for i in range(2 * count))
+        record = Record("r", "why?", done, tuple(Pair(2 * i, 2 * i + 1) for i in range(count)))
+        Watched.looks = 0
+        assert (noise([record]).circles, noise([record]).triples) == (0, 0)
+        work.append(Watched.looks)
+    assert 0 < work[1] <= 2.2 * work[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_circles_are_those_of_all_triples(share: float) -> None:
+    draw = random.Random(0)
+    wins = {(a, b) if draw.random() < 0.5 else (b, a) for a, b in combinations(range(12), 2) if draw.random() < share}
+    triples = circles = 0
+    for a, b, c in combinations(range(12), 3):
+        edges = [((x, y) in wins) - ((y, x) in wins) for x, y in ((a, b), (b, c), (c, a))]
+        triples += 0 not in edges
+        circles += abs(sum(edges)) == 3
+    done = tuple(Completion(str(i), f"answer {i}") for i in range(12))
+    found = noise([Record("r", "why?", done, tuple(Pair(a, b) for a, b in sorted(wins)))])
+    assert (found.circles, found.triples) == (circles, triples) and (share < 1 or circles > 0)
+
+
+def test_possible_pairs_are_counted_without_making_them() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        scored = draw.random() < 0.5
+        done = tuple(
+            Completion(str(i), "x", label=draw.choice([True, False, None]), score=draw.randrange(4) if scored else None)
+            for i in range(draw.randrange(8))
+        )
+        record = Record("r", "why?", done)
+        assert pair_count(record) == len(views.pairs(record))
+    assert pair_count(Record("r", "why?", done[:2] or (Completion("0", "x"),) * 2, (Pair(0, 1),))) == 1
 
 
 def test_circles() -> None:
