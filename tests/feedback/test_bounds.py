@@ -78,6 +78,23 @@ def test_a_parquet_file_of_few_long_rows_is_refused_as_it_grows(tmp_path: Path) 
     assert "over 100 times its size" in str(error_of(path))
 
 
+def test_a_parquet_file_of_endless_lists_is_refused_as_it_grows(tmp_path: Path) -> None:
+    path = equal_rows(tmp_path / "a.parquet", 4, prompt=[{"role": "user", "content": "x"}] * 500_000)
+    assert path.stat().st_size < 10_000
+    assert "over 100 times its size" in str(error_of(path))
+
+
+def test_a_damaged_table_never_ends_the_process(shared: Path, tmp_path: Path) -> None:
+    """One wrong byte, at which the counts of a column end the process: hence one of its own."""
+    whole = bytearray((shared / "cases" / "rows" / "e12_null_turn.parquet").read_bytes())
+    whole[595] = 0x22
+    path = tmp_path / "a.parquet"
+    path.write_bytes(whole)
+    done = subprocess.run([sys.executable, "-m", "prospect", "check", str(path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{path}: is no readable Parquet file: Definition level histogram size mismatch" in done.stderr
+
+
 def test_a_parquet_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     whole = tables._batch_rows

@@ -36,9 +36,9 @@ def test_one_star_is_no_thumb_up_however_the_file_is_read(tmp_path: Path) -> Non
         [GOOD | {"label": 1}, GOOD | {"label": 0}, GOOD | {"label": 0.85}],
         [GOOD | {"label": "1"}, GOOD | {"label": "5"}, GOOD | {"label": "1"}],
         [GOOD | {"label": 1}, GOOD | {"label": 4, "prompt": " "}],  # the row is bad besides, and counts still
-        [{"messages": [*CHAT, assistant("a", rating=1), user("b"), assistant("c", rating=5)]}],
+        [{"messages": [*CHAT, assistant("a", rating=stars)]} for stars in (1, 5)],
         [{"instruction": "a", "output": "b", "kto_tag": 1}, {"instruction": "a", "output": "c", "kto_tag": 3}],
-        [{"prompt": "a", "completions": [{"content": "b", "label": 1}, {"content": "c", "label": 2}]}],
+        [{"prompt": "a", "completions": [{"content": "b", "label": stars}]} for stars in (1, 2)],
         [{"conversations": [user("a"), assistant("b")], "rating": stars} for stars in (1, 5)],
     ],
 )
