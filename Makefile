@@ -1,4 +1,4 @@
-# The only commands to know: demo, test, check, bench, clean. Each sets up .venv first, and only when it is out of date.
+# The only commands to know: demo, test, check, bench, fuzz, chaos, clean. Each sets up .venv first, and only when it is out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,14 +7,17 @@ STAMP := $(VENV)/.installed
 SEED ?= 0
 PEER := .venv-bench
 BENCH ?=
+SECONDS ?= 600
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench fuzz chaos clean help
 
 help:
 	@echo "make demo    set up .venv and live through the whole story in minutes (SEED=0)"
 	@echo "make test    set up .venv and run the tests"
 	@echo "make check   ruff, format, types, layer contracts"
 	@echo "make bench   set up .venv-bench with TRL and measure side by side (BENCH=--quick: minutes)"
+	@echo "make fuzz    feed readers, configuration, run folders, templates and the command line with nonsense (SECONDS=600)"
+	@echo "make chaos   kill runs at any instant and compare what comes out of resuming them (SECONDS=600)"
 	@echo "make clean   remove .venv, caches and demo/"
 
 # tests/ and the package need no reinstall when a source file changes: the installation is editable.
@@ -49,6 +52,13 @@ $(PEER)/.installed: benchmarks/constraints.txt constraints.txt
 
 bench: $(STAMP) $(PEER)/.installed
 	$(BIN)/python -m benchmarks.compare $(BENCH)
+
+# New nonsense in every round, until the time is over or something breaks.
+fuzz: $(STAMP)
+	@end=$$(( $$(date +%s) + $(SECONDS) )); while [ $$(date +%s) -lt $$end ]; do FUZZ=1 $(BIN)/python -m pytest -x tests/fuzz || exit 1; done
+
+chaos: $(STAMP)
+	CHAOS=$(SECONDS) $(BIN)/python -m pytest -s tests/chaos
 
 clean:
 	rm -rf $(VENV) $(PEER) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache demo

@@ -97,7 +97,16 @@ class MissingExtra(ProspectError, ImportError):
         )
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value as it would be typed, cut where it is long; Python itself refuses to write numbers of 5,000 digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"what is too large to show ({type(value).__name__})"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the closest known name, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f' Did you mean "{match[0]}"?' if match else ""

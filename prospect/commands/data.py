@@ -110,11 +110,12 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
     from transformers import AutoConfig
 
     from prospect.engine import folders
-    from prospect.engine.pretrained import read_tokenizer
+    from prospect.engine.pretrained import loading, read_tokenizer
 
     folder = folders.find(model)
     base = folders.base_of(folder) if folders.is_adapter(folder) else folder
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+    with loading(str(base)):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     return read_tokenizer(folder, base), getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from prospect import store
 from prospect.errors import ModelError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -107,7 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = store.read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
@@ -184,14 +185,14 @@ def _tensor_digests(file: Path, cache: Path | None) -> list[str]:
     key = hashlib.sha256(f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
     known = cache / "digests" / key
     # A cache that refuses costs time, nothing else.
-    with suppress(OSError, UnicodeDecodeError):
-        return known.read_text().splitlines()
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        memo = store.read_json(known)
+        if memo["checksum"] == store.checksum(memo["tensors"]):
+            return list(memo["tensors"])
     lines = list(_hash_tensors(file))
     with suppress(OSError):
-        known.parent.mkdir(parents=True, exist_ok=True)
-        partial = known.with_name(f"{key}.{os.getpid()}")
-        partial.write_text("\n".join(lines))
-        partial.replace(known)
+        store.make_folder(known.parent)
+        store.write_json(known, {"tensors": lines, "checksum": store.checksum(lines)})
     return lines
 
 
@@ -200,7 +201,9 @@ def _hash_tensors(file: Path) -> Iterator[str]:
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = json.loads(stream.read(size))
+            if size > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header: dict[str, Any] = store.parse_json(stream.read(size))
             header.pop("__metadata__", None)
             for name, tensor in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
                 begin, end = tensor["data_offsets"]
@@ -213,5 +216,5 @@ def _hash_tensors(file: Path) -> Iterator[str]:
                     digest.update(block)
                     begin += len(block)
                 yield f"{name} {tensor['dtype']} {tensor['shape']} {digest.hexdigest()}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is no complete safetensors file: {error}") from error

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from prospect.engine import folders
 from prospect.engine.weights import Dtypes, stored_as
-from prospect.errors import ModelError, RunError
+from prospect.errors import ModelError, ProspectError, RunError
 
 RESIZED = "has_embeddings_of_its_adapter"
 """The attribute of a base whose embeddings are its adapter's, with which they must be saved."""
@@ -34,18 +34,15 @@ RESIZED = "has_embeddings_of_its_adapter"
 def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """A causal language model with every weight its config asks for; "auto" is the dtype it is stored in."""
     _require_whole_weights(folder)
-    try:
-        with without_bars():
-            network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"transformers cannot load {folder}: {error}") from error
+    with loading(str(folder)), without_bars():
+        network, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
     if lacking:
         raise ModelError(
@@ -122,6 +119,18 @@ def _rows_in(adapter: Path, base: PreTrainedModel, part: nn.Module | None) -> in
 
 
 @contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Whatever transformers or peft raise of a folder is a ModelError: a broken file has many ways to trip them."""
+    try:
+        yield
+    except (ProspectError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip()
+        raise ModelError(f"transformers cannot load {what}: {said or type(error).__name__}") from error
+
+
+@contextmanager
 def without_bars() -> Iterator[None]:
     """transformers' bars for reading and writing files say nothing that a user waits for."""
     shown = logging.is_progress_bar_enabled()
@@ -145,10 +154,8 @@ def read_tokenizer(*candidates: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the first folder that has one."""
     for folder in candidates:
         if any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json")):
-            try:
+            with loading(f"the tokenizer in {folder}"):
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-                raise ModelError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
             return cast(PreTrainedTokenizerBase, tokenizer)
     raise ModelError(f"{candidates[-1]} has no tokenizer: expected tokenizer.json and tokenizer_config.json")
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from prospect.errors import ConfigError, nearest
+from prospect.errors import ConfigError, nearest, shown
 from prospect.train import names
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -159,7 +159,7 @@ class TrainConfig:
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {value}")
+        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {shown(value)}")
 
 
 def from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainConfig:
@@ -192,7 +192,8 @@ def _as_declared(value: Any, declared: str) -> Any:
         with suppress(ValueError):
             return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and declared == "str | None":
-        return str(value)
+        with suppress(ValueError):  # of too many digits for Python to write
+            return str(value)
     return value
 
 
@@ -218,7 +219,7 @@ def _check_type(key: str, value: object, declared: str, where: str) -> None:
         good = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
         good, expected = good and not isinstance(value, bool), " or ".join(k.__name__ for k in kinds)
     if not good and not (value is None and "None" in declared):
-        raise ConfigError(f"{where}: {key} must be {expected}, not {value!r}")
+        raise ConfigError(f"{where}: {key} must be {expected}, not {shown(value)}")
 
 
 def load_options(path: str | Path) -> dict[str, Any]:
