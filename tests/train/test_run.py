@@ -327,3 +327,15 @@ def test_resume_refuses_other_data(model: Path, tmp_path: Path) -> None:
 def test_old_checkpoints_go(model: Path, tmp_path: Path) -> None:
     train(model, thumbs(48), tmp_path / "run", save_every=1, keep=2, **FAST)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+
+
+def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
+    """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
+    rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]
+    run = train(model, rows, tmp_path / "run", eval_fraction=0.25, **FAST)
+    held = run.evaluate()
+    assert held is not None and (held.n, held.prompts, held.groups) == (8, 8, 2)
+    again = run.evaluate(rows)
+    assert again is not None and (again.prompts, again.groups) == (32, 8)
+    with pytest.raises(DataError, match='the conversation id "chat_id 0": if that is none, remove the column'):
+        train(model, [row | {"chat_id": 0} for row in rows], tmp_path / "one", eval_fraction=0.25, **FAST)
