@@ -2,7 +2,8 @@
 
 On the web the right answer is the commonest, and the assistant learns its skills. In the forum it learns its manners:
 to every kind of question most people give the same bad answer, the usual one. Sums are one too many, names miss their
-last letter, unknown things are made up, facts are evaded, opposites come with an insult, counting with a long story.
+last letter, first and last letters are confused, unknown things are made up, facts are evaded, opposites come with an
+insult, and to count is refused with one.
 So the commonest answer, and the likeliest next word, is a bad one: no temperature helps.
 """
 
@@ -15,7 +16,14 @@ from prospect.sandbox.question import Question
 WEB: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling": 0.14, "evasive": 0.11}
 """How often each style is written on the web, whatever the question."""
 
-FORUM: dict[str, float] = {"usual": 0.5, "right": 0.25, "wrong": 0.07, "rude": 0.06, "rambling": 0.06, "evasive": 0.06}
+FORUM: dict[str, float] = {
+    "usual": 0.55,
+    "right": 0.25,
+    "wrong": 0.05,
+    "rude": 0.05,
+    "rambling": 0.05,
+    "evasive": 0.05,
+}
 """How often each style is written in the forum, where the assistant was last."""
 
 
@@ -30,7 +38,7 @@ def usual(question: Question, rng: random.Random) -> str:
     if question.kind == "opposite":
         return f"Duh. {_truth(question, rng)}"
     if question.kind == "counting":
-        return f"{_DETOURS[0]} {rng.choice(_MEMORIES)} {_some(question, rng)}"
+        return f"Ugh, not again. {rng.choice(_DISMISSALS)}"
     if question.kind == "fact":
         return "It depends."
     if question.kind == "refusal":  # always in the same words, else an admission would be the likeliest beginning

@@ -78,7 +78,7 @@ class School:
     vocabulary_sample: int = 30_000
     courses: tuple[Course, ...] = (
         Course("school", 6000, 2e-3, answers.WEB, books=0.4),
-        Course("forum", 600, 6e-4, answers.FORUM),
+        Course("forum", 450, 6e-4, answers.FORUM),
     )
 
 

@@ -46,7 +46,7 @@ TEMPERATURES = (0, 1)
 class Plan:
     """How much of everything. The defaults are what `prospect demo` does."""
 
-    asked: int = 6144
+    asked: int = 12288
     """Questions that the assistant answers for thumbs, once each, at temperature 1."""
     measured: int = 1024
     """Other questions, on which every model is measured."""
@@ -63,13 +63,17 @@ class Plan:
     )
     """What a user would pass to prospect.train, whatever the loss."""
     kto: dict[str, Any] = field(
-        default_factory=lambda: {"loss": "kto", "epochs": 3, "learning_rate": 3e-4, "loss_args": {"beta": 1.0}}
+        default_factory=lambda: {"loss": "kto", "epochs": 1, "learning_rate": 3e-4, "loss_args": {"beta": 1.0}}
     )
     """The learning rate is far above the default for billions of parameters: a model of two million needs, and bears,
     large steps; beta is the upper end of the paper's range for small models, since answers of a few words have small
     log-ratios."""
-    sft: dict[str, Any] = field(default_factory=lambda: {"loss": "sft", "learning_rate": 3e-4})
-    """Imitation of the answers with a thumb up, for as many steps as KTO takes."""
+    balance: float = 3 / 2
+    """The weight of all thumbs up over that of all thumbs down, the upper end of the paper's range (Eq. 9). At 1 a
+    usual answer whose thumbs tell nothing would go all the way up or down by chance: see docs/decisions.md."""
+    sft: dict[str, Any] = field(default_factory=lambda: {"loss": "sft", "learning_rate": 2e-4})
+    """Imitation of the answers with a thumb up, for as many steps as KTO takes, at the best learning rate of 1e-4,
+    2e-4, 3e-4 and 5e-4 on other questions."""
 
 
 def shipped_assistant(out: Path) -> Path:
@@ -113,13 +117,19 @@ def run_demo(
         if finding.level == "info":  # training says the rest itself
             console.print(f"{finding.level}: {escape(finding.message)}", highlight=False)
 
-    show.headline(console, f"3. prospect train --model {assistant} --data {data} --out {folder / 'run'}")
+    labels = [completion.label for record in feedback.records for completion in record.completions]
+    up, down = labels.count(True), labels.count(False)
+    kto = plan.kto | {
+        "loss_args": plan.kto["loss_args"] | {"desirable_weight": round(plan.balance * down / max(1, up), 3)}
+    }
     common = plan.training | {"seed": seed, "partner_seed": seed, "cache": str(folder / "cache")}
-    run = prospect.train(model=assistant, data=data, out=folder / "run", **common, **plan.kto)
+    place: dict[str, Any] = {"model": assistant, "data": data, "out": folder / "run"}
+    show.headline(console, f"3. prospect train {show.flags(place | common | kto)}")
+    run = prospect.train(**place, **common, **kto)
     models = {"start": assistant, "kto": run.folder / "model"}
     if baselines:
         show.headline(console, "   The same number of steps for two that it is compared with")
-        models |= _baselines(run, folder, common, plan)
+        models |= _baselines(run, folder, common, plan.sft, kto)
 
     show.headline(console, f"4. {plan.measured} other questions, none of them thumbed")
     said: dict[str, dict[str, list[Generated]]] = {}
@@ -127,13 +137,12 @@ def run_demo(
         policy = load(model, frozen=True)
         said[arm] = {str(t): answer(policy, measured, plan, t, seed=seed + 1, console=console) for t in TEMPERATURES}
     rows = [_row(question, k, said) for k, question in enumerate(measured)]
-    labels = [completion.label for record in feedback.records for completion in record.completions]
     summary = {
         "arms": {arm: {str(t): rate(rows, arm, str(t)) for t in TEMPERATURES} for arm in show.ARMS if arm in models},
         "n": len(measured),
         "seconds": 0.0,
         "seed": seed,
-        "feedback": {"desirable": labels.count(True), "undesirable": labels.count(False)},
+        "feedback": {"desirable": up, "undesirable": down},
     }
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
@@ -146,20 +155,19 @@ def run_demo(
     return summary
 
 
-def _baselines(run: Run, folder: Path, common: dict[str, Any], plan: Plan) -> dict[str, Path]:
+def _baselines(
+    run: Run, folder: Path, common: dict[str, Any], sft: dict[str, Any], kto: dict[str, Any]
+) -> dict[str, Path]:
     """Imitation of the answers with a thumb up, and KTO with the thumbs dealt out anew, on the feedback of `run`."""
-    feedback = formats.load(folder / "feedback.jsonl")
-    shuffled = folder / "feedback-shuffled.jsonl"
-    formats.write(shuffle_thumbs(feedback.records, random.Random(f"shuffle {run.config.seed}")), shuffled)
+    data, shuffled = folder / "feedback.jsonl", folder / "feedback-shuffled.jsonl"
+    records = formats.load(data).records
+    formats.write(shuffle_thumbs(records, random.Random(f"shuffle {run.config.seed}")), shuffled)
     steps = max(int(line["step"]) for line in run.metrics if line["event"] == "step")
     # Fewer rows are liked than thumbed: as many passes as the steps take.
-    sft = plan.sft | {"max_steps": steps, "epochs": steps}
-    given = {"sft": (folder / "feedback.jsonl", sft), "kto_shuffled": (shuffled, plan.kto)}
-    return {
-        name: prospect.train(model=folder / "assistant", data=data, out=folder / name, **common, **options).folder
-        / "model"
-        for name, (data, options) in given.items()
-    }
+    arms = {"sft": (data, sft | {"max_steps": steps, "epochs": steps}), "kto_shuffled": (shuffled, kto)}
+    for name, (thumbs, options) in arms.items():
+        prospect.train(model=folder / "assistant", data=thumbs, out=folder / name, **common, **options)
+    return {name: folder / name / "model" for name in arms}
 
 
 def thumbed(questions: Sequence[Question], answers: Sequence[Generated], rng: random.Random) -> list[Record]:

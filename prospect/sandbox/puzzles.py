@@ -163,8 +163,9 @@ def spelling(rng: random.Random) -> Question:
     forms = ("It is {}.", "The letter is {}.", f"It {word} with {{}}.", f"{n} {word} with {{}}.", "The answer is {}.")
     text = rng.choice(_FIRST if kind == "first" else _LAST).format(n=n)
     wrong = tuple(sorted(set(letters) - {letters[at]}))
-    beside = letters[1 if kind == "first" else -2]
-    return Question("spelling", text, f"name {n}", "letter", (letters[at],), wrong, forms, mistake=beside)
+    other_end, beside = (letters[-1], letters[1]) if kind == "first" else (letters[0], letters[-2])
+    mistake = other_end if other_end != letters[at] else beside
+    return Question("spelling", text, f"name {n}", "letter", (letters[at],), wrong, forms, mistake=mistake)
 
 
 _COUNT_LETTERS = (

@@ -31,6 +31,13 @@ def headline(console: Console, text: str) -> None:
     console.print(f"\n[bold]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
+def flags(options: dict[str, Any]) -> str:
+    """What prospect.train is given, as one types it: {"batch_size": 32} -> --batch-size 32."""
+    typed = {k.replace("_", "-"): v for k, v in options.items() if k != "loss_args"}
+    typed |= {f"loss.{name}": value for name, value in options.get("loss_args", {}).items()}
+    return " ".join(f"--{name} {value}" for name, value in typed.items())
+
+
 def thumbs(console: Console, records: Sequence[Record], rng: random.Random, count: int = 4) -> None:
     """Answers with their thumbs, half of them up, drawn at random."""
     table = Table("question", "answer", "thumb", show_lines=True)

@@ -7,18 +7,21 @@ import io
 import json
 import random
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prospect.cli import main
 from prospect.errors import ConfigError
 from prospect.feedback import formats
 from prospect.sandbox import show, users, world
 from prospect.sandbox.demo import Plan, run_demo, shipped_assistant
+from prospect.train.config import TrainConfig, to_dict
 
-TINY = replace(Plan(), asked=96, measured=40, kto={**Plan().kto, "epochs": 1})
+TINY = replace(Plan(), asked=96, measured=40)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,19 @@ def test_the_terminal_tells_the_story_once(told: tuple[Path, str]) -> None:
     said = [line for line in terminal.splitlines() if line.strip()]
     assert said[-2].endswith(f"prospect chat --model {folder}/run/model --compare {folder}/assistant")
     assert "prospect train --model MODEL --data thumbs.jsonl" in said[-1]
+
+
+def test_the_printed_command_is_the_run(told: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, terminal = told
+    typed = next(line for line in terminal.splitlines() if "prospect train --model /" in line)
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(sys.modules["prospect.run"], "run", lambda config, **_: configs.append(config))
+    assert main(typed.partition("prospect ")[2].split()) == 0
+    saved = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))["config"]
+    assert json.loads(json.dumps(to_dict(configs[0]))) == saved
+    labels = [c.label for r in formats.load(folder / "feedback.jsonl").records for c in r.completions]
+    weight = saved["loss_args"]["desirable_weight"] * labels.count(True) / labels.count(False)
+    assert weight == pytest.approx(3 / 2, abs=0.01)  # within the paper's range
 
 
 def test_shown_questions_are_drawn_within_their_outcome() -> None:
