@@ -54,6 +54,7 @@ def train(
     eval_data: str | Sequence[str] | None = None,
     eval_fraction: float = 0.0,
     chat_template: str | None = None,
+    special_tokens: Literal["text", "token"] = "text",
     max_length: int | None = None,
     over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop",
     lora: str | None = None,

@@ -12,6 +12,7 @@ from prospect.errors import DataError
 from prospect.feedback.groups import groups
 from prospect.feedback.records import Record, View, examples
 from prospect.schedule import Row, Schedule, plan
+from prospect.template import SpecialTokens
 from prospect.tokens import OverLong, TokenReport, Tree, build_trees
 from prospect.tokentable import Ids
 
@@ -99,6 +100,7 @@ def build(
     max_length: int,
     over_long: OverLong = "drop",
     chat_template: str | None = None,
+    special_tokens: SpecialTokens = "text",
     threshold: str | None = None,
     cache: Path | None = None,
 ) -> Corpus:
@@ -111,6 +113,7 @@ def build(
         max_length=max_length,
         over_long=over_long,
         chat_template=chat_template,
+        special_tokens=special_tokens,
         cache=cache,
     )
     rows: list[Row] = []

@@ -79,6 +79,7 @@ def rows(
             max_length=longest(config, policy) - (1 if loss.prepare else 0),  # room for a control token
             over_long=config.over_long,
             chat_template=config.chat_template,
+            special_tokens=config.special_tokens,
             threshold=threshold,
             cache=cache_folder(config.cache),
         )

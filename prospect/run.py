@@ -83,6 +83,7 @@ class Run:
             max_length=config.max_length,
             over_long=config.over_long,
             chat_template=config.chat_template,
+            special_tokens=config.special_tokens,
             cache=config.cache,
         )
 

@@ -117,7 +117,7 @@ def findings(
     """What the doctor says of a run's feedback; on the same feedback and questions, what it said before."""
     cache = cache_folder(config.cache)
     asked = (max_length, config.over_long, config.chat_template, config.threshold, view)
-    name, path = tokentable.identity(Template(tokenizer, config.chat_template)), None
+    name, path = tokentable.identity(Template(tokenizer, config.chat_template, config.special_tokens)), None
     if cache is not None and name is not None:
         key = hashlib.sha256(repr((name, asked, _identity(data), held and _identity(held))).encode("utf-8", "replace"))
         # Another doctor may say something else, and so may one who cuts rows in another way.
@@ -133,6 +133,7 @@ def findings(
         max_length=max_length,
         over_long=config.over_long,
         chat_template=config.chat_template,
+        special_tokens=config.special_tokens,
         threshold=config.threshold,
         view=view,
         cache=cache,

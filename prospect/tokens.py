@@ -13,8 +13,9 @@ completions end with EOS. No torch here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,14 +23,25 @@ import numpy as np
 
 from prospect import tokentable
 from prospect.errors import DataError
+from prospect.feedback.findings import EXAMPLES, at
 from prospect.feedback.records import Record
-from prospect.template import Template
+from prospect.template import SpecialTokens, Template
 from prospect.tokentable import Coded, Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
+
+FLAWS = {
+    "straddled": "with a token across the end of the prompt",
+    "added": "to which the chat template adds text",
+    "dropped": "of which the chat template drops text",
+    "unprinted": "with a prompt of which the chat template leaves out a message",
+    "control": "with control tokens in their own text",
+    "lossy": "that the tokenizer does not give back",
+}
+"""What each `template.Flaw` is, in words for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +57,20 @@ class Tree:
 @dataclass(frozen=True, slots=True)
 class TokenReport:
     """What became of the data. `trees` and `completions` count all that came in; `dropped` completions were over-long,
-    `empty` ones were cut off before their first token; `cut_prompt` counts prompts, `cut_completion` and `straddled`
-    (a token stood across the end of the prompt) completions; `shortest` and `longest` are tokens of prompt plus
-    completion before any cutting."""
+    `empty` ones were cut off before their first token; `cut_prompt` counts prompts, `cut_completion` completions;
+    `flaws` counts the completions whose ids are not simply their text, with a few of them in `examples`, `unread` the
+    records with a name in template_kwargs that the template never reads; `shortest` and
+    `longest` are tokens of prompt plus completion before any cutting."""
 
     trees: int = 0
     completions: int = 0
     dropped: int = 0
     cut_prompt: int = 0
     cut_completion: int = 0
-    straddled: int = 0
     empty: int = 0
+    flaws: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
     shortest: int = 0
     longest: int = 0
     max_length: int = 0
@@ -71,7 +86,7 @@ class TokenReport:
             (self.dropped, f"dropped (over {self.max_length} tokens)"),
             (self.cut_prompt, "prompts cut"),
             (self.cut_completion, "completions cut"),
-            (self.straddled, "with a token across the end of the prompt"),
+            *((self.flaws.get(flaw, 0), said) for flaw, said in FLAWS.items()),
             (self.empty, "cut off before the first token and left out"),
         ]
         counted = "".join(f"; {count} {what}" for count, what in parts if count)
@@ -87,6 +102,7 @@ def build_trees(
     max_length: int,
     over_long: OverLong = "drop",
     chat_template: str | None = None,
+    special_tokens: SpecialTokens = "text",
     cache: Path | None = None,
 ) -> tuple[list[Tree], TokenReport]:
     """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
@@ -98,7 +114,7 @@ def build_trees(
     answer from prompt; ModelError where the tokenizer lacks a chat template or an end token. What was tokenised once is
     kept in the folder `cache`.
     """
-    template = Template(tokenizer, chat_template)
+    template = Template(tokenizer, chat_template, special_tokens)
     trees: list[Tree] = []
     tally = _Tally()
     too_long: list[DataError] = []
@@ -109,7 +125,7 @@ def build_trees(
         trees.append(
             Tree(record.id, prompt, tuple(ids if ids is not None and len(ids) else None for ids in completions))
         )
-        tally.add(coded)
+        tally.add(template, record, coded)
     if too_long:
         more = f" ({len(too_long) - 1} more rows are too long)" if len(too_long) > 1 else ""
         first = too_long[0]
@@ -124,23 +140,42 @@ class _Tally:
     dropped: int = 0
     cut_prompt: int = 0
     cut_completion: int = 0
-    straddled: int = 0
     empty: int = 0
-    lengths: list[int] = dataclasses.field(default_factory=list)
+    flaws: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
 
-    def add(self, coded: Coded) -> None:
+    def add(self, template: Template, record: Record, coded: Coded) -> None:
         """Count a record as it came in."""
-        self.straddled += coded.straddled
+        for i, flaws in enumerate(coded.flaws):
+            for flaw in flaws:
+                name = str(flaw.name).lower()
+                self.flaws[name] += 1
+                if self.flaws[name] <= EXAMPLES:
+                    example = f"{at(record.completions[i])}: {template.explain(record, i, flaw)}"
+                    self.examples[name] = (*self.examples.get(name, ()), example)
+        self.unread.update(template.unread_keywords(record))
         for ids in coded.completions:
             self.empty += not len(ids)  # only where a completion has neither text nor an end-of-turn
             self.lengths.append(len(coded.prompt) + len(ids))
 
     def report(self, trees: int, max_length: int) -> TokenReport:
         """The sums."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name != "lengths"}
-        shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
-        ends = {"shortest": shortest, "longest": longest, "max_length": max_length}
-        return TokenReport(trees, len(self.lengths), **counts, **ends)
+        return TokenReport(
+            trees,
+            len(self.lengths),
+            dropped=self.dropped,
+            cut_prompt=self.cut_prompt,
+            cut_completion=self.cut_completion,
+            empty=self.empty,
+            flaws=self.flaws,
+            examples=self.examples,
+            unread=self.unread,
+            shortest=min(self.lengths, default=0),
+            longest=max(self.lengths, default=0),
+            max_length=max_length,
+        )
 
 
 def _fit(

@@ -17,13 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from prospect import template as templates
+from prospect import flaws, printing, quotes, template, textids, thoughts, toolcalls
 from prospect.blobs import Blobs
 from prospect.errors import RunError
 from prospect.feedback.records import Record
+from prospect.flaws import Flaw
 from prospect.template import Encoded, Template
 
 Ids = npt.NDArray[np.int32]
+
+CODE = (template, printing, flaws, quotes, textids, thoughts, toolcalls)
+"""Modules that decide the ids of a record: other code is another table."""
 
 BATCH = 1000
 """Records tokenised in one call: bounds the memory of large files, costs no time."""
@@ -37,7 +41,7 @@ class Coded:
 
     prompt: Ids
     completions: list[Ids]
-    straddled: int
+    flaws: list[Flaw]
 
 
 def encode(template: Template, records: Sequence[Record], cache: Path | None = None) -> Iterator[Coded]:
@@ -67,7 +71,7 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
 def coded(encoded: Encoded) -> Coded:
     """The same in arrays."""
     completions = [np.array(ids, np.int32) for ids in encoded.completions]
-    return Coded(np.array(encoded.prompt, np.int32), completions, encoded.straddled)
+    return Coded(np.array(encoded.prompt, np.int32), completions, encoded.flaws)
 
 
 def identity(template: Template) -> str | None:
@@ -78,10 +82,18 @@ def identity(template: Template) -> str | None:
         return None
     chat = json.dumps(tokenizer.chat_template)
     try:
-        parts = [Path(templates.__file__).read_text(encoding="utf-8"), backend.to_str()]
+        parts = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in CODE]
+        parts += [backend.to_str(), template.special_tokens]
     except Exception:  # tokenizers raises nothing narrower for parts written in Python
         return None
-    parts += [version("tokenizers"), version("transformers"), type(tokenizer).__name__, chat, str(template.text_prefix)]
+    parts += [
+        version("tokenizers"),
+        version("transformers"),
+        version("jinja2"),
+        type(tokenizer).__name__,
+        chat,
+        str(template.text_prefix),
+    ]
     parts += [str(tokenizer.special_tokens_map), str(getattr(tokenizer, "split_special_tokens", False))]
     parts += [time.strftime("%Y-%m-%d")] if "strftime_now" in chat else []  # such a template prints the day
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -94,17 +106,18 @@ def _row_key(record: Record) -> bytes:
 
 
 def _pack(one: Coded) -> bytes:
-    """int32: straddled, the number of pieces (the prompt and the completions), their lengths, their ids."""
+    """int32: the number of completions, their flaws, the lengths of the prompt and of each, their ids."""
     pieces = [one.prompt, *one.completions]
-    head = np.array([one.straddled, len(pieces), *map(len, pieces)], np.int32)
+    head = np.array([len(one.completions), *one.flaws, *map(len, pieces)], np.int32)
     return np.concatenate([head, *pieces]).tobytes()
 
 
 def _unpack(value: bytes) -> Coded:
     ids = np.frombuffer(value, np.int32)
-    straddled, count = ids[:2].tolist()
-    pieces, start = [], 2 + count
-    for size in ids[2 : 2 + count].tolist():
+    count = int(ids[0])
+    flaws, sizes = ids[1 : 1 + count].tolist(), ids[1 + count : 2 + 2 * count].tolist()
+    pieces, start = [], 2 + 2 * count
+    for size in sizes:
         pieces.append(ids[start : start + size])
         start += size
-    return Coded(pieces[0], pieces[1:], straddled)
+    return Coded(pieces[0], pieces[1:], [Flaw(flaw) for flaw in flaws])

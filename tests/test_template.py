@@ -209,7 +209,7 @@ def test_a_token_across_the_boundary_is_split_and_counted(build: Any) -> None:
     tokenizer = build()
     r = record("what: ", "the boat", "é")
     trees, report = build_trees([r], tokenizer, max_length=64)
-    assert report.straddled == 1
+    assert report.flaws == {"straddled": 1}
     assert trees[0].prompt.tolist() == tokenizer("what: ")["input_ids"]
     for completion, text in zip(trees[0].completions, ("the boat", "é"), strict=True):
         assert completion is not None

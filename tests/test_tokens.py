@@ -127,7 +127,7 @@ def test_stories260k_with_the_plain_template(shared: Path) -> None:
     assert tokenizer.decode(trees[0].completions[0]) == "Once upon a time</s>"
     assert tokenizer.decode([*trees[0].prompt, *trees[0].completions[0]]).endswith("Assistant: Once upon a time</s>")
     assert trees[0].completions[1].tolist() == [2]
-    assert report.straddled == 0
+    assert report.flaws == {}
     assert Template(tokenizer).end_of_turn_ids == (2,)
 
 

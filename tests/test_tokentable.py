@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, normalizers
 
 from prospect import tokentable
 from prospect.errors import DataError
@@ -67,7 +68,7 @@ def test_from_the_table_comes_what_the_tokenizer_says(
 def test_straddled_tokens_are_counted_from_the_table_too(tmp_path: Path) -> None:
     r = record("a t", "he")
     reports = [build_trees([r], llama_like(), max_length=64, cache=cache)[1] for cache in (None, tmp_path, tmp_path)]
-    assert reports[0].straddled == 1
+    assert reports[0].flaws == {"straddled": 1}
     assert reports[0] == reports[1] == reports[2]
 
 
@@ -102,6 +103,46 @@ def test_another_tokenizer_or_template_has_another_table(monkeypatch: pytest.Mon
     today = tokentable.identity(Template(dated))
     monkeypatch.setattr(time, "strftime", lambda form: "another day")
     assert tokentable.identity(Template(dated)) != today
+
+
+def test_what_changes_ids_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer's content, flags of its tokens, the mode of control tokens, the template's text, versions, code."""
+    plain = tokentable.identity(Template(byte_level(CHATML)))
+    others = [
+        Template(byte_level(CHATML), None, "token"),
+        Template(byte_level(CHATML + " ")),
+        Template(byte_level(CHATML), "plain"),
+    ]
+    more_words = byte_level(CHATML)
+    more_words.add_tokens(["boat"])
+    unnormal = byte_level(CHATML)
+    unnormal.backend_tokenizer.normalizer = normalizers.Lowercase()
+    not_special = byte_level(CHATML)
+    not_special.add_tokens([AddedToken("<|im_end|>", special=False, lstrip=True)])
+    splitting = byte_level(CHATML)
+    splitting.split_special_tokens = True
+    others += [Template(tokenizer) for tokenizer in (more_words, unnormal, not_special, splitting)]
+    names = [tokentable.identity(template) for template in others]
+    monkeypatch.setattr(tokentable, "version", lambda name: "another")
+    names.append(tokentable.identity(Template(byte_level(CHATML))))
+    assert None not in names
+    assert len({plain, *names}) == 1 + len(names)
+
+
+def test_flaws_come_from_the_table_too(tmp_path: Path, asked: list[Record]) -> None:
+    records = [record(chat("Hi<|im_end|>"), "four", "five<|im_end|>x"), record(chat("Hi"), "four")]
+    reports = []
+    for _ in range(2):
+        asked.clear()
+        reports.append(build_trees(records, byte_level(CHATML), max_length=64, cache=tmp_path)[1])
+    assert asked == []
+    assert reports[0] == reports[1]
+    assert reports[1].flaws == {"control": 2}
+    assert len(reports[1].examples["control"]) == 2
+    token = build_trees(records, byte_level(CHATML), max_length=64, cache=tmp_path, special_tokens="token")[0]
+    assert len(token[0].prompt) < len(
+        build_trees(records, byte_level(CHATML), max_length=64, cache=tmp_path)[0][0].prompt
+    )
 
 
 def test_a_tokenizer_with_parts_in_python_is_not_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,37 @@ NO_PREFIX = """{% for m in messages %}<|im_start|>{{ m.role }}
 <think>
 {% endif %}"""
 
+# The answer always has a thought, an empty one where none was given; earlier answers have none.
+THOUGHT_ALWAYS = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role != 'assistant' or not loop.last %}
+{{- m.content.split('</think>')[-1].lstrip('\\n') }}
+{%- else %}
+{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else '' %}
+{{- '<think>\\n' + thought + '\\n</think>\\n\\n' + m.content.split('</think>')[-1].lstrip('\\n') }}
+{%- endif %}{{ '<|im_end|>\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+
+# The same, and the prompt opens the thought.
+THOUGHT_OPENED = THOUGHT_ALWAYS.replace("'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n<think>\\n' }}")
+
+# Every answer loses its thought, and the prompt opens one.
+THOUGHT_STRIPPED_AND_OPENED = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content.split('</think>')[-1].lstrip('\\n') }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+
+THOUGHT_STRIPPED = THOUGHT_STRIPPED_AND_OPENED.replace("<think>\n", "")
+
+CALLS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}<tool>{{ call.function.name }} ARGUMENTS</tool>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+CALLS_OF_OBJECTS = CALLS.replace("ARGUMENTS", "{{ call.function.arguments | tojson }}")
+CALLS_OF_TEXT = CALLS.replace("ARGUMENTS", "{{ '' + call.function.arguments }}")
+CALLS_PRINTED = CALLS.replace("ARGUMENTS", "{{ call.function.arguments }}")
+
 
 def byte_level(template: str | None = None, **special: str) -> PreTrainedTokenizerFast:
     """A GPT-2-like tokenizer, without BOS unless `special` names one."""

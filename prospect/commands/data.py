@@ -50,6 +50,9 @@ class CheckOptions:
     """What training would do with what is longer."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
+    special_tokens: Literal["text", "token"] = "text"
+    """What a control token is that stands inside a message: text, so that nobody's words open or end a turn, or the
+    token."""
 
     def __post_init__(self) -> None:
         if self.show < 0 or (self.max_length is not None and self.max_length < 2):
@@ -84,6 +87,7 @@ def check(arguments: list[str]) -> int:
         max_length=limit,
         over_long=options.over_long,
         chat_template=options.chat_template,
+        special_tokens=options.special_tokens,
         threshold=options.threshold,
     )
     console = Console()
@@ -123,7 +127,13 @@ def _trees(records: Sequence[Record], tokenizer: Any, limit: int | None, options
     from prospect.tokens import build_trees
 
     over_long = "drop" if options.over_long == "error" else options.over_long
-    return build_trees(records, tokenizer, max_length=limit or sys.maxsize, over_long=over_long)[0]
+    return build_trees(
+        records,
+        tokenizer,
+        max_length=limit or sys.maxsize,
+        over_long=over_long,
+        special_tokens=options.special_tokens,
+    )[0]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class EvalOptions:
     """What turns log-ratios into rewards. Default: that of the run which trained the model, else 0.1."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for models without a chat template."""
+    special_tokens: Literal["text", "token"] | None = None
+    """What a control token is that stands inside a message: text, or the token. Default: as in the run, else text."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """auto is bf16 where the hardware has it."""
     device: str = "auto"
@@ -94,6 +96,7 @@ def evaluate(arguments: list[str]) -> int:
             max_length=run.options.get("max_length"),
             over_long=run.options.get("over_long", "drop"),
             chat_template=template,
+            special_tokens=options.special_tokens or run.options.get("special_tokens", "text"),
             cache=options.cache,
             seed=options.seed,
             progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),

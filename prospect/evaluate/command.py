@@ -18,6 +18,7 @@ from prospect.engine.vocabulary import require_comparable, require_embedded
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.formats import load as load_feedback
+from prospect.template import SpecialTokens
 from prospect.tokens import OverLong
 
 TOKEN_BUDGET = 16384
@@ -38,6 +39,7 @@ def evaluate_feedback(
     max_length: int | None = None,
     over_long: OverLong = "drop",
     chat_template: str | None = None,
+    special_tokens: SpecialTokens = "text",
     cache: str | None = None,
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
@@ -55,6 +57,7 @@ def evaluate_feedback(
         max_length=min(max_length or policy.context, policy.context),
         over_long=over_long,
         chat_template=chat_template,
+        special_tokens=special_tokens,
         threshold=threshold,
         cache=cache_folder(cache),
     )

@@ -24,6 +24,8 @@ from prospect.feedback.records import Record, View, binary, threshold_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from prospect.template import SpecialTokens
+
 __all__ = ["Finding", "Findings", "check", "split_rows"]
 
 
@@ -35,6 +37,7 @@ def check(
     max_length: int | None = None,
     over_long: OverLong = "drop",
     chat_template: str | None = None,
+    special_tokens: SpecialTokens = "text",
     threshold: str | None = None,
     view: View | None = None,
     cache: Path | None = None,
@@ -54,7 +57,7 @@ def check(
         lengths = (
             check_lengths.characters(records)
             if tokenizer is None
-            else check_lengths.tokens(records, tokenizer, max_length, over_long, chat_template, cache)
+            else check_lengths.tokens(records, tokenizer, max_length, over_long, chat_template, special_tokens, cache)
         )
     except UserError as error:
         found.append(check_lengths.broken(error))
@@ -69,6 +72,7 @@ def check(
         found += check_labels.partners(every)
     found += check_labels.contradictions(every, records)
     found += check_labels.length_confound(every, lengths.unit)
+    found += check_lengths.flaws(records, lengths, special_tokens)
     found += check_lengths.over_long(records, lengths, over_long)
     if getattr(tokenizer, "chat_template", None):
         found += check_text.untemplated(records)

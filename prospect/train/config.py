@@ -58,6 +58,9 @@ class TrainConfig:
     """Without eval_data: the fraction of prompts held out of training."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
+    special_tokens: Literal["text", "token"] = "text"
+    """What a control token is that stands inside a message: text, so that nobody's words open or end a turn, or the
+    token."""
     max_length: int | None = None
     """Longest prompt plus completion in tokens. Default: the model's context."""
     over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop"

@@ -1,0 +1,108 @@
+"""A chat template at work: what it prints, in a bounded time, and what it may be given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.defaults
+
+from prospect.deadline import within
+from prospect.errors import ModelError
+from prospect.feedback.records import Message
+from prospect.toolcalls import arguments, with_json
+
+PLAIN = """\
+{%- for message in messages %}
+{%- if message['content'] is not string %}
+{{- raise_exception('the plain template reads messages of text only') }}
+{%- endif %}
+{%- set content = message['content'] | trim %}
+{%- if message['role'] in ['system', 'developer'] %}
+{{- content }}
+{%- else %}
+{{- message['role'] | capitalize + ':' + (' ' + content if content else '') }}
+{%- endif %}
+{%- if message['role'] == 'assistant' %}
+{{- eos_token }}
+{%- endif %}
+{{- '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- 'Assistant:' }}
+{%- endif %}"""
+"""Our template for models without one. The blank after "Assistant:" belongs to the answer, since most tokenizers keep a
+blank and the word behind it in one token."""
+
+NO_TEMPLATE = (
+    "the data are chats, but the tokenizer has no chat template. Pass --chat-template plain (a simple one of ours) or "
+    "--chat-template FILE (a Jinja file)"
+)
+SECONDS = 10.0
+"""The longest that a template may take for one conversation. An ordinary one takes a ten thousandth of a second."""
+
+# A template is a program of the model's authors: what it meets in a row it did not expect surfaces as any of these.
+RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    TimeoutError,
+)
+
+
+def apply(
+    tokenizer: Any,
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    prompt: bool = False,
+) -> str:
+    """What the template prints. Tool calls carry their arguments as objects, which is the rule; a template that
+    wants them as JSON text, as DeepSeek's do, gets that."""
+
+    def printed(messages: list[Message]) -> str:
+        return within(
+            SECONDS,
+            lambda: str(
+                tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **(kwargs or {})
+                )
+            ),
+        )
+
+    objects = [a for m in messages for a in arguments(m) if isinstance(a, dict) and a]
+    try:
+        text = printed(messages)
+    except TypeError:
+        if not objects:
+            raise
+        return printed([with_json(m) for m in messages])
+    if any(str(a) in text for a in objects):  # Python's own way to write them, in which no model was trained
+        return printed([with_json(m) for m in messages])
+    return text
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f'cannot read the chat template "{path}" ({error}). Expected "plain" or a Jinja file'
+        ) from error
+
+
+def reserved(tokenizer: Any) -> frozenset[str]:
+    """Names that no row may give to its template: what transformers, the tokenizer and Jinja give."""
+    options = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"documents", "kwargs"}
+    tokens = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    functions = {*jinja2.defaults.DEFAULT_NAMESPACE, "raise_exception", "strftime_now"}
+    return frozenset(options | tokens | set(tokenizer.special_tokens_map) | functions | {"messages"})
