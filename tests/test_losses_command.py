@@ -11,11 +11,15 @@ from prospect.cli import main
 from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
 
 
-def test_the_list_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_list_names_everything_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["losses"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in (*LOSSES, *MODIFIERS, *REFERENCE_POINTS))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = [line.split()[0] for line in lines if line.startswith("  ") and line[2:3].strip()]
+    assert first == [*LOSSES, *MODIFIERS, *REFERENCE_POINTS], "every name whole, on a line that it begins"
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *MODIFIERS, *REFERENCE_POINTS])

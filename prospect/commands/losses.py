@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from rich.padding import Padding
 from rich.table import Table
 from tyro.conf import Positional, arg
 
@@ -53,23 +54,25 @@ def losses(arguments: list[str]) -> int:
 
 
 def _list(console: Console) -> None:
+    """Every name with what it is, in 80 columns; arguments and papers are in what explains one."""
     for family in dict.fromkeys(row.family for row in LOSSES.values()):
-        columns = ("loss", "view", "reads", "HALO", "arguments", "what it is", "paper")
-        rows = Table(*columns, title=family, title_justify="left")
-        for row in LOSSES.values():
-            if row.family == family:
-                halo = "yes" if row.halo else "no"
-                rows.add_row(row.name, row.view, _inputs(row), halo, _given(defaults(row)), row.title, row.paper)
-        console.print(rows)
-    more = Table("--modify", "arguments", "what it does", "paper", title="modifiers", title_justify="left")
-    for modifier in MODIFIERS.values():
-        more.add_row(modifier.name, _given(_modifier_arguments(modifier)), modifier.title, modifier.paper)
-    console.print(more)
-    points = Table("--reference-point", "averages", "z0 is", title="reference points", title_justify="left")
-    for point in REFERENCE_POINTS.values():
-        points.add_row(point.name, point.averages.replace("_", " "), point.title)
-    console.print(points)
+        rows = [row for row in LOSSES.values() if row.family == family]
+        named = {f"{row.name}{' *' if row.halo else ''}": f"{row.title} ({VIEWS[row.view]})" for row in rows}
+        _section(console, family.capitalize(), named)
+    _section(console, "Modifiers: --modify", {row.name: row.title for row in MODIFIERS.values()})
+    _section(console, "Reference points: --reference-point", {p.name: p.title for p in REFERENCE_POINTS.values()})
+    console.print("* a HALO, a human-aware loss (docs/halo.md)")
     console.print(f'{len(LOSSES)} losses. "prospect losses NAME" explains one; mixtures: --loss dpo:0.8,sft:1')
+
+
+def _section(console: Console, title: str, named: dict[str, str]) -> None:
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True, min_width=21)
+    rows.add_column()
+    for name, what in named.items():
+        rows.add_row(name, what)
+    console.print(title, style="bold")
+    console.print(Padding(rows, (0, 0, 1, 2)))
 
 
 def _explain(console: Console, row: Loss) -> None:
