@@ -18,7 +18,7 @@ from prospect.terminal import hushed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [word.replace("\0", "") for word in (sys.argv[1:] if argv is None else argv)]  # no shell can pass one
     for stream in (sys.stdout, sys.stderr):  # what they cannot encode, in ASCII say, is written as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -247,6 +247,8 @@ def _json(pieces: Iterable[bytes], path: Path, offset: int) -> Rows:
         written += [line.strip()] if line.strip() else []
         if len(written) == 2 or (written and (written[0] == b"{" or not written[0].startswith(b"{"))):
             break
+    if not written:  # a byte order mark and blanks
+        raise DataError("is empty", path=path)
     first = written[0]
     if not first.startswith((b"[", b"{")):
         raise DataError(

@@ -43,7 +43,10 @@ def csv_rows(data: bytes, path: Path, delimiter: str | None, names: Mapping[str,
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header_line.count), strict=True
     )
-    header = [name.strip() for name in next(_checked(reader, path))[1]]
+    first = next(_checked(reader, path), None)
+    if first is None:  # a byte order mark and nothing else
+        raise DataError("is empty", path=path)
+    header = [name.strip() for name in first[1]]
     if twice := {name for name in header if header.count(name) > 1}:
         raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
     return _csv_body(_checked(reader, path), header, [names.get(name, name) for name in header])

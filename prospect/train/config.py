@@ -172,6 +172,8 @@ def from_dict(values: dict[str, Any], where: str = "the configuration") -> Train
     for key in values:
         if key not in known:
             raise ConfigError(f'{where} has the unknown key "{key}".{_hint(key, known)}')
+        if isinstance(values[key], str) and "\0" in values[key]:
+            raise ConfigError(f"{where}: {key} holds a null character, which no name and no path can")
         values[key] = _as_declared(values[key], str(known[key].type))
         _check_type(key, values[key], str(known[key].type), where)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -87,7 +87,7 @@ def test_any_values_make_a_config_or_words(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_python_refuses_to_write(name: str) -> None:
-    for value in (10**5000, [10**5000], {"beta": 10**5000}):
+    for value in (10**5000, [10**5000], {"beta": 10**5000}, "a\0b"):
         in_words(lambda value=value: from_dict({name: value}))  # type: ignore[misc]
 
 

@@ -92,6 +92,7 @@ PIECES = st.sampled_from(
         "{{ raise_exception('no') }}",
         "{{ messages[9].x }}",
         "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{",
         "%}",
         "{{ messages | tojson }}",
@@ -114,3 +115,10 @@ def test_templates_of_any_kind(folder: Path, pieces: list[str]) -> None:
     path.write_text("".join(pieces))
     records = [Record("r", ({"role": "user", "content": "hi"},), (Completion("r/0", "hello", True),))]
     in_words(lambda: Template(byte_level(), str(path)).encode(records))
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf", b"\xef\xbb\xbf \n\n", b"\xef\xbb\xbf\n" * 2])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ""])
+def test_a_mark_and_nothing_else(folder: Path, data: bytes, suffix: str) -> None:
+    (folder / f"mark{suffix}").write_bytes(data)
+    examined(folder / f"mark{suffix}", True)
