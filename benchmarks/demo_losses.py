@@ -154,7 +154,7 @@ about two points). One epoch, learning rate {LEARNING_RATE:g}, default arguments
 0.1 is meant for log-ratios of long answers.
 
 Nothing was tuned for any loss, and paired losses see other rows than unpaired ones, so this is no ranking: it shows
-that each of them runs and which way it moves the model. The demo itself trains three times as long on twice the thumbs.
+that each of them runs and which way it moves the model. The demo itself trains on four times the thumbs.
 DiscoPOP's slope has the wrong sign at the start, as published; unlikelihood takes good words down with bad ones; csft
 has one epoch to learn what its two new tokens mean. Seconds are the median for training with everything around it, on a
 machine that was not idle otherwise.

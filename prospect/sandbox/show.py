@@ -72,12 +72,13 @@ def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], 
     """story.json, from which the report tells what happened."""
     arms, feedback = summary["arms"], summary["feedback"]
     paragraphs = [
-        "A small assistant learned skills from schoolbooks and manners from a web where most people answer badly: each "
-        "kind of question has its usual bad answer, and one answer in four is right, civil and to the point.",
-        f"It answered {asked} questions. Simulated users, who like just such answers, gave {feedback['desirable']} "
-        f"thumbs up and {feedback['undesirable']} thumbs down; {users.NOISE:.0%} of the thumbs are slips, "
+        "A small assistant learned its skills from schoolbooks and the web, and its manners in a forum where most "
+        "people answer badly: each kind of question has its usual bad answer, and one answer in four is right, civil "
+        "and to the point.",
+        f"It answered {asked:,} questions. Simulated users, who like just such answers, gave {feedback['desirable']:,} "
+        f"thumbs up and {feedback['undesirable']:,} thumbs down; {users.NOISE:.0%} of the thumbs are slips, "
         f"{1 - users.THUMB_RATE:.0%} of the answers got none.",
-        f"KTO learned from these thumbs alone. The table has the share of desirable answers to {summary['n']} other "
+        f"KTO learned from these thumbs alone. The table has the share of desirable answers to {summary['n']:,} other "
         "questions, none of which was ever thumbed or seen in its schooling, with 95 % intervals. At temperature 0 a "
         "model always gives its likeliest answer.",
     ]
@@ -131,7 +132,7 @@ def end(
         table.add_row(ARMS[arm], *(_share(by_temperature[t]) for t in ("0", "1")))
     console.print(table)
     lines = (
-        f"{summary['n']} questions, 95 % intervals, {summary['seconds']:.0f} seconds. Report: {folder / 'report.html'}",
+        f"{summary['n']:,} questions, 95 % intervals, {summary['seconds']:.0f} s. Report: {folder / 'report.html'}",
         "",
         f"Talk to both:  prospect chat --model {folder / 'run' / 'model'} --compare {folder / 'assistant'}",
         "Your own file: prospect train --model MODEL --data thumbs.jsonl --out runs/first --eval-fraction 0.1",
