@@ -136,7 +136,8 @@ def page(lines: list[dict[str, Any]]) -> str:
             seconds = statistics.median(line["seconds"] for line in mine)
             after = _cells([line["after"] for line in mine])
             rows.append(f"| [{row.name}](losses.md#{row.name}) |{after} {seconds:.0f} |")
-    return HEAD + "\n".join(rows) + "\n"
+    seeds = ", ".join(sorted({str(line["seed"]) for line in lines}))
+    return HEAD + f"Seeds measured: {seeds}.\n\n" + "\n".join(rows) + "\n"
 
 
 def _cells(seeds: Sequence[dict[str, float]]) -> str:
