@@ -166,7 +166,15 @@ def test_the_annotated_tree_is_the_tree() -> None:
 
 
 def test_the_page_of_losses_is_the_table() -> None:
-    assert markdown() in (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert markdown() in page and "## Left out" in page
+
+
+def test_no_merge_was_left_half_done() -> None:
+    """Of all that a reader opens, nothing holds the marks of a conflict."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    marks = re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    assert [page.name for page in pages if marks.search(page.read_text(encoding="utf-8"))] == []
 
 
 def test_the_page_of_names_is_the_table() -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import prospect
 from prospect.console import Console
@@ -37,6 +36,7 @@ from prospect.run import Run
 from prospect.sandbox import show, users, world
 from prospect.sandbox.question import Question
 from prospect.template import Template
+from prospect.train.progress import Bars
 
 TEMPERATURES = (0, 1)
 """Where every model is measured: the likeliest answer, and answers as often as the model means them."""
@@ -204,16 +204,14 @@ def answer(
     template = Template(policy.tokenizer)
     records = [Record(str(k), ({"role": "user", "content": q.text},), ()) for k, q in enumerate(questions)]
     prompts = [encoded.prompt for encoded in template.encode(records)]
-    columns = (TextColumn("answers"), BarColumn(24), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("answers", total=len(prompts))
+    with Bars(console).bar("answers", len(prompts)) as update:
         return generate(
             policy,
             prompts,
             temperature=temperature,
             max_new_tokens=plan.longest_answer,
             seed=seed,
-            progress=lambda done, _: bars.update(task, completed=done),
+            progress=lambda done, _: update(done),
         )
 
 
