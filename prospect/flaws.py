@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 
+from prospect.feedback.arguments import function_of
 from prospect.feedback.records import Message
 from prospect.textids import TextIds
 from prospect.thoughts import squashed
-from prospect.toolcalls import function_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message in which chat interfaces hand back the model's thoughts."""
@@ -39,13 +39,13 @@ def changes(message: Message, said: str, body: str, texts: TextIds) -> Flaw:
         parts = [said, *(message.get(key) for key in REASONING), *calls]
         lost = any(isinstance(part, str) and squashed(part) not in trained for part in parts)
         return Flaw.DROPPED if lost else Flaw(0)
-    given = squashed(said)
-    if given == trained:
+    said = squashed(said)
+    if said == trained:
         return Flaw(0)
-    before, same, after = trained.partition(given) if given else ("", "", trained)
-    if same or not given:
+    before, same, after = trained.partition(said) if said else ("", "", trained)
+    if same or not said:
         added = before + after
         for token in texts.atom.findall(added):
             added = added.replace(token, "") if token in texts.special and "/" not in token else added
         return Flaw.ADDED if added else Flaw(0)
-    return Flaw.DROPPED if trained in given else Flaw.DROPPED | Flaw.ADDED
+    return Flaw.DROPPED if trained in said else Flaw.DROPPED | Flaw.ADDED

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 
 from prospect.errors import DataError, ModelError
+from prospect.feedback.arguments import with_objects
 from prospect.feedback.findings import cite
 from prospect.feedback.records import Completion, Message, Record
 from prospect.flaws import Flaw, changes
@@ -19,7 +20,6 @@ from prospect.printing import NO_TEMPLATE, PLAIN, RENDER_ERRORS, apply, read, re
 from prospect.quotes import Quotes, pattern
 from prospect.textids import TextIds
 from prospect.thoughts import TAG, behind, goes_on, own_thought, squashed
-from prospect.toolcalls import with_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -229,17 +229,17 @@ class Template:
         alone = set(message) <= {"role", "content"}
         opening = self._opening(record, prompt) if alone else ""
         said = self._quote(message.get("content") or "", quotes, self._turns)
-        given = behind(said, opening)
+        answer = behind(said, opening)
         whole = self._print(record, parts, completion, quotes)
         if whole.startswith(prompt):
             body, ending = self._split_ending(whole[len(prompt) :])
-            if alone and squashed(body) != squashed(given) and own_thought(said, body, opening, completion.complete):
-                body = given
+            if alone and squashed(body) != squashed(answer) and own_thought(said, body, opening, completion.complete):
+                body = answer
         elif goes_on(said, opening, completion.complete):
-            body, ending = given, self._split_ending(whole)[1]
+            body, ending = answer, self._split_ending(whole)[1]
         else:
             raise _no_prefix(record, completion, quotes.unquote(prompt), quotes.unquote(whole))
-        flaws = changes(message, quotes.unquote(given), quotes.unquote(body), self._texts)
+        flaws = changes(message, quotes.unquote(answer), quotes.unquote(body), self._texts)
         if self._spelled(record, completion):
             flaws |= Flaw.CONTROL
         shown = quotes.unquote(said) if alone else _shown(message)
@@ -285,12 +285,12 @@ class Template:
         if name not in self._openings:
             question, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}
             try:
-                asked = apply(self.tokenizer, [question], None, kwargs, prompt=True)
+                opened = apply(self.tokenizer, [question], None, kwargs, prompt=True)
                 earlier = apply(self.tokenizer, [question, answer, question], None, kwargs)
             except RENDER_ERRORS:
-                asked = earlier = ""
-            own = _common(asked, earlier)
-            self._openings[name] = next((asked[m.start() :] for m in TAG.finditer(asked) if m.end() > own), "")
+                opened = earlier = ""
+            own = _common(opened, earlier)
+            self._openings[name] = next((opened[m.start() :] for m in TAG.finditer(opened) if m.end() > own), "")
         opening = self._openings[name]
         return opening if prompt.endswith(opening) else ""
 

@@ -28,8 +28,8 @@ class TextIds:
         if not texts:
             return []
         # verbose: lengths are our business, transformers need not warn of them.
-        found = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return list(found["input_ids"])
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(encoded["input_ids"])
 
     def batch(self, texts: Sequence[tuple[str, Quotes]]) -> list[list[int]]:
         plain = iter(self.ids([text for text, quotes in texts if not quotes]))

@@ -20,13 +20,14 @@ import numpy.typing as npt
 from prospect import flaws, printing, quotes, template, textids, thoughts, toolcalls
 from prospect.blobs import Blobs
 from prospect.errors import RunError
+from prospect.feedback import arguments, jsontext
 from prospect.feedback.records import Record
 from prospect.flaws import Flaw
 from prospect.template import Encoded, Template
 
 Ids = npt.NDArray[np.int32]
 
-CODE = (template, printing, flaws, quotes, textids, thoughts, toolcalls)
+CODE = (template, printing, flaws, quotes, textids, thoughts, toolcalls, arguments, jsontext)
 """Modules that decide the ids of a record: other code is another table."""
 
 BATCH = 1000

@@ -13,9 +13,11 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from prospect.errors import DataError, ModelError
+from prospect.feedback.messages import message
 from prospect.template import Template
 from prospect.tokens import build_trees
 from tests.toy_tokenizers import (
+    CALLS_OF_OBJECTS,
     CHATML,
     COMMAND,
     GEMMA,
@@ -106,6 +108,23 @@ def test_a_message_as_answer_keeps_its_other_keys() -> None:
     r = record(chat("Hi"), {"content": "four", "call": "add"}, {"role": "assistant", "content": "five"})
     assert texts(tokenizer, r)[1] == ["fourCALL add<|eot_id|>", "five<|im_end|>"]
     assert texts(tokenizer, cut_off(r))[1] == ["fourCALL add", "five"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ('{"day": 1}', '{"day": 1}'),
+        (" ", "{}"),
+        ('{"day": 1, "day": 2}', r'"{\"day\": 1, \"day\": 2}"'),
+        ("tomorrow", '"tomorrow"'),
+    ],
+    ids=["an object", "blank", "a key twice", "no JSON"],
+)
+def test_tool_calls_of_a_file_and_of_a_record_print_the_same(arguments: str, printed: str) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    tokenizer = byte_level(CALLS_OF_OBJECTS)
+    for answer in (call, message(call, "completion")):
+        assert texts(tokenizer, record(chat("Hi"), answer))[1] == [f"<tool>f {printed}</tool><|im_end|>"]
 
 
 def test_a_prompt_that_is_no_beginning_of_its_conversation_is_an_error_naming_the_row() -> None:

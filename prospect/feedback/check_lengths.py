@@ -41,12 +41,12 @@ class Lengths:
     def summary(self) -> dict[str, Any]:
         """Quantiles of prompts, completions and both together."""
         whole = [p + c for p, row in zip(self.prompts, self.completions, strict=True) for c in row]
-        found = {
+        quantiles = {
             "prompt": _quantiles(self.prompts),
             "completion": _quantiles([c for row in self.completions for c in row]),
             "row": _quantiles(whole),
         }
-        return {"unit": self.unit, "max_length": self.max_length, **found}
+        return {"unit": self.unit, "max_length": self.max_length, **quantiles}
 
 
 def characters(records: Sequence[Record]) -> Lengths:
@@ -106,7 +106,7 @@ def flaws(records: Sequence[Record], lengths: Lengths, special_tokens: SpecialTo
         stays = (
             "it becomes the token (--special-tokens token), so that whoever wrote it can end a turn and open another"
         )
-    told: dict[str, tuple[Level, str]] = {
+    messages: dict[str, tuple[Level, str]] = {
         "added": (
             "warning",
             "the chat template prints text of its own into {rows} answers, and that would be trained, too. For "
@@ -139,7 +139,7 @@ def flaws(records: Sequence[Record], lengths: Lengths, special_tokens: SpecialTo
             "move the blank from the prompt's end to the answer's beginning",
         ),
     }
-    for flaw, (level, message) in told.items():
+    for flaw, (level, message) in messages.items():
         if flaw in rows:
             examples = report.examples[flaw]
             data = {"completions": report.flaws[flaw]}

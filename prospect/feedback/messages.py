@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from prospect.errors import DataError, nearest
+from prospect.feedback.arguments import with_objects
 from prospect.feedback.jsontext import json_value
 from prospect.feedback.records import Message, Prompt
 
@@ -127,28 +128,11 @@ def _called(text: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as objects: OpenAI's interface writes them as JSON in text, which a chat template
-    would print as a quoted text. What is no JSON object stays as the model wrote it."""
+    """Tool calls with their arguments as objects."""
     calls = from_json(value, f"{where} tool_calls")
     if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
         raise DataError(f"{where} tool_calls must be a list of objects, not {shown(calls)}")
-    return [
-        {**call, "function": _with_arguments(call["function"])}
-        if isinstance(call.get("function"), dict)
-        else _with_arguments(call)
-        for call in calls
-    ]
-
-
-def _with_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    text = function.get("arguments")
-    if not isinstance(text, str):
-        return function
-    try:
-        arguments = json_value(text) if text.strip() else {}
-    except DataError:
-        return function
-    return {**function, "arguments": arguments} if isinstance(arguments, dict) else function
+    return list(with_objects({"tool_calls": calls})["tool_calls"])
 
 
 def judged(turn: Any) -> bool:
@@ -226,8 +210,8 @@ def answer(value: Any, where: str) -> str | Message:
             )
         value = value[0]
     if not isinstance(value, dict):
-        found = "is missing" if value is None else f"must be text or one assistant message, not {shown(value)}"
-        raise DataError(f"{where} {found}")
+        problem = "is missing" if value is None else f"must be text or one assistant message, not {shown(value)}"
+        raise DataError(f"{where} {problem}")
     said = message(value, where)
     if said["role"] != "assistant":
         raise DataError(f'{where} must be an assistant message, not one of role "{said["role"]}"')

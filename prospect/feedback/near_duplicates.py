@@ -35,7 +35,14 @@ SMALL = 16
 """So few texts are compared each with each."""
 _BLOCK = 1 << 16
 """Shingles hashed at a time: what fits into a core's cache."""
-_WORD = re.compile(r"\w+|[+*/=<>^%&@#$€£×÷−]|-(?=\s*\d)")
+_SPACELESS = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0ece"  # Thai, Lao
+    "\u1000-\u103f\u1050-\u108f\u1780-\u17d3"  # Burmese, Khmer
+    "\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"  # Kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han
+)
+"""Characters of scripts that put no space between words."""
+_WORD = re.compile(rf"[^\W{_SPACELESS}]+|[{_SPACELESS}]|[+*/=<>^%&@#$€£×÷−]|-(?=\s*\d)")
 
 Shingles = npt.NDArray[np.uint32]
 Signatures = npt.NDArray[np.uint32]
@@ -44,6 +51,7 @@ EMPTY: Shingles = np.empty(0, np.uint32)
 
 def words(text: str) -> list[str]:
     """Words and signs of arithmetic, without case, punctuation, typographic variants; of a text without any, the text.
+    In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a word is one character.
 
     The signs and digits stay since "12 + 7" and "12 - 7" are different questions.
     """
@@ -149,9 +157,9 @@ def _candidates(signature: Signatures, roots: npt.NDArray[Any]) -> list[tuple[in
             pairs.append(np.stack([order[same], order[same + distance]], axis=1))
         far = np.flatnonzero(np.arange(count) - bucket_first > NEIGHBOURS)
         pairs.append(np.stack([order[bucket_first[far]], order[far]], axis=1))
-    found = np.concatenate(pairs)
-    found = found[roots[found[:, 0]] != roots[found[:, 1]]]
-    packed = np.unique(np.minimum(found[:, 0], found[:, 1]) * count + np.maximum(found[:, 0], found[:, 1]))
+    pair = np.concatenate(pairs)
+    pair = pair[roots[pair[:, 0]] != roots[pair[:, 1]]]
+    packed = np.unique(pair.min(axis=1) * count + pair.max(axis=1))
     first, second = packed // count, packed % count
     alike = np.empty(len(packed))
     for start in range(0, len(packed), _BLOCK):
@@ -174,5 +182,5 @@ def near_twins(texts: Sequence[str]) -> dict[int, int]:
     signature = signatures([sets[i] for i in items]) if len(items) > SMALL else np.empty((0, HASHES), np.uint32)
     join_near(components, items, signature, sets.__getitem__)
     first: dict[int, int] = {}
-    found = {i: first.setdefault(components.root(i), i) for i in items}
-    return {i: earlier for i, earlier in found.items() if earlier != i}
+    earliest = {i: first.setdefault(components.root(i), i) for i in items}
+    return {i: twin for i, twin in earliest.items() if twin != i}

@@ -131,6 +131,39 @@ def test_what_only_looks_alike(one: Record, other: Record) -> None:
     assert not together(one, other)
 
 
+@pytest.mark.parametrize(
+    ("one", "near", "other"),
+    [
+        pytest.param(
+            "请你现在给我讲一个关于小船在夜里渡过大河的长故事,谁也没有看见它。",
+            "请你现在给我讲一个关于小船在夜里渡过大河的长故事,谁也没有听见它。",
+            "请你现在给我讲一个关于老人在山上种下苹果树的长故事,谁也没有看见他。",
+            id="Chinese",
+        ),
+        pytest.param(
+            "小さな舟が夜に大きな川を渡ったという長い話をしてください。それを見た人は誰もいませんでした。",
+            "小さな舟が夜に大きな川を渡ったという長い話をしてください。それを聞いた人は誰もいませんでした。",
+            "小さな女の子が朝に学校へ歩いたという短い話をしてください。それを見た人は多くいました。",
+            id="Japanese",
+        ),
+        pytest.param(
+            "ช่วยเล่าเรื่องยาวเกี่ยวกับเรือลำเล็กที่ข้ามแม่น้ำกว้างตอนกลางคืนและไม่มีใครเห็น",
+            "ช่วยเล่าเรื่องยาวเกี่ยวกับเรือลำเล็กที่ข้ามแม่น้ำกว้างตอนกลางคืนและไม่มีใครยิน",
+            "ช่วยเขียนจดหมายถึงครูของลูกเพื่อขอบคุณที่ดูแลนักเรียนทุกคนอย่างดี",
+            id="Thai",
+        ),
+    ],
+)
+def test_scripts_without_spaces_are_compared_character_by_character(one: str, near: str, other: str) -> None:
+    assert near_duplicates.near_twins([one, other, near]) == {2: 0}
+    assert groups([text(one), text(near), text(other)]).group == (0, 0, 1)
+
+
+def test_a_word_between_characters_stays_a_word() -> None:
+    assert words("用Python写12个函数。") == ["用", "python", "写", "12", "个", "函", "数"]
+    assert words("한국어 문장") == ["한국어", "문장"]  # Korean puts spaces
+
+
 def test_a_phrase_that_answers_several_prompts_joins_none() -> None:
     phrase = "I am sorry, but I cannot help you with this request."
     asks = [chat(user(f"forbidden {i}"), answer=phrase) for i in range(2)]
