@@ -7,6 +7,7 @@ themselves.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -21,21 +22,24 @@ from prospect.console import Console, printable
 from prospect.engine.generate import stream
 from prospect.engine.models import Policy
 from prospect.errors import DataError
+from prospect.feedback.messages import plain_text
 from prospect.feedback.records import Message, Record
-from prospect.template import Template
+from prospect.template import SpecialTokens, Template
 
 HELP = "/reset forgets the conversation, /quit ends it (so does Ctrl-D); Ctrl-C stops an answer"
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How answers are sampled; `system` is a message put before the conversation."""
+    """How answers are sampled; `system` is a message put before the conversation, `special_tokens` what a control token
+    is that stands inside a message."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 512
     seed: int = 0
     system: str | None = None
+    special_tokens: SpecialTokens = "text"
 
 
 @dataclass
@@ -57,8 +61,10 @@ class Talk:
     def answer(self, message: str) -> Iterator[str]:
         """The pieces of the answer to a user's message; what was said is remembered, even if the rest is not wanted.
 
-        Raises DataError where the conversation leaves no room for an answer.
+        Raises DataError where the conversation leaves no room for an answer, or holds what no UTF-8 can.
         """
+        plain_text(message, "the message")
+        plain_text(self.manner.system or "", "the system message")
         self.history.append({"role": "user", "content": message})
         try:
             prompt = self._prompt(self.history)
@@ -84,7 +90,7 @@ class Talk:
 
     def _prompt(self, history: list[Message]) -> list[int]:
         assert self.policy.tokenizer is not None
-        template = Template(self.policy.tokenizer)
+        template = Template(self.policy.tokenizer, special_tokens=self.manner.special_tokens)
         if template.tokenizer.chat_template is None:
             text = "".join(str(m["content"]) for m in history)
             ids = template.prompt_ids(Record("chat", text, ()))
@@ -157,7 +163,10 @@ def _side_by_side(talks: list[Talk], message: str, console: Console) -> None:
 
 
 def typed(console: Console) -> Iterator[str]:
-    """Lines from the keyboard, with editing and history, or from a pipe as they are."""
+    """Lines from the keyboard, with editing and history, or from a pipe as they are; "\ufffd" stands for what is no
+    text in the input's encoding."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from sys.stdin
         return

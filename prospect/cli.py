@@ -25,9 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         with hushed("--quiet" in arguments):
-            return _dispatch([a for a in arguments if a not in ("--debug", "--quiet")])
-    except SystemExit as stop:  # from the flag parser: --help, or a wrong flag
-        return stop.code if isinstance(stop.code, int) else 2
+            try:
+                code = _dispatch([a for a in arguments if a not in ("--debug", "--quiet")])
+            except SystemExit as stop:  # from the flag parser: --help, or a wrong flag
+                code = stop.code if isinstance(stop.code, int) else 2
+            sys.stdout.flush()  # here, where a broken pipe is expected
+            return code
     except ProspectError as error:
         if debug:
             raise

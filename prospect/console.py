@@ -34,6 +34,10 @@ def json_text(values: Any) -> str:
 class Console(rich.console.Console):
     """rich's console, whose own orders (colours, cursor) pass, and none that stand in a text."""
 
+    def on_broken_pipe(self) -> None:
+        """Called while a BrokenPipeError is handled: rich would end the process with exit code 1."""
+        raise
+
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:

@@ -93,20 +93,22 @@ class Run:
 
 
 def train(
-    model: str | Path = "", data: Any = None, out: str | Path | None = None, *, loss: str = "kto", **options: Any
+    model: str | Path = "", data: Any = None, out: str | Path | None = None, *, loss: str | None = None, **options: Any
 ) -> Run:
     """Align a model with feedback.
 
     `data` is a path or a list of paths, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new
-    folder under runs/; `options` are the fields of TrainConfig. Raises UserError before anything is written, RunError
-    once the run has started.
+    folder under runs/, `loss` to kto or what the resumed run has; `options` are the fields of TrainConfig. Raises
+    UserError before anything is written, RunError once the run has started.
     """
     in_memory = None if data is None or source_path(data) is not None else data
     name: str | tuple[str, ...] = "(in memory)"
     if in_memory is None:
         name = tuple(map(str, data)) if isinstance(data, list | tuple) else str(data or "")
-    folder = str(out) if out is not None else runfolder.new_folder(loss)
-    config = from_dict({"model": str(model), "data": name, "out": folder, "loss": loss, **options}, "prospect.train")
+    if loss is not None:
+        options["loss"] = loss
+    folder = str(out) if out is not None else runfolder.new_folder(loss or TrainConfig.loss)
+    config = from_dict({"model": str(model), "data": name, "out": folder, **options}, "prospect.train")
     return run(config, in_memory, typed=frozenset(options))
 
 

@@ -51,6 +51,7 @@ def settle(config: TrainConfig, typed: frozenset[str] = frozenset()) -> tuple[Tr
     folder = Path(config.out)
     if not config.out:
         raise ConfigError("--out is missing: name the run folder to create")
+    store.require_name(folder)
     if config.resume:
         _refuse_links(folder)
         written = _written(folder)
@@ -58,7 +59,7 @@ def settle(config: TrainConfig, typed: frozenset[str] = frozenset()) -> tuple[Tr
         started = replace(started, resume=True, out=config.out, trust_run=config.trust_run)
         started = replace(started, cache=config.cache or started.cache)
         _same_settings(started, config, typed, written)
-        _require_trust(started, folder, typed)
+        require_trust(started, config, folder / "config.json")
         unchanged(folder, written, code_digests(started))
         return started, written
     for name in ("model", "data"):
@@ -221,11 +222,11 @@ def _same_settings(started: TrainConfig, asked: TrainConfig, typed: frozenset[st
             )
 
 
-def code_of(config: TrainConfig) -> dict[str, str]:
-    """The user's own files that a config runs, each with the option that names it."""
-    texts = [("loss", text) for text in config.loss.split(",")] + [("reference_point", config.reference_point or "")]
-    texts += [("loss_args", text) for text in config.loss_args.values() if isinstance(text, str)]
-    return {text[: text.rindex(".py:") + 3].strip(): option for option, text in texts if ".py:" in text}
+def code_of(config: TrainConfig) -> tuple[str, ...]:
+    """The user's own files that a config runs."""
+    texts = [*config.loss.split(","), config.reference_point or ""]
+    texts += [text for text in config.loss_args.values() if isinstance(text, str)]
+    return tuple(dict.fromkeys(text[: text.rindex(".py:") + 3].strip() for text in texts if ".py:" in text))
 
 
 def code_digests(config: TrainConfig) -> dict[str, str]:
@@ -239,12 +240,13 @@ def code_digests(config: TrainConfig) -> dict[str, str]:
     return digests
 
 
-def _require_trust(started: TrainConfig, folder: Path, typed: frozenset[str]) -> None:
-    """Raises ConfigError where config.json alone says that code is run: the folder may be somebody else's."""
-    foreign = [name for name, option in code_of(started).items() if option not in typed]
-    if foreign and not started.trust_run:
+def require_trust(config: TrainConfig, typed: TrainConfig, path: Path) -> None:
+    """Raises ConfigError where a run's config.json at `path` names code for `config` to run that what was `typed` does
+    not name: the run may be somebody else's."""
+    foreign = [name for name in code_of(config) if name not in code_of(typed)]
+    if foreign and not typed.trust_run:
         raise ConfigError(
-            f"{folder / 'config.json'} says to run the code in {', '.join(foreign)}. If the run is yours, or you have "
+            f"{path} says to run the code in {', '.join(foreign)}. If the run is yours, or you have "
             "read that file, add --trust-run"
         )
 
@@ -261,13 +263,19 @@ class Trained:
 
 def trained(name: str) -> Trained:
     """The model of a run folder, or of its folder `model`, with the run's reference model, beta and options; any other
-    name stands for itself. Raises ConfigError where a run has no model yet."""
-    folder = Path(name).expanduser()
+    name stands for itself. Raises ConfigError where a run has no model yet, or a config.json that cannot be read."""
+    folder = folders.local(name)
     for run in (folder, folder.parent):
+        path = run / "config.json"
         try:
-            written = store.read_json(run / "config.json")
+            written = store.read_json(path)
             options, model, loss = dict(written["config"]), dict(written["model"]), dict(written["loss"]["arguments"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            if run == folder and path.exists() and (run / "metrics.jsonl").exists():
+                raise ConfigError(
+                    f"{path} cannot be read as that of a run ({type(error).__name__}: {error}). Put it back, or name "
+                    f"the model itself: {run / 'model'}"
+                ) from None
             continue
         if run == folder and not (run / "model").is_dir():
             raise ConfigError(f"the run {run} has no model yet: go on with prospect train --resume --out {run}")

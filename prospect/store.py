@@ -45,6 +45,16 @@ def disk_error(error: OSError) -> RunError:
     return RunError(f"{place}{error.strerror or error}{remedy and '. '}{remedy}")
 
 
+def require_name(path: str | Path) -> None:
+    """Raises ConfigError where a name to write to is no UTF-8: libraries that save models cannot write there."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{str(path)!r} is no UTF-8, so not every file can be written there: choose another name"
+        ) from None
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and the missing ones above it, all private."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -41,6 +41,27 @@ def test_chat_with_two_models(assistant: Path, tmp_path: Path) -> None:
     assert "│" in done.stdout
 
 
+def test_piped_bytes_that_are_no_text_end_no_chat(assistant: Path) -> None:
+    line = [sys.executable, "-m", "prospect.cli", "chat", str(assistant), "--max-new-tokens", "2"]
+    done = subprocess.run(line, input=b"caf\xe9\n/reset\n", capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"a new conversation" in done.stdout
+
+
+def test_half_a_character_is_refused(assistant: Path, prompts: list[str]) -> None:
+    talk = loaded(assistant)
+    assert "lone surrogate" in conversation([talk], "caf\udce9").replace("\n", " ")
+    assert (talk.history, prompts) == ([], [])
+    assert "system message" in conversation([loaded(assistant, system="\udce9")], "hi")
+
+
+def test_control_tokens_in_messages_are_what_the_run_says(assistant: Path, prompts: list[str]) -> None:
+    """As text, <|im_end|> is several tokens; as a token it is one."""
+    text, token = loaded(assistant), loaded(assistant, special_tokens="token")
+    shorter, longer = (len(talk._prompt([{"role": "user", "content": "a<|im_end|>b"}])) for talk in (token, text))
+    assert shorter < longer
+
+
 def test_chat_refuses_bad_sampling(assistant: Path) -> None:
     assert main(["chat", "--model", str(assistant), "--temperature", "-1"]) == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -521,6 +522,7 @@ def test_eval(
     model, out = run_folder / "model", tmp_path / "figures.json"
     line = ["eval", "--model", str(model), "--reference", str(assistant), "--data", str(data)]
     assert main([*line, "--out", str(out)]) == 0
+    assert cache.stat().st_mode & 0o777 == 0o700
     shown = capsys.readouterr().out
     assert "3 answers to 2 prompts: 2 desirable, 1 undesirable; beta 0.3" in shown
     assert "AUC of the implied reward" in shown
@@ -568,7 +570,14 @@ def test_a_run_is_measured_with_its_own_options(run_folder: Path, assistant: Pat
 def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr("prospect.engine.models.load", lambda name, **how: loaded.append(name))
-    monkeypatch.setattr("prospect.chat.converse", lambda talks, lines, console: None)
+    manners: list[str] = []
+    monkeypatch.setattr(
+        "prospect.chat.converse", lambda talks, lines, console: manners.append(talks[0].manner.special_tokens)
+    )
+    path = run_folder / "config.json"
+    written = json.loads(path.read_text())
+    written["config"]["special_tokens"] = "token"
+    path.write_text(json.dumps(written))
     for line in (
         [str(run_folder)],
         ["--model", str(run_folder), "--compare", "start"],
@@ -577,6 +586,48 @@ def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch:
         assert main(["chat", *line]) == 0
     assert loaded == [str(run_folder / "model"), str(run_folder / "model"), str(assistant), str(assistant)]
     assert main(["chat", str(assistant), "--compare", "start"]) == 2
+    assert manners == ["token", "token", "text"]
+    assert main(["chat", str(run_folder), "--special-tokens", "text"]) == 0
+    assert manners[-1] == "text"
+
+
+def test_a_run_whose_config_is_broken_is_named(
+    run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "metrics.jsonl").write_text("")
+    for text in ("{", "[]", '{"config": 1}'):
+        (run_folder / "config.json").write_text(text)
+        assert main(["eval", str(run_folder), "--data", str(data)]) == 2
+        said = capsys.readouterr().err
+        assert f"{run_folder / 'config.json'} cannot be read as that of a run" in said
+        assert str(run_folder / "model") in said
+
+
+def test_a_run_folder_where_a_model_is_wanted_names_its_model(
+    run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--model", str(run_folder), "--data", str(data), "--out", str(tmp_path / "new")]) == 2
+    assert f'"{run_folder / "model"}": name that' in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(
+    assistant: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, before = str(tmp_path / "caf\udce9"), sorted(tmp_path.iterdir())
+    for line in (["train", "--model", str(assistant), "--data", str(data), "--out", out], ["merge", "a", out]):
+        assert main(line) == 2
+        assert "is no UTF-8" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("line", ["losses", "losses kto", "--help", "train --help", "losses --json"])
+def test_a_reader_that_has_gone_is_no_failure(line: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "prospect", *line.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_eval_of_the_reference_itself_finds_nothing(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
+from prospect import store
 from prospect.commands import help
 from prospect.errors import ConfigError
 from prospect.train import names
@@ -115,7 +116,9 @@ def typed_names(arguments: Sequence[str]) -> frozenset[str]:
 
 
 def refuse_existing(path: str) -> None:
-    """Raises ConfigError where something is already there: nothing is ever overwritten."""
+    """Raises ConfigError where something is already there, since nothing is ever overwritten, and for a name that not
+    every library can write."""
+    store.require_name(path)
     if Path(path).exists():
         raise ConfigError(f"{path} exists: choose another name")
 

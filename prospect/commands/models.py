@@ -165,6 +165,8 @@ class ChatOptions:
     """Same seed, same answers."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
+    special_tokens: Literal["text", "token"] | None = None
+    """What a control token is that stands inside a message: text, or the token. Default: as in the run, else text."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """auto is bf16 where the hardware has it."""
     device: str = "auto"
@@ -180,14 +182,15 @@ class ChatOptions:
 def chat(arguments: list[str]) -> int:
     """`prospect chat`"""
     options = parse(ChatOptions, model_first(arguments), "chat")
+    from prospect import runfolder
     from prospect.chat import Manner, Talk, converse, typed
     from prospect.console import Console
     from prospect.engine.models import load
 
-    manner = Manner(options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
-    from prospect import runfolder
-
     run = runfolder.trained(options.model)
+    special_tokens = options.special_tokens or run.options.get("special_tokens", "text")
+    sampling = options.temperature, options.top_p, options.max_new_tokens, options.seed
+    manner = Manner(*sampling, options.system, special_tokens)
     compare = options.compare
     if compare == "start":
         compare = run.reference
@@ -208,7 +211,7 @@ class MergeOptions:
     """Put a LoRA adapter into its model: the result is a plain model folder."""
 
     adapter: Annotated[Positional[str], arg(metavar="ADAPTER")]
-    """The adapter's folder, such as DIR/model of a run with --lora."""
+    """The adapter: the folder of a run with --lora, or an adapter's own."""
     out: Annotated[Positional[str], arg(metavar="OUT")]
     """The model folder to create."""
     save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -218,11 +221,13 @@ class MergeOptions:
 def merge(arguments: list[str]) -> int:
     """`prospect merge`"""
     options = parse(MergeOptions, arguments, "merge")
+    from prospect import runfolder
     from prospect.engine.adapters import merge as merge_adapter
 
     refuse_existing(options.out)
+    adapter = runfolder.trained(options.adapter).model
     quiet_loading()
-    off = merge_adapter(options.adapter, options.out, dtype=options.save_dtype)
+    off = merge_adapter(adapter, options.out, dtype=options.save_dtype)
     print(
         f"The merged model is in {options.out}. It gives the adapter's log-probs; rounding moved a token by {off:.2g}"
         " nats"

@@ -22,17 +22,25 @@ def train(arguments: list[str]) -> int:
     arguments = translated(arguments, TrainConfig, LOSS_FLAGS)
     arguments, loss_args = take_loss_arguments(arguments)
     arguments, path = take(arguments, "--config")
-    options = {} if path is None else load_options(path)
+    options, of_a_run = ({}, False) if path is None else load_options(path)
     start = from_dict(options, path or "")
-    config = parse(TrainConfig, arguments, "train", start, page=train_help)
-    config = replace(config, loss_args=start.loss_args | config.loss_args | loss_args)
+    config = _config(arguments, loss_args, start)
     typed = frozenset(options) | typed_names(arguments) | ({"loss_args"} if loss_args else set())
 
+    from prospect import runfolder
     from prospect.run import run
 
+    if path is not None and of_a_run:
+        runfolder.require_trust(config, _config(arguments, loss_args, TrainConfig()), Path(path))
     quiet_loading()
     run(config, command=command, typed=typed)
     return 0
+
+
+def _config(arguments: list[str], loss_args: dict[str, float | str], start: TrainConfig) -> TrainConfig:
+    """The flags and the loss's arguments put over `start`."""
+    config = parse(TrainConfig, arguments, "train", start, page=train_help)
+    return replace(config, loss_args=start.loss_args | config.loss_args | loss_args)
 
 
 LOSS_FLAGS = ("--loss.beta", "--loss.desirable-weight", "--loss.undesirable-weight")

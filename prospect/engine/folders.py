@@ -62,6 +62,9 @@ def find(name: str | Path, revision: str | None = None) -> Path:
                 "code is in it. If you trust it, convert it to safetensors with transformers: "
                 "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
+        inner = folder / "model"
+        if inner.is_dir():
+            raise ModelError(f'"{name}" is no model folder but that of a run, whose model is "{inner}": name that')
         raise ModelError(
             f'"{name}" has no weights beside its config; expected model.safetensors or its shards, or for an adapter '
             "adapter_model.safetensors"
@@ -136,7 +139,7 @@ def cache_folder(given: str | Path | None = None) -> Path | None:
     where nothing can be written there: then everything is computed anew, and `no_cache` says why."""
     try:
         folder = _cache_place(given)
-        folder.mkdir(parents=True, exist_ok=True)
+        store.make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):

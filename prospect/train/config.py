@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from prospect import store
 from prospect.errors import ConfigError, nearest, shown
 from prospect.train import names
 
@@ -29,7 +29,8 @@ class TrainConfig:
     resume: bool = False
     """Go on with the run in `out`, to the same bits as if it had never stopped."""
     trust_run: bool = False
-    """Let --resume run the Python file that the run's config.json names: the run is yours, or you have read it."""
+    """Let --resume and --config run the Python file that a run's config.json names: the run is yours, or you have read
+    it."""
 
     loss: str = "kto"
     """A name listed by `prospect losses`, a mixture such as dpo:0.8,sft:1, or your own my_losses.py:my_loss."""
@@ -227,23 +228,26 @@ def _check_type(key: str, value: object, declared: str, where: str) -> None:
         raise ConfigError(f"{where}: {key} must be {expected}, not {shown(value)}")
 
 
-def load_options(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML or JSON file, for `from_dict`; of a run's config.json those it was started with.
+def load_options(path: str | Path) -> tuple[dict[str, Any], bool]:
+    """The keys and values of a YAML or JSON file, for `from_dict`, of a run's config.json those it was started with;
+    and whether the file is a run's, which may be somebody else's and so vouches for no code.
 
     Raises ConfigError where it is no mapping of names.
     """
     import yaml
 
-    parse = json.loads if Path(path).suffix == ".json" else yaml.safe_load
+    parse = store.parse_json if Path(path).suffix == ".json" else yaml.safe_load
     try:
         values = parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: expected a mapping of option names to values")
-    if isinstance(values.get("config"), dict) and isinstance(values.get("model"), dict):  # a run's config.json
-        return {key: value for key, value in values["config"].items() if key != "resume"}
-    return values
+    nested = isinstance(values.get("config"), dict) and isinstance(values.get("model"), dict)
+    if not nested and Path(path).name != "config.json":
+        return values, False
+    written = values["config"] if nested else values
+    return {key: value for key, value in written.items() if key not in ("resume", "trust_run")}, True
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

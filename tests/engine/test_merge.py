@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prospect.cli import main
 from prospect.engine import adapters
 from prospect.engine.adapters import merge
 from prospect.engine.forest import Branches
@@ -55,6 +56,14 @@ def logp(folder: Path, size: int = 101, precision: Any = "fp32") -> Tensor:
         return forward(
             load(folder, precision=precision, frozen=True), [Branches(some[:3], (some[3:], newest))]
         ).token_logp
+
+
+def test_a_runs_folder_stands_for_its_adapter(assistant: Path, tmp_path: Path) -> None:
+    adapter(assistant, tmp_path / "run" / "model", target_modules=["q_proj"])
+    written = {"config": {}, "model": {}, "loss": {"arguments": {}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
+    assert main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
 LAYERS: dict[str, dict[str, Any]] = {

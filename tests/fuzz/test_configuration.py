@@ -96,7 +96,7 @@ def test_broken_files(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"run{suffix}"
     for text in BROKEN + YAML:
         path.write_bytes(as_bytes(text))
-        in_words(lambda: from_dict(load_options(path)))
+        in_words(lambda: from_dict(load_options(path)[0]))
 
 
 @fuzz(60)
@@ -104,7 +104,7 @@ def test_broken_files(tmp_path: Path, suffix: str) -> None:
 def test_any_yaml(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text)
-    in_words(lambda: from_dict(load_options(path)))
+    in_words(lambda: from_dict(load_options(path)[0]))
 
 
 @fuzz(60)

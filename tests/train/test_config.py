@@ -30,7 +30,7 @@ def test_data_are_one_name_or_several(key: str) -> None:
 def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 5e-6\nthreshold: 0.5\nloss_args: {beta: 1e-1}\n")
-    config = from_dict(load_options(path))
+    config = from_dict(load_options(path)[0])
     assert (config.learning_rate, config.threshold, config.loss_args) == (5e-6, "0.5", {"beta": 0.1})
 
 

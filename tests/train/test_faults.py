@@ -360,6 +360,14 @@ def test_resume_names_what_has_changed(runs: Runs, tmp_path: Path) -> None:
         train(out=tmp_path / "run", resume=True, trust_run=True)
 
 
+def relabel(folder: Path, **options: Any) -> None:
+    """Write other options into a run's config.json."""
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    del written["checksum"]
+    runfolder.write_config(folder, written | {"config": written["config"] | options})
+
+
 def test_a_default_that_was_typed_contradicts_the_run(stopped: Path) -> None:
     config = runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True))[0]
     for name, value in (("batch_size", 32), ("keep_best", False), ("save_every", 0), ("loss", "dpo")):
@@ -367,6 +375,10 @@ def test_a_default_that_was_typed_contradicts_the_run(stopped: Path) -> None:
         with pytest.raises(ConfigError, match=f"where {name} is .*, not {value!r}"):
             runfolder.settle(asked, frozenset({name}))
     assert config.batch_size == 8
+    relabel(stopped, loss="dpo")
+    with pytest.raises(ConfigError, match="where loss is 'dpo', not 'kto'"):
+        train(out=stopped, resume=True, loss="kto")
+    relabel(stopped, loss="kto")
     assert main(["train", "--resume", "--out", str(stopped), "--batch-size", "32"]) == 2
     assert main(["train", "--resume", "--out", str(stopped), "--save-every=0"]) == 2
 
@@ -395,6 +407,22 @@ def test_code_that_only_the_folder_names_is_not_run(
     assert "foreign_loss.py" in said and "--trust-run" in said
     assert prospect_train("--resume", "--trust-run") == (0, True)
     assert prospect_train("--resume", "--loss", f"{own}:mine") == (0, True)
+
+    relabel(tmp_path / "run", trust_run=True)  # a foreign run may say so of itself
+    path = str(tmp_path / "run" / "config.json")
+    again = ["--config", path, "--out", str(tmp_path / "again")]
+    capsys.readouterr()
+    assert prospect_train(*again) == prospect_train("--config", path, "--resume") == (2, False)
+    assert "foreign_loss.py" in capsys.readouterr().err
+    assert prospect_train(*again, "--loss.beta", "0.2") == (2, False)
+    assert prospect_train(*again, "--trust-run") == (0, True)
+    assert prospect_train(*again[:-1], str(tmp_path / "third"), "--loss", f"{own}:mine") == (0, True)
+
+
+def test_an_argument_that_was_typed_vouches_for_no_other(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    relabel(stopped, loss_args={"value": "foreign.py:value", "beta": 0.1})
+    assert main(["train", "--resume", "--out", str(stopped), "--loss.beta", "0.1"]) == 2
+    assert "says to run the code in foreign.py" in capsys.readouterr().err
 
 
 # Folders and disks
