@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prospect.errors import ConfigError, DataError
-from prospect.feedback.messages import CONVERSATIONS, TURN_JUDGEMENTS, is_messages
+from prospect.feedback.messages import TURN_JUDGEMENTS, is_messages
 
 _JUDGEMENT_NAME = re.compile(
     "(label|rating|rated|rate|score|reward|thumb|feedback|vote|voted|upvote|downvote|like|liked|dislike|disliked|star|"
@@ -96,8 +96,11 @@ def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
     return there
 
 
-def overlooked(rows: Iterable[Mapping[str, Any]], unread: Collection[str], judgement_is_read: bool) -> list[str]:
-    """The unread columns, and unread keys of messages ("messages.vote"), that look like a judgement.
+def overlooked(
+    rows: Iterable[Mapping[str, Any]], unread: Collection[str], turns: str, judgement_is_read: bool
+) -> list[str]:
+    """The unread columns, and unread keys of messages ("messages.vote"), that look like a judgement. `turns` is the
+    column whose messages may be judged, empty where there is none.
 
     Where the layout reads no judgement, a telling name is enough. Where it reads one, the values must look like a
     judgement too, so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
@@ -105,7 +108,7 @@ def overlooked(rows: Iterable[Mapping[str, Any]], unread: Collection[str], judge
     evidence: dict[str, bool] = {}  # whether all values seen so far look like a judgement
     words: dict[str, bool] = {}  # whether all are words that only a judgement has
     for row in rows:
-        for name, value in _unread(row, unread, nested=not judgement_is_read):
+        for name, value in _unread(row, unread, turns, nested=not judgement_is_read):
             evidence[name] = evidence.get(name, True) and _judges(value)
             words[name] = words.get(name, True) and _is_judgement_word(value)
     suspects = []
@@ -126,7 +129,7 @@ def _parts(name: str) -> list[str]:
     return [word.lower() for word in _WORDS.findall(name.rpartition(".")[2])]
 
 
-def _unread(row: Mapping[str, Any], unread: Collection[str], *, nested: bool) -> Iterator[tuple[str, Any]]:
+def _unread(row: Mapping[str, Any], unread: Collection[str], turns: str, *, nested: bool) -> Iterator[tuple[str, Any]]:
     """(name, value) of everything in a row that no reader looks at and that is not null."""
     for column, value in row.items():
         if column in unread:
@@ -137,7 +140,7 @@ def _unread(row: Mapping[str, Any], unread: Collection[str], *, nested: bool) ->
         elif is_messages(value) and column not in _NO_TURNS:
             for turn in value:
                 for key, part in turn.items():
-                    read = key in TURN_JUDGEMENTS and column in CONVERSATIONS
+                    read = key in TURN_JUDGEMENTS and column == turns
                     if part is not None and not read and not _MESSAGE_KEY.fullmatch(key):
                         yield f"{column}.{key}", part
 

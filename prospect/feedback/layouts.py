@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,27 +20,26 @@ MOST_COLUMNS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`needs` are the columns that make it out; of `either`, at least one must be there too. `reads` are the optional
-    ones beside COMMON. `judged_by` are the columns that carry its judgement. `looks` may ask a row itself."""
+    """`needs` are the columns that make it out, `reads` the optional ones beside COMMON: all that its reader looks at.
+    `judged_by` are the columns that carry its judgement; of messages with judgements of their own, `turns` is the
+    column. `looks` may ask a row itself."""
 
     name: str
     needs: tuple[str, ...]
     read: Callable[[Row], list[Record]]
     reads: tuple[str, ...] = ()
     judged_by: tuple[str, ...] = ()
-    either: tuple[str, ...] = ()
+    turns: str = ""
     looks: Callable[[Mapping[str, Any]], bool] = lambda row: True
 
     @property
     def columns(self) -> str:
-        """What it needs, in words: "instruction + output or chosen"."""
-        return " + ".join((*self.needs, *([" or ".join(self.either)] if self.either else [])))
+        """What it needs, in words: "instruction + output"."""
+        return " + ".join(self.needs)
 
-    def missing(self, columns: Iterable[str]) -> list[str]:
+    def missing(self, columns: Collection[str]) -> list[str]:
         """The needed columns that are not among `columns`."""
-        there = set(columns)
-        lacks = [name for name in self.needs if name not in there]
-        return lacks if not self.either or there.intersection(self.either) else [*lacks, " or ".join(self.either)]
+        return [name for name in self.needs if name not in columns]
 
 
 _SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
@@ -66,19 +65,33 @@ LAYOUTS: dict[str, Layout] = {
             judged_by=("label",),
         ),
         Layout(
+            "sharegpt-pairs",
+            ("conversations", *_SIDES),
+            readers.conversation_pairs,
+            reads=("system", *_SIDE_SCORES),
+            judged_by=_SIDES,
+        ),
+        Layout(
             "sharegpt",
             ("conversations",),
             readers.conversation,
-            reads=("system", *_WHOLE, *_SIDES, *_SIDE_SCORES),
-            judged_by=(*_WHOLE, "chosen"),
+            reads=("system", *_WHOLE),
+            judged_by=_WHOLE,
+            turns="conversations",
+        ),
+        Layout(
+            "alpaca-pairs",
+            ("instruction", *_SIDES),
+            readers.alpaca_pairs,
+            reads=("input", "system", "history", *_SIDE_SCORES),
+            judged_by=_SIDES,
         ),
         Layout(
             "alpaca",
-            ("instruction",),
+            ("instruction", "output"),
             readers.alpaca,
-            reads=("input", "output", "system", "history", *_WHOLE, *_SIDES, *_SIDE_SCORES),
-            judged_by=(*_WHOLE, "chosen"),
-            either=("output", "chosen"),
+            reads=("input", "system", "history", *_WHOLE),
+            judged_by=_WHOLE,
         ),
         Layout(
             "hh",
@@ -92,7 +105,14 @@ LAYOUTS: dict[str, Layout] = {
         Layout("unpaired", ("prompt", "completion", "label"), readers.flat, reads=("score",), judged_by=("label",)),
         Layout("scores", ("prompt", "completion", "score"), readers.flat, judged_by=("score",)),
         Layout("prompt-completion", ("prompt", "completion"), readers.flat),
-        Layout("messages", ("messages",), readers.conversation, reads=("system", *_WHOLE), judged_by=_WHOLE),
+        Layout(
+            "messages",
+            ("messages",),
+            readers.conversation,
+            reads=("system", *_WHOLE),
+            judged_by=_WHOLE,
+            turns="messages",
+        ),
         Layout("text", ("text",), readers.text),
     )
 }
@@ -134,7 +154,7 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
 
 def ignored(layout: Layout, columns: frozenset[str]) -> list[str]:
     """The columns that the layout does not read."""
-    return sorted(columns - {*layout.needs, *layout.either, *layout.reads, *COMMON, *CONVERSATION_IDS})
+    return sorted(columns - {*layout.needs, *layout.reads, *COMMON, *CONVERSATION_IDS})
 
 
 def _refuse_misspelt(layout: Layout, columns: frozenset[str], unread: Sequence[str]) -> None:
@@ -153,8 +173,9 @@ def _refuse_overlooked(
     layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]], unread: Sequence[str]
 ) -> None:
     """Raises DataError for judgements that the layout does not read."""
-    judged = bool(columns.intersection(layout.judged_by)) or any(chat.judges_turns(row) for row in rows)
-    names = overlooked(rows, frozenset(unread), judged)
+    turns_judged = bool(layout.turns) and any(map(chat.judges_turns, rows))
+    judged = bool(columns.intersection(layout.judged_by)) or turns_judged
+    names = overlooked(rows, frozenset(unread), layout.turns, judged)
     if not names:
         return
     one = len(names) == 1

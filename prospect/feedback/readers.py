@@ -21,6 +21,9 @@ INSTRUCTORS = ("system", "developer")
 """Roles that nobody answers."""
 
 _COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete")
+_OF_A_COMPLETION = ("completion", "label", "score", "weight", "complete")
+"""Columns of a flat row that have no meaning beside a list of completions."""
+
 _SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
 
@@ -46,12 +49,19 @@ def _same_form(prompt: Prompt, side: Any, where: str) -> None:
 def prospect(row: Row) -> list[Record]:
     """{"prompt", "completions": [...], "pairs": [...]}, or a flat line."""
     if "completions" not in row.values:
+        if row.get("pairs"):
+            raise DataError("pairs stands beside a single completion. Pairs belong to a row with completions")
         return flat(row)
-    given = row.get("completions")
-    if not isinstance(given, list | tuple) or not given:
-        raise DataError(f"completions must be a non-empty list, not {chat.shown(given)}")
+    if misplaced := [key for key in _OF_A_COMPLETION if row.get(key) is not None]:
+        raise DataError(
+            f"{' and '.join(misplaced)} beside completions belong{'s' if len(misplaced) == 1 else ''} to none of them. "
+            'Write it into the completion: {"completions": [{"content": ..., "label": ...}]}'
+        )
+    values = row.get("completions")
+    if not isinstance(values, list | tuple) or not values:
+        raise DataError(f"completions must be a non-empty list, not {chat.shown(values)}")
     prompt = "" if row.get("prompt") == "" else chat.prompt(row.get("prompt"))
-    completions = tuple(_own_completion(row, i, value) for i, value in enumerate(given))
+    completions = tuple(_own_completion(row, i, value) for i, value in enumerate(values))
     pairs = row.get("pairs") or ()
     if not isinstance(pairs, list | tuple):
         raise DataError(f"pairs must be a list, not {chat.shown(pairs)}")
@@ -198,20 +208,9 @@ def _tagged(row: Row, prompt: Prompt, answer: Any, where: str) -> Record:
 
 
 def alpaca(row: Row) -> list[Record]:
-    """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with "chosen" and "rejected", or with
-    a pair [better, worse] of texts as its output."""
-    turns: list[Message] = _system(row)
-    for question, reply in _history(row.get("history")):
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    lines = [row.get("instruction"), row.get("input")]
-    question = "\n".join(chat.plain_text(line, "instruction or input") for line in lines if line)
-    if not question.strip():
-        raise DataError("instruction is blank")
-    prompt = (*turns, {"role": "user", "content": question})
-    if "chosen" in row.columns:
-        sides = row.get("chosen"), row.get("rejected")
-        return [_pair(row, prompt, sides, _SIDES, _SIDE_SCORES)]
-    output = row.get("output")
+    """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with a pair [better, worse] of texts as
+    its output."""
+    prompt, output = _instruction(row), row.get("output")
     if isinstance(output, list | tuple) and len(output) == 2 and all(isinstance(side, str) for side in output):
         if row.columns.intersection((*ROW_TAGS, "score")):
             raise DataError(
@@ -219,6 +218,23 @@ def alpaca(row: Row) -> list[Record]:
             )
         return [_pair(row, prompt, (output[0], output[1]), ("output[0]", "output[1]"), _SIDE_SCORES)]
     return [_tagged(row, prompt, output, "output")]
+
+
+def alpaca_pairs(row: Row) -> list[Record]:
+    """{"instruction", "input", "system", "history", "chosen", "rejected", "score_chosen", "score_rejected"}."""
+    return [_pair(row, _instruction(row), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
+
+
+def _instruction(row: Row) -> tuple[Message, ...]:
+    """The prompt of a row of Alpaca."""
+    turns: list[Message] = _system(row)
+    for question, reply in _history(row.get("history")):
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    lines = [row.get("instruction"), row.get("input")]
+    question = "\n".join(chat.plain_text(line, "instruction or input") for line in lines if line)
+    if not question.strip():
+        raise DataError("instruction is blank")
+    return (*turns, {"role": "user", "content": question})
 
 
 def _system(row: Row) -> list[Message]:
@@ -238,32 +254,40 @@ def _history(value: Any) -> list[tuple[str, str]]:
 
 def conversation(row: Row) -> list[Record]:
     """{"messages"} or {"conversations"}: judged turn by turn, or as a whole (then its last answer is meant), or not at
-    all (then every answer is imitated); or a prompt for "chosen" and "rejected"."""
+    all (then every answer is imitated)."""
     column = "conversations" if "conversations" in row.columns else "messages"
-    given = chat.messages(row.get(column), column)
-    turns = (*_system(row), *given)
-    for i, raw in enumerate(row.get(column), 1):
-        chat.check_flags(raw, f"{column}: message {i}")
-    if column == "conversations" and "chosen" in row.columns:
-        sides = row.get("chosen"), row.get("rejected")
-        return [_pair(row, chat.spoken(turns), sides, _SIDES, _SIDE_SCORES)]
+    own_turns = _turns(row, column)
+    turns = (*_system(row), *own_turns)
     if row.columns.intersection(ROW_TAGS) or "score" in row.columns:
         if row.judged_turns:
             raise DataError("the file judges both rows and single turns. Keep one of the two")
         if chat.says_no(row.get(column)[-1]):
             return []
         return [_tagged(row, chat.spoken(turns[:-1]), turns[-1], f"the last of {column}")]
-    before = len(turns) - len(given)
+    before = len(turns) - len(own_turns)
     done = []
     for i, raw in enumerate(row.get(column)):
         prompt = turns[: before + i]
         if row.judged_turns:
             answers = chat.judged(raw)
         else:  # a greeting answers nobody: it is context, not a completion
-            answers = given[i]["role"] == "assistant" and any(turn["role"] not in INSTRUCTORS for turn in prompt)
+            answers = own_turns[i]["role"] == "assistant" and any(turn["role"] not in INSTRUCTORS for turn in prompt)
         if answers and not chat.says_no(raw):
-            done.append(_turn(row, prompt, given[i], raw, i + 1, column))
+            done.append(_turn(row, prompt, own_turns[i], raw, i + 1, column))
     return done
+
+
+def conversation_pairs(row: Row) -> list[Record]:
+    """{"conversations", "chosen", "rejected"}: the conversation is the prompt of the pair."""
+    turns = (*_system(row), *_turns(row, "conversations"))
+    return [_pair(row, chat.spoken(turns), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
+
+
+def _turns(row: Row, column: str) -> tuple[Message, ...]:
+    turns = chat.messages(row.get(column), column)
+    for i, raw in enumerate(row.get(column), 1):
+        chat.check_flags(raw, f"{column}: message {i}")
+    return turns
 
 
 def _turn(

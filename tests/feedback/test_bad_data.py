@@ -28,7 +28,7 @@ def test_unknown_columns_name_the_layouts_and_the_closest(tmp_path: Path) -> Non
     message = str(error_of(path))
     assert message.startswith(f'{path}: the columns "answer", "label", "prompt" fit no known layout.')
     assert 'Closest is unpaired, which also needs "completion"' in message
-    assert "alpaca (instruction + output or chosen)" in message
+    assert "alpaca (instruction + output)" in message
 
 
 def test_misspelt_column_that_is_needed() -> None:
@@ -178,7 +178,7 @@ WILD: tuple[Any, ...] = (
 def test_any_value_in_any_column_is_a_data_error_or_fine() -> None:
     good = bad = 0
     for name, layout in LAYOUTS.items():
-        columns = dict.fromkeys((*layout.needs, *layout.either, *layout.reads))
+        columns = dict.fromkeys((*layout.needs, *layout.reads))
         for column in (*columns, *COMMON):
             for value in WILD:
                 for base in ("x", CHAT, [*CHAT, {"role": "assistant", "content": "x"}], ["x"]):

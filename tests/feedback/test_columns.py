@@ -114,3 +114,55 @@ def test_keys_that_are_values_are_refused_at_once() -> None:
     error = error_of([{**GOOD, f"question {i}": "x"} for i in range(MOST_COLUMNS)])
     assert f"the rows have {MOST_COLUMNS + 3} different columns" in str(error)
     assert len(str(error)) < 2000
+
+
+SHAREGPT = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+INSTRUCTION = {"instruction": "2+2?", "output": "4"}
+SIDES = {"chosen": "4", "rejected": "5"}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({**INSTRUCTION, "rejected": "5"}, "rejected"),
+        ({**INSTRUCTION, "score_chosen": 1.0}, "score_chosen"),
+        ({"instruction": "2+2?", **SIDES, "label": False}, "label"),
+        ({"instruction": "2+2?", **SIDES, "score": 0.5}, "score"),
+        ({"conversations": SHAREGPT, "rejected": "5"}, "rejected"),
+        ({"conversations": SHAREGPT, "score_chosen": 1.0}, "score_chosen"),
+        ({"conversations": SHAREGPT[:1], **SIDES, "kto_tag": False}, "kto_tag"),
+        ({"conversations": SHAREGPT[:1], **SIDES, "score": 0.5}, "score"),
+        ({"conversations": [*SHAREGPT, {**SHAREGPT[0], "rating": -1}], **SIDES}, "conversations.rating"),
+        ({"messages": [user("2+2?"), assistant("4", rating=-1)], "prompt": "2+2?", **SIDES}, "messages.rating"),
+    ],
+)
+def test_a_judgement_of_another_form_of_the_layout_is_not_passed_over(row: dict[str, Any], column: str) -> None:
+    assert f'the column "{column}" looks like a judgement' in str(error_of([row]))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "2+2?", **SIDES, "score_chosen": 1.0, "score_rejected": 0.0},
+        {"conversations": SHAREGPT[:1], **SIDES, "score_chosen": 1.0, "score_rejected": 0.0},
+    ],
+)
+def test_pairs_of_instructions_and_conversations_have_scores(row: dict[str, Any]) -> None:
+    feedback = load([{**row, "output": "unused"}])
+    ((chosen, rejected),) = [record.completions for record in feedback.records]
+    assert [(c.content, c.score) for c in (chosen, rejected)] == [("4", 1.0), ("5", 0.0)]
+    assert feedback.notes == ("columns not read: output",)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("completion", "y"), ("label", False), ("score", 0.1), ("weight", 2), ("complete", False)]
+)
+def test_a_line_with_completions_has_no_answer_or_judgement_beside_them(column: str, value: Any) -> None:
+    row = {"prompt": "2+2?", "completions": [{"content": "x", "label": True}]}
+    assert f"{column} beside completions belongs to none of them" in str(error_of([{**row, column: value}]))
+    assert len(load([{**row, column: None}]).records) == 1  # as a table writes it
+
+
+def test_a_flat_line_has_no_pairs() -> None:
+    rows = [{"prompt": "2+2?", "completions": ["4", "5"]}, {"prompt": "2+2?", "completion": "4", "pairs": [[0, 1]]}]
+    assert "pairs stands beside a single completion" in str(error_of(rows))

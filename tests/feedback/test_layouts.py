@@ -247,7 +247,7 @@ def test_llamafactory_preferences() -> None:
     chat = [{"from": "human", "value": "What colour is the sky?"}]
     sides = {"chosen": {"from": "gpt", "value": BLUE}, "rejected": {"from": "gpt", "value": GREEN}}
     feedback = load([{"conversations": chat, **sides}])
-    assert feedback.format == "sharegpt"
+    assert feedback.format == "sharegpt-pairs"
     assert feedback.records[0].prompt == SKY
     assert [c.content for c in feedback.records[0].completions] == [BLUE, GREEN]
     assert load([{"messages": [*SKY], **sides}]).records == feedback.records
