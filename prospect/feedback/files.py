@@ -134,7 +134,9 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
     if not head.strip():
         raise DataError("is empty", path=path)
     if kind == "parquet" or head.startswith(b"PAR1"):
-        return tables.parquet(b"".join((head, *pieces)), path, any_size=any_size)
+        data = b"".join((head, *pieces))
+        # A pipe has no size of its own.
+        return tables.parquet(data, path, path.stat().st_size if path.is_file() else len(data), any_size=any_size)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
     mark = b"\xef\xbb\xbf" if head.startswith(b"\xef\xbb\xbf") else b""

@@ -84,7 +84,8 @@ def load(
     """Read feedback. One DataError lists up to 20 problems and carries them as `problems`; with `keep_going`, rows with
     a problem are left out instead and all of them are in `Feedback.problems`.
 
-    `source` may stand for several files, each with its own layout and vocabulary. `choice` renames columns and leaves
+    `source` may stand for several files, each with its own layout and words for thumbs; numbers are told from scores by
+    all files of a layout. `choice` renames columns and leaves
     some out; `any_size` reads a packed file whatever it unpacks to. Raises DataError at once where a file as a whole is
     missing, empty, damaged or of no known layout, and ConfigError for an unknown `format`.
     """
@@ -92,78 +93,100 @@ def load(
         source = source[0]
     files, notes = sources(source)
     several = len(files) > 1
+    opened = [_open(file, format, choice, keep_going, any_size, several) for file in files]
+    for layout in {file.layout.name for file in opened}:
+        Labels.join([file.labels for file in opened if file.layout.name == layout])
     parts = []
-    for file in files:
-        prefix = f"{Path(file).name.partition('.')[0]}/" if several and isinstance(file, str | Path) else ""
-        rows = list(read_rows(file, any_size=any_size, names={old: new for new, old in choice.rename.items()}))
-        parts.append(_read_file(file, rows, prefix, format, choice, keep_going))
-        notes += [f"{prefix[:-1]}: {note}" if prefix else note for note in parts[-1].notes]
+    for file in opened:
+        parts.append(_read(file, keep_going))
+        notes += [f"{file.prefix[:-1]}: {note}" if file.prefix else note for note in parts[-1].notes]
     problems = tuple(problem for part in parts for problem in part.problems)
     if problems and not keep_going:
         raise _summary(problems[:MOST_PROBLEMS], source_path(source), in_files=several)
     records = merge(record for part in parts for record in part.records)
-    layouts = ", ".join(dict.fromkeys(part.format for part in parts))
+    layouts = ", ".join(dict.fromkeys(file.layout.name for file in opened))
     count = sum(part.rows for part in parts)
     return Feedback(records, source_name(source), layouts, problems, count, digest(records), tuple(notes))
 
 
 @dataclass(frozen=True)
 class _File:
+    """A file whose rows are to become records, and what of all its rows each of them needs to know."""
+
+    path: str | Path | None
+    prefix: str
+    rows: list[tuple[int, dict[str, Any] | Unreadable]]
+    columns: frozenset[str]
+    layout: Layout
+    labels: Labels
+    judged_turns: bool
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Part:
     """What one file held: as Feedback, but its records are not merged yet."""
 
     records: Sequence[Record]
-    format: str
     problems: Sequence[Problem]
     rows: int
     notes: Sequence[str]
 
 
-def _read_file(
-    source: Source,
-    rows: list[tuple[int, dict[str, Any] | Unreadable]],
-    prefix: str,
-    format: str,
-    choice: Choice,
-    keep_going: bool,
-) -> _File:
+def _open(source: Source, format: str, choice: Choice, keep_going: bool, any_size: bool, several: bool) -> _File:
+    """The rows of one file with its layout and labels. Raises DataError where the file as a whole has none."""
     path = source if isinstance(source, str | Path) else None
-    most = len(rows) if keep_going else MOST_PROBLEMS
-    readable = [row for _, row in rows if isinstance(row, dict)]
+    rows = list(read_rows(source, any_size=any_size, names={old: new for new, old in choice.rename.items()}))
     if not rows:
         raise DataError("has no rows", path=path)
+    readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
         broken = [_problem(row.reason, path, n, row) for n, row in rows if isinstance(row, Unreadable)]
-        raise _summary(broken[:most], path)
+        raise _summary(broken if keep_going else broken[:MOST_PROBLEMS], path)
     try:
         choice.apply(readable)
         columns = _columns(readable)
         layout = layout_of(format, columns, readable)
     except DataError as error:
         raise DataError(_printable(error.message), path=path) from None
-    notes = _notes(layout, columns, readable)
-    labels = Labels((n, value) for n, row in rows if isinstance(row, dict) for value in raw_thumbs(row))
-    judged_turns = any(map(judges_turns, readable))
-    del readable
+    where = f" of {_printable(str(path))}" if several and path is not None else ""
+    labels = Labels(
+        (f"on line {n}{where}", value) for n, row in rows if isinstance(row, dict) for value in raw_thumbs(row)
+    )
+    return _File(
+        path=path,
+        prefix=f"{Path(path).name.partition('.')[0]}/" if several and path is not None else "",
+        rows=rows,
+        columns=columns,
+        layout=layout,
+        labels=labels,
+        judged_turns=any(map(judges_turns, readable)),
+        notes=_notes(layout, columns, readable),
+    )
+
+
+def _read(file: _File, keep_going: bool) -> _Part:
+    """The records of a file, whose rows are used up."""
+    rows, count = file.rows, len(file.rows)
+    most = count if keep_going else MOST_PROBLEMS
     records: list[Record] = []
     problems: list[Problem] = []
     silent = read = 0
-    count = len(rows)
     rows.reverse()
     while rows and len(problems) < most:
         line, values = rows.pop()  # what was read is let go: rows and records are never held together
         try:
             if isinstance(values, Unreadable):
                 raise DataError(values.reason)
-            made = layout.read(Row(line, values, columns, labels, judged_turns, prefix))
+            made = file.layout.read(Row(line, values, file.columns, file.labels, file.judged_turns, file.prefix))
         except DataError as error:
-            problems.append(_problem(error.message, path, line, values))
+            problems.append(_problem(error.message, file.path, line, values))
         else:
             records += made
             silent += not made
             read += 1
-    if silent:
-        notes.append(f"{silent} of {read} conversations have no judged answer and were left out")
-    return _File(records, layout.name, problems, count, notes)
+    left_out = f"{silent} of {read} conversations have no judged answer and were left out"
+    return _Part(records, problems, count, [*file.notes, left_out] if silent else file.notes)
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prospect.errors import DataError
@@ -31,6 +31,7 @@ _WORDS = {
     for word in pair
 }
 _NUMBER, _NUMBER_TEXT = "the numbers 1/0/-1", 'the numbers "1"/"0"/"-1" as text'
+_NUMBER_VOCABULARIES = (_NUMBER, _NUMBER_TEXT)
 _AS_SCORES = (
     'Name the column "score" (prospect convert IN OUT.jsonl --map score=label) and say where desirable begins with '
     "--threshold mean, median or a number"
@@ -75,64 +76,62 @@ def _score_given(value: object) -> DataError:
     return DataError(f"label {brief(value, str)} is a score where a thumb should be. {_AS_SCORES}")
 
 
-def is_score(value: Any) -> bool:
-    """Whether a label is a number that can be no thumb, such as 0.85 or 4 stars; also where it stands as text."""
-    if isinstance(value, str):
-        try:
-            value = float(_SKIN_TONE.sub("", value))
-        except ValueError:
-            return False
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        return False
-    return value not in _NUMBERS
-
-
 class Labels:
     """The vocabulary of a file's labels, made out from all of them before the first is read.
 
-    `values` are (line, label as it stands there). A column holds one kind of value: beside 5 stars, 1 star is no thumb
+    `values` are (place, label as it stands there). A column holds one kind of value: beside 5 stars, 1 star is no thumb
     up, and beside true and false, "up" is a slip. The most frequent vocabulary is the file's, or the first of equals.
     """
 
-    def __init__(self, values: Iterable[tuple[int, Any]]) -> None:
+    def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
         counts: Counter[str] = Counter()
-        first: dict[str, int] = {}
-        words: set[tuple[str, str]] = set()
-        self._score: tuple[int, Any] | None = None
-        for line, value in values:
+        first: dict[str, str] = {}
+        self._numbers: set[str] = set()
+        self._score: tuple[str, Any] | None = None
+        for place, value in values:
             if _is_number_but_no_thumb(value):
-                self._score = self._score or (line, value)
+                self._score = self._score or (place, value)
                 continue
             try:
                 _, vocabulary, word = thumb(value)
             except DataError:
                 continue
             counts[vocabulary] += 1
-            first.setdefault(vocabulary, line)
-            words.add((vocabulary, word))
+            first.setdefault(vocabulary, place)
+            if vocabulary in _NUMBER_VOCABULARIES:
+                self._numbers.add(word)
         self._main = counts.most_common(1)[0][0] if counts else ""
-        self._first = first.get(self._main, 0)
-        self._torn = {(self._main, "0"), (self._main, "-1")} <= words
+        self._first = first.get(self._main, "")
+
+    @staticmethod
+    def join(shards: Sequence[Labels]) -> None:
+        """Make the numbers of several files of one layout one column: each file has its own words, but 5 stars in one
+        say that a 1 in another is a star, too."""
+        score = next((labels._score for labels in shards if labels._score is not None), None)
+        numbers = {word for labels in shards for word in labels._numbers}
+        for labels in shards:
+            labels._score, labels._numbers = score, numbers
 
     def read(self, value: Any) -> bool:
         """Whether `value` says desirable. Raises DataError where it is no thumb, stands among scores or belongs to
-        another vocabulary than the file's; where 1, 0 and -1 all occur, for both 0 and -1."""
+        another vocabulary than the file's; where both 0 and -1 occur, for both."""
         desirable, vocabulary, word = thumb(value)
-        if self._score is not None and vocabulary in (_NUMBER, _NUMBER_TEXT):
-            line, score = self._score
+        numeric = vocabulary in _NUMBER_VOCABULARIES
+        if self._score is not None and numeric:
+            place, score = self._score
             raise DataError(
-                f"label {brief(value, str)} stands among scores ({brief(score, str)} on line {line}), so it is one. "
+                f"label {brief(value, str)} stands among scores ({brief(score, str)} {place}), so it is one. "
                 f"{_AS_SCORES}"
             )
         if vocabulary != self._main:
             raise DataError(
-                f"label {brief(value)} belongs to {vocabulary}, but this file's labels are {self._main} (first on line "
+                f"label {brief(value)} belongs to {vocabulary}, but this file's labels are {self._main} (first "
                 f"{self._first}). Write all labels of a file in one vocabulary"
             )
-        if self._torn and word != "1":
+        if numeric and word != "1" and self._numbers.issuperset(("0", "-1")):
             raise DataError(
-                f'label {brief(value)}: the file has both 0 and -1, so one of them may mean "nobody judged". Leave out '
-                "those rows and keep 1/0 or 1/-1"
+                f'label {brief(value)}: the data have both 0 and -1, so one of them may mean "nobody judged". Leave '
+                "out those rows and keep 1/0 or 1/-1"
             )
         return desirable
 

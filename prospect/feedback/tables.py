@@ -109,17 +109,17 @@ def _structure(column: str, cell: str) -> Any:
     return value if structured and (column not in _ANSWERS or "role" in first or "from" in first) else cell
 
 
-def parquet(data: bytes, path: Path, *, any_size: bool) -> Rows:
-    """The rows of a Parquet file. Raises DataError where it is none, is damaged, or holds so many values that it must
-    be a few repeated without end (`any_size` reads them)."""
+def parquet(data: bytes, path: Path, size_on_disk: int, *, any_size: bool) -> Rows:
+    """The rows of a Parquet file, which may be packed once more on disk. Raises DataError where it is none, is damaged,
+    or holds so many values that it must be a few repeated without end (`any_size` reads them)."""
     import pyarrow
     import pyarrow.parquet
 
-    limit = float("inf") if any_size else max(SMALL, EXPANSION * len(data))
+    limit = float("inf") if any_size else max(SMALL, EXPANSION * size_on_disk)
 
     def bounded(size: int) -> None:
         if size > limit:
-            raise too_large(path, limit, len(data))
+            raise too_large(path, limit, size_on_disk)
 
     def batches() -> Iterator[Any]:
         size = 0

@@ -84,6 +84,20 @@ def test_a_parquet_file_of_endless_lists_is_refused_as_it_grows(tmp_path: Path) 
     assert "over 100 times its size" in str(error_of(path))
 
 
+def test_a_table_packed_once_more_is_held_to_its_size_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: pa.array([value] * 400_000) for name, value in GOOD.items()})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    plain = (tmp_path / "a.parquet").read_bytes()
+    path = tmp_path / "b.parquet.gz"
+    path.write_bytes(gzip.compress(plain))
+    assert 20 * path.stat().st_size < len(plain) < 20_000_000
+    monkeypatch.setattr(tables, "_batch_rows", lambda batch: pytest.fail("read"))
+    assert "over 100 times its size" in str(error_of(path))
+
+
 def test_a_damaged_table_never_ends_the_process(shared: Path, tmp_path: Path) -> None:
     """One wrong byte, at which the counts of a column end the process: hence one of its own."""
     whole = bytearray((shared / "cases" / "rows" / "e12_null_turn.parquet").read_bytes())

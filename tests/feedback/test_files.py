@@ -174,6 +174,36 @@ def test_problems_of_several_files_name_their_file(shards: Path, tmp_path: Path)
     assert [(Path(row["file"]).name, row["line"]) for row in bad] == [("c.jsonl", 1), ("d.jsonl", 3)]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("1 1", "5 4", "label 1 stands among scores (5 on line 2 of {folder}/b.csv)"),
+        ("5 4", "1 1", "label 1 stands among scores (5 on line 2 of {folder}/a.csv)"),
+        ("1 0", "1 -1", "label '0': the data have both 0 and -1"),
+    ],
+)
+def test_numbers_of_shards_are_one_column(tmp_path: Path, first: str, second: str, message: str) -> None:
+    """The first rows of an export in stars may all have one star."""
+    for name, labels in (("a", first), ("b", second)):
+        rows = "".join(f"{name}{i},x,{label}\n" for i, label in enumerate(labels.split()))
+        (tmp_path / f"{name}.csv").write_text(f"prompt,completion,label\n{rows}")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert message.format(folder=tmp_path) in str(caught.value)
+    kept = load(tmp_path, keep_going=True)
+    assert not [c for r in kept.records for c in r.completions if c.label is not (first == "1 0" or None)]
+
+
+def test_shards_have_their_own_words(tmp_path: Path) -> None:
+    """As text of CSV, as booleans of JSON, as numbers, and beside another layout's scores."""
+    (tmp_path / "a.csv").write_text("prompt,completion,label\na,b,true\na,c,false\n")
+    (tmp_path / "b.jsonl").write_bytes(lines([{"prompt": "b", "completion": "c", "label": False}]))
+    (tmp_path / "c.csv").write_text("prompt,completion,label\nc,d,1\nc,e,0\n")
+    (tmp_path / "d.csv").write_text("prompt,completion,score\nd,e,5\n")
+    labels = [c.label for r in load(tmp_path).records for c in r.completions]
+    assert labels == [True, False, False, True, False, None]
+
+
 def test_what_stands_for_no_file_or_for_one_twice(shards: Path) -> None:
     for source, message in (
         (str(shards / "*.parquet"), "no file matches this pattern"),

@@ -12,7 +12,7 @@ from prospect.feedback.labels import Labels, thumb
 
 def strays(*values: Any) -> dict[int, str]:
     """{line: message} of the labels that are refused in a file with these."""
-    labels = Labels(enumerate(values, 1))
+    labels = Labels((f"on line {line}", value) for line, value in enumerate(values, 1))
     refused = {}
     for line, value in enumerate(values, 1):
         try:
