@@ -201,8 +201,9 @@ class Template:
         if not record.prompt:
             raise _error("the prompt has no messages; a chat starts with at least one", record)
         parts = self._parts(record, self._or_none(quotes))
+        spelled = quotes.tokens if self.special_tokens == "text" else self._spelled(record)
         prompt = self._print(record, parts, None, quotes)
-        flaws = Flaw.CONTROL if self._spelled(record) else Flaw(0)
+        flaws = Flaw.CONTROL if spelled else Flaw(0)
         if next(iter(self._unprinted(record, quotes.unquote(prompt))), None) is not None:
             flaws |= Flaw.UNPRINTED
         answers = [self._answer(record, completion, parts, prompt, quotes) for completion in record.completions]

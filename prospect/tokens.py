@@ -13,6 +13,8 @@ completions end with EOS. No torch here.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ import numpy as np
 from prospect import tokentable
 from prospect.errors import DataError
 from prospect.feedback.findings import EXAMPLES, at
-from prospect.feedback.records import Record
+from prospect.feedback.records import Message, Record
 from prospect.template import SpecialTokens, Template
 from prospect.tokentable import Coded, Ids
 
@@ -209,24 +211,35 @@ def _cut_prompt(template: Template, record: Record, coded: Coded, max_length: in
         if not possible or not len(text):
             return coded
         return dataclasses.replace(coded, prompt=np.concatenate([head, text[-min(possible) :]]))
-    options = [coded, *map(tokentable.coded, template.encode(_with_fewer_turns(record)))]
-    last = options[-1]
-    able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
-    if not able:
-        return coded
-    return next(o for o in options if all(len(o.prompt) + len(o.completions[i]) <= max_length for i in able))
-
-
-def _with_fewer_turns(record: Record) -> list[Record]:
-    """The record without its oldest turn, its two oldest turns, and so on down to the last. A turn starts with a user
-    message, since most templates insist on that; system messages at the start stay."""
-    assert not isinstance(record.prompt, str)
     messages = record.prompt
-    head = 0
-    while head < len(messages) and messages[head].get("role") in ("system", "developer"):
-        head += 1
-    starts = [i for i in range(head + 1, len(messages)) if messages[i].get("role") == "user"]
-    return [dataclasses.replace(record, prompt=messages[:head] + messages[i:]) for i in starts]
+    system, starts = _turns(messages)
+    if not starts:
+        return coded
+
+    @functools.cache
+    def since(turn: int) -> Coded:
+        shorter = dataclasses.replace(record, prompt=messages[:system] + messages[starts[turn] :])
+        return tokentable.coded(template.encode([shorter])[0])
+
+    last = since(len(starts) - 1)
+    able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
+
+    def fits(option: Coded) -> bool:
+        return all(len(option.prompt) + len(option.completions[i]) <= max_length for i in able)
+
+    if not able or fits(coded):
+        return coded
+    # Fewer turns are fewer tokens, so that few of the ends need to be printed.
+    return since(bisect_left(range(len(starts) - 1), True, key=lambda turn: fits(since(turn))))
+
+
+def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """The number of system messages at the start, which stay, and where the turns after the first begin: with a user
+    message, since most templates insist on that."""
+    system = 0
+    while system < len(messages) and messages[system].get("role") in ("system", "developer"):
+        system += 1
+    return system, [i for i in range(system + 1, len(messages)) if messages[i].get("role") == "user"]
 
 
 def _too_long(record: Record, coded: Coded, max_length: int) -> list[DataError]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from prospect import template
 from prospect.errors import DataError
+from prospect.feedback import check_lengths
 from prospect.feedback.records import Record
 from prospect.template import Template
 from prospect.tokens import TokenReport, build_trees
@@ -86,6 +88,57 @@ def test_cut_prompt_cuts_text_from_the_left_and_keeps_bos() -> None:
     trees, report = build_trees([r], tokenizer, max_length=long + 1, over_long="cut_prompt")
     assert [c is None for c in trees[0].completions] == [True, False]
     assert build_trees([r], tokenizer, max_length=2, over_long="cut_prompt")[1].dropped == 2
+
+
+def rated_chat(turns: int) -> list[Record]:
+    """One chat with a rating on each of its turns."""
+    said = [f"{'answer' if i % 2 else 'question'} {i}" for i in range(2 * turns)]
+    return [record(chat(*said[: 2 * k + 1]), said[2 * k + 1]) for k in range(turns)]
+
+
+def printed_messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the conversations that a template prints from now on."""
+    lengths, apply = list[int](), template.apply
+
+    def count(tokenizer: Any, messages: list[Any], *rest: Any, **more: Any) -> str:
+        lengths.append(len(messages))
+        return apply(tokenizer, messages, *rest, **more)
+
+    monkeypatch.setattr(template, "apply", count)
+    return lengths
+
+
+def test_cut_prompt_prints_few_ends_of_a_long_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest end that fits is that of all ends, and found without printing them all."""
+    tokenizer = byte_level(CHATML)
+    turns = 64
+    r = rated_chat(turns)[-1]
+    assert not isinstance(r.prompt, str)
+    ends = [dataclasses.replace(r, prompt=r.prompt[i:]) for i in range(0, len(r.prompt), 2)]
+    lengths = [p + c for p, (c,) in (sizes(tokenizer, end) for end in ends)]
+    for room in (lengths[-1], lengths[-2], lengths[40] - 1, lengths[40], lengths[1], lengths[0] - 1):
+        with monkeypatch.context() as patch:
+            printed = printed_messages(patch)
+            trees, report = build_trees([r], tokenizer, max_length=room, over_long="cut_prompt")
+        assert len(trees[0].prompt) + len(trees[0].completions[0]) == max(x for x in lengths if x <= room)
+        assert report.cut_prompt == 1
+        assert len(printed) < 2 * (2 + 7) + 6  # prompt and conversation, of the whole, the last and log2(64) ends
+
+
+def test_a_turn_is_printed_twice_and_never_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With and without its answer; the messages are quoted once, and what the cache holds is not printed at all."""
+    tokenizer, records = byte_level(CHATML), rated_chat(20)
+    printed, quoted = printed_messages(monkeypatch), list[Any]()
+    quote = Template._quoted_message
+    monkeypatch.setattr(Template, "_quoted_message", lambda *a: (quoted.append(a[1]), quote(*a))[1])
+    check_lengths.tokens(records, tokenizer, 64, "drop", None, cache=tmp_path)
+    prompts = sum(len(r.prompt) for r in records)
+    conversations = [size for r in records for size in (len(r.prompt), len(r.prompt) + 1)]
+    assert [n for n in printed if n > 3] == [n for n in conversations if n > 3]  # the template's probes are short
+    assert len(quoted) == prompts + 2 * len(records)  # an answer is also looked at by itself
+    printed.clear()
+    check_lengths.tokens(records, tokenizer, 64, "drop", None, cache=tmp_path)
+    assert max(printed) <= 3
 
 
 def test_error_names_row_and_lengths() -> None:

@@ -69,8 +69,8 @@ def tokens(
     build_trees."""
     from prospect.tokens import build_trees
 
-    how: dict[str, Any] = {"chat_template": chat_template, "special_tokens": special_tokens}
-    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, cache=cache, **how)
+    how: dict[str, Any] = {"chat_template": chat_template, "special_tokens": special_tokens, "cache": cache}
+    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, **how)
     prompts = [len(tree.prompt) for tree in whole]
     completions = [[0 if ids is None else len(ids) for ids in tree.completions] for tree in whole]
     kept = [[size > 0 for size in row] for row in completions]
