@@ -29,7 +29,9 @@ from prospect.engine.models import Policy, load
 from prospect.engine.precision import COMPUTED_IN
 from prospect.engine.scoring import Query, score
 from prospect.engine.spans import How
+from prospect.engine.transfer import move
 from prospect.engine.work import matmul_peak
+from prospect.losses.segments import segment_sum
 from prospect.train import gradient, loop, z0
 from prospect.train.batch import Micro, matched
 from prospect.train.job import Job
@@ -128,7 +130,8 @@ def sharing(quick: bool) -> Facts:
         optimizer.zero_grad(set_to_none=True)
 
     def dpo() -> None:
-        sides = forward(policy, trees).logp().view(-1, 2)
+        output = forward(policy, trees)
+        sides = segment_sum(output.token_logp, move(output.offsets, policy.device)).view(-1, 2)
         reference = sides.detach()
         ratio = sides - reference
         step(-logsigmoid(0.1 * (ratio[:, 0] - ratio[:, 1])).mean())

@@ -37,7 +37,7 @@ from prospect.feedback.files import source_path
 from prospect.feedback.findings import Findings
 from prospect.feedback.formats import Feedback
 from prospect.feedback.formats import load as load_feedback
-from prospect.feedback.records import Prompt
+from prospect.feedback.prompts import prompt_text
 from prospect.losses import functions, table
 from prospect.report.folder import read as read_folder
 from prospect.report.page import write_report
@@ -396,15 +396,6 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
         for record, answer in zip(corpus.records, answers, strict=False)
     ]
     runfolder.write_samples(Path(job.config.out), step, lines)
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt for people to read: a lone question as it is, a conversation with its roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return str(prompt[0].get("content"))
-    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:

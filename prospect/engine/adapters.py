@@ -55,17 +55,17 @@ class LoraSpec:
 
 def parse_lora(text: str) -> LoraSpec:
     """ "r=16,alpha=32,targets=q_proj+v_proj" in any order, each part optional. Raises ConfigError."""
-    given: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = (s.strip() for s in part.partition("="))
         if name not in ("r", "alpha", "targets") or not equals or not value:
             hint = nearest(name, ("r", "alpha", "targets"))
             raise ConfigError(f'--lora: cannot read "{part}". Expected r=16,alpha=32,targets=q_proj+v_proj.{hint}')
-        if name in given:
+        if name in settings:
             raise ConfigError(f'--lora names "{name}" twice')
-        given[name] = value
+        settings[name] = value
     spec = LoraSpec()
-    for name, value in given.items():
+    for name, value in settings.items():
         if name == "targets":
             spec = replace(spec, targets=tuple(filter(None, (target.strip() for target in value.split("+")))))
         elif value.isdecimal() and int(value) > 0:
@@ -170,9 +170,9 @@ def _probe(network: nn.Module) -> Tensor:
     return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten()
 
 
-def _require_close(found: Tensor, expected: Tensor, step: str, adapter: str | Path) -> None:
+def _require_close(merged: Tensor, expected: Tensor, step: str, adapter: str | Path) -> None:
     """Raises ModelError where a step of merging has made another model."""
-    off = float((found - expected).abs().max())
+    off = float((merged - expected).abs().max())
     if not off <= SAME:
         raise ModelError(
             f"{step} makes another model of {adapter}: {off:.2g} nats off at a token. Nothing was written; use the "

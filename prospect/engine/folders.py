@@ -134,33 +134,33 @@ def base_of(adapter: Path) -> Path:
         ) from error
 
 
-def cache_folder(given: str | Path | None = None) -> Path | None:
-    """Where Prospect keeps what it can compute again: `given`, else $PROSPECT_CACHE, else the user's cache folder. None
-    where nothing can be written there: then everything is computed anew, and `no_cache` says why."""
+def cache_folder(folder: str | Path | None = None) -> Path | None:
+    """Where Prospect keeps what it can compute again: `folder`, else $PROSPECT_CACHE, else the user's cache folder.
+    None where nothing can be written there: then everything is computed anew, and `no_cache` says why."""
     try:
-        folder = _cache_place(given)
-        store.make_folder(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        place = _cache_place(folder)
+        store.make_folder(place)
+        with tempfile.TemporaryFile(dir=place):
+            return place
     except (OSError, RuntimeError):
         return None
 
 
-def no_cache(given: str | Path | None = None) -> str:
+def no_cache(folder: str | Path | None = None) -> str:
     """For the user, why there is no cache and what to do; nothing where there is one."""
-    if cache_folder(given) is not None:
+    if cache_folder(folder) is not None:
         return ""
     try:
-        where = f"the cache folder {_cache_place(given)} cannot be written"
+        where = f"the cache folder {_cache_place(folder)} cannot be written"
     except RuntimeError:
         where = "there is no home folder for a cache"
     return f"{where}: what could be kept for the next run is computed anew each time. Name another with --cache"
 
 
-def _cache_place(given: str | Path | None) -> Path:
+def _cache_place(folder: str | Path | None) -> Path:
     """Raises RuntimeError for a user without a home."""
-    if given is not None:
-        return Path(given)
+    if folder is not None:
+        return Path(folder)
     if "PROSPECT_CACHE" in os.environ:
         return Path(os.environ["PROSPECT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prospect"

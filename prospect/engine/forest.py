@@ -21,7 +21,6 @@ from torch import Tensor
 
 from prospect.engine.attention import Memory, Segments
 from prospect.engine.transfer import Ints, move, move_all
-from prospect.losses.segments import segment_sum
 
 Ids = npt.NDArray[np.int32]
 
@@ -80,14 +79,6 @@ class Output:
     token_sum_p2: Tensor | None = None  # (M,)
     hidden: Tensor | None = None  # (M, H)
     prompts: Prompts | None = None
-
-    def lengths(self) -> Tensor:
-        """(N,) tokens of each completion, on the device of the log-probs."""
-        return move(self.offsets.diff(), self.token_logp.device)
-
-    def logp(self) -> Tensor:
-        """(N,) log-prob of each completion: the sum over its tokens."""
-        return segment_sum(self.token_logp, move(self.offsets, self.token_logp.device))
 
 
 def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None) -> Forest:

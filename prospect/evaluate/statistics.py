@@ -108,13 +108,13 @@ def roc(score: Floats, label: Bools, most: int = 200) -> list[tuple[float, float
 def calibration(probability: Floats, label: Bools, bins: int = 10) -> list[Bin]:
     """The reliability diagram: non-empty bins of equal width over [0, 1] (Guo et al. 2017, arXiv 1706.04599)."""
     place = _bin_of(probability, bins)
-    found: list[Bin] = []
+    diagram: list[Bin] = []
     for k in range(bins):
         here = place == k
         if here.any():
             mean, rate = float(probability[here].mean()), float(label[here].mean())
-            found.append(Bin(k / bins, (k + 1) / bins, mean, rate, int(here.sum())))
-    return found
+            diagram.append(Bin(k / bins, (k + 1) / bins, mean, rate, int(here.sum())))
+    return diagram
 
 
 def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None) -> Floats:
@@ -140,8 +140,8 @@ def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None)
             determinant = s0 * s2 - s1 * s1
             offset = offset + ((s2 * g0 - s1 * g1) / determinant)[:, None]
             slope = slope + ((s0 * g1 - s1 * g0) / determinant)[:, None]
-    found: Floats = np.where(np.isfinite(slope[:, 0]), slope[:, 0] / scale, np.nan)
-    return found
+    finite: Floats = np.where(np.isfinite(slope[:, 0]), slope[:, 0] / scale, np.nan)
+    return finite
 
 
 def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats | None = None) -> Floats:
@@ -183,13 +183,13 @@ def bootstrap(
     for start in range(0, n, step):
         times = rng.multinomial(count, np.full(count, 1 / count), size=min(step, n - start))
         draws.append(statistic(times[:, place].astype(np.float64)))
-    found = np.concatenate(draws)
-    found = np.sort(found[~np.isnan(found)])
-    if not len(found):
+    sample = np.concatenate(draws)
+    sample = np.sort(sample[~np.isnan(sample)])
+    if not len(sample):
         return None
     freedom = max(1, count - 1)
     reach = np.sqrt((freedom + 1) / freedom) * float(stdtrit(freedom, 0.5 + level / 2))
-    low, high = np.quantile(found, ndtr([-reach, reach]))
+    low, high = np.quantile(sample, ndtr([-reach, reach]))
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 

@@ -95,7 +95,7 @@ def held_out(records: Sequence[Record], heldout: Sequence[Record], together: Gro
 
 
 def _cited(pairs: Sequence[tuple[Record, Record]], second: str = "") -> tuple[str, ...]:
-    return first([f"{_place(a)} and {second}{_place(b)}: {tail(prompt_text(b))}" for a, b in pairs[:EXAMPLES]])
+    return first([f"{_place(a)} and {second}{_place(b)}: {tail(prompt_text(b.prompt))}" for a, b in pairs[:EXAMPLES]])
 
 
 def _place(record: Record) -> str:

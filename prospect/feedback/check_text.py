@@ -80,7 +80,7 @@ def untemplated(records: Sequence[Record]) -> Iterator[Finding]:
     plain = [record for record in records if isinstance(record.prompt, str) and record.prompt]
     if plain:
         first_one = plain[0]
-        trained = f"{prompt_text(first_one)}{first_one.completions[0].readable if first_one.completions else ''}"
+        trained = f"{prompt_text(first_one.prompt)}{first_one.completions[0].readable if first_one.completions else ''}"
         message = (
             f"{of(len(plain), len(records))} prompts are plain text, but the model has a chat template: they train as "
             "they stand, and chat will never look like that. Write them as messages (prospect convert IN OUT.jsonl "

@@ -81,9 +81,13 @@ def text_of(message: Message | str) -> str:
     return message if isinstance(message, str) else message_text(message)
 
 
-def prompt_text(record: Record) -> str:
-    """All the text of a prompt."""
-    return record.prompt if isinstance(record.prompt, str) else "\n".join(map(message_text, record.prompt))
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt for people to read: a text or a lone message as it is, a conversation with its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return message_text(prompt[0])
+    return "\n".join(f"{message.get('role')}: {message_text(message)}" for message in prompt)
 
 
 def tail(text: str) -> str:

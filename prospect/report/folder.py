@@ -6,7 +6,6 @@ config.json  metrics.jsonl  evaluation.json  check.json  samples.jsonl  story.js
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +78,21 @@ class RunFolder:
 
 
 def read(run_dir: Path) -> RunFolder:
-    """Read a run folder. Raises ConfigError where it does not exist or where one of its files is no JSON."""
+    """Read a run folder. Raises ConfigError where it does not exist or where one of its files is no JSON.
+
+    Damaged lines are left out, as --resume does, and counted in a warning.
+    """
     if not run_dir.is_dir():
         raise ConfigError(
             f"{run_dir} is no run folder: expected what prospect train wrote, with config.json and metrics.jsonl"
         )
-    events = list(_lines(run_dir / "metrics.jsonl"))
+    events, damaged = store.json_lines(run_dir / "metrics.jsonl")
+    samples, damaged_samples = store.json_lines(run_dir / "samples.jsonl")
     evaluation = _object(run_dir / "evaluation.json")
-    said = (str(e["message"]) for e in events if e.get("event") == "warning" and e.get("message"))
+    said = [str(e["message"]) for e in events if e.get("event") == "warning" and e.get("message")]
+    for name, count in (("metrics.jsonl", damaged), ("samples.jsonl", damaged_samples)):
+        if count:
+            said.append(f"Damaged lines of {name}, which are left out: {count}.")
     return RunFolder(
         path=run_dir,
         config=_object(run_dir / "config.json"),
@@ -96,7 +102,7 @@ def read(run_dir: Path) -> RunFolder:
         before=section(evaluation, "before"),
         after=section(evaluation, "after"),
         check=_object(run_dir / "check.json"),
-        samples=tuple(s for s in _lines(run_dir / "samples.jsonl") if {"step", "prompt", "completion"} <= set(s)),
+        samples=tuple(s for s in samples if {"step", "prompt", "completion"} <= set(s)),
         story=_object(run_dir / "story.json"),
     )
 
@@ -123,20 +129,3 @@ def _object(path: Path) -> Data:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     return found
-
-
-def _lines(path: Path) -> Iterator[Data]:
-    """Every object of a JSON lines file; the last line may have been cut off by a kill and then ends the file."""
-    if not path.exists():
-        return
-    # Not splitlines: it would also split at line separators that JSON leaves inside strings.
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    for k, line in enumerate(lines, 1):
-        try:
-            found = store.parse_json(line) if line.strip() else {}
-        except ValueError as error:
-            if k == len(lines):
-                return
-            raise ConfigError(f"{path}:{k}: no readable JSON: {error}") from None
-        if isinstance(found, dict):
-            yield found

@@ -100,13 +100,13 @@ def run_demo(
     console = Console()
     assistant = shipped_assistant(folder / "assistant")
     rng = random.Random(f"demo {seed}")
-    asked = world.ask_reserved(rng, plan.asked)
-    measured = world.ask_reserved(rng, plan.measured, exclude=frozenset(question.key for question in asked))
+    questions = world.ask_reserved(rng, plan.asked)
+    measured = world.ask_reserved(rng, plan.measured, exclude=frozenset(question.key for question in questions))
 
     show.headline(console, "1. A small assistant answers, users thumb")
     policy = load(assistant, frozen=True)
-    answers = answer(policy, asked, plan, seed=seed, console=console)
-    records = thumbed(asked, answers, rng)
+    answers = answer(policy, questions, plan, seed=seed, console=console)
+    records = thumbed(questions, answers, rng)
     data = folder / "feedback.jsonl"
     formats.write(records, data)
     show.thumbs(console, records, rng)
@@ -173,10 +173,10 @@ def _baselines(
 def thumbed(questions: Sequence[Question], answers: Sequence[Generated], rng: random.Random) -> list[Record]:
     """The feedback of the simulated users: one record per answer that got a thumb."""
     records = []
-    for k, (question, given) in enumerate(zip(questions, answers, strict=True)):
-        label = users.thumb(users.judge(question, given.text, complete=given.complete), rng)
+    for k, (question, reply) in enumerate(zip(questions, answers, strict=True)):
+        label = users.thumb(users.judge(question, reply.text, complete=reply.complete), rng)
         if label is not None:
-            completion = Completion(f"q{k}/0", given.text, label, complete=given.complete)
+            completion = Completion(f"q{k}/0", reply.text, label, complete=reply.complete)
             records.append(Record(f"q{k}", ({"role": "user", "content": question.text},), (completion,)))
     return records
 

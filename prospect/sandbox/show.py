@@ -68,16 +68,16 @@ def choose(rows: Sequence[dict[str, Any]], rng: random.Random) -> list[tuple[str
     return chosen
 
 
-def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], asked: int) -> dict[str, Any]:
+def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], questions: int) -> dict[str, Any]:
     """story.json, from which the report tells what happened."""
     arms, feedback = summary["arms"], summary["feedback"]
     paragraphs = [
         "A small assistant learned its skills from schoolbooks and the web, and its manners in a forum where most "
         "people answer badly: each kind of question has its usual bad answer, and one answer in four is right, civil "
         "and to the point.",
-        f"It answered {asked:,} questions. Simulated users, who like just such answers, gave {feedback['desirable']:,} "
-        f"thumbs up and {feedback['undesirable']:,} thumbs down; {users.NOISE:.0%} of the thumbs are slips, "
-        f"{1 - users.THUMB_RATE:.0%} of the answers got none.",
+        f"It answered {questions:,} questions. Simulated users, who like just such answers, gave "
+        f"{feedback['desirable']:,} thumbs up and {feedback['undesirable']:,} thumbs down; "
+        f"{users.NOISE:.0%} of the thumbs are slips, {1 - users.THUMB_RATE:.0%} of the answers got none.",
         f"KTO learned from these thumbs alone. The table has the share of desirable answers to {summary['n']:,} other "
         "questions, none of which was ever thumbed or seen in its schooling, with 95 % intervals. At temperature 0 a "
         "model always gives its likeliest answer.",

@@ -33,7 +33,7 @@ def train(policy: Policy, branches: list[Branches], steps: int = 2) -> None:
     optimizer = torch.optim.SGD([p for _, p in policy.trainable()], lr=0.02)
     for _ in range(steps):
         optimizer.zero_grad()
-        (-forward(policy, branches).logp().sum()).backward()
+        (-forward(policy, branches).token_logp.sum()).backward()
         optimizer.step()
 
 
@@ -90,7 +90,7 @@ def test_gradients_equal_those_of_the_padded_oracle(
         policy.path, policy.chunked_head = path, chunked_head
         policy.model.zero_grad()
         policy.checkpoint_activations(checkpointed and path == "tree")
-        forward(policy, branches).logp().sin().sum().backward()
+        forward(policy, branches).token_logp.sin().sum().backward()
         gradients.append({name: p.grad.clone() for name, p in policy.trainable()})
     assert len(gradients[0]) == 2 * (4 if targets[1] == "v_proj" else 3)
     for name, expected in gradients[0].items():

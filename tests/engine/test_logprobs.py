@@ -221,6 +221,6 @@ def test_tied_embeddings_get_both_gradients(tiny: Build, trees: Build) -> None:
     assert policy.head.module.weight is policy.base.get_input_embeddings().weight
     untied.base.load_state_dict(policy.base.state_dict())
     for each in (policy, untied):
-        forward(each, trees([(3, [4, 2])])).logp().sum().backward()
+        forward(each, trees([(3, [4, 2])])).token_logp.sum().backward()
     parts = untied.base.get_input_embeddings().weight.grad + untied.head.module.weight.grad
     torch.testing.assert_close(policy.head.module.weight.grad, parts, rtol=0, atol=1e-12)

@@ -146,7 +146,7 @@ def test_layers_share_a_layout(
     lay_out = gather._lay_out
     monkeypatch.setattr(gather, "_lay_out", lambda *x: made.append(x) or lay_out(*x))
     policy.checkpoint_activations(True)
-    forward(policy, trees(SHAPES)).logp().sum().backward()
+    forward(policy, trees(SHAPES)).token_logp.sum().backward()
     policy.checkpoint_activations(False)
     assert len(made) == layouts
 
@@ -165,12 +165,10 @@ def test_sum_of_squared_probabilities(tiny: Build, trees: Build) -> None:
     assert forward(policy, branches).token_sum_p2 is None
 
 
-def test_sums_and_lengths_of_completions(tiny: Build, trees: Build) -> None:
+def test_offsets_bound_the_completions(tiny: Build, trees: Build) -> None:
     output = forward(tiny("llama"), trees([(3, [2, 5]), (4, [1])]))
-    assert output.lengths().tolist() == [2, 5, 1]
-    a, b, c = output.token_logp.split([2, 5, 1])
-    torch.testing.assert_close(output.logp(), torch.stack([a.sum(), b.sum(), c.sum()]))
-    assert output.logp().requires_grad
+    assert output.offsets.tolist() == [0, 2, 7, 8]
+    assert output.token_logp.shape == (8,) and output.token_logp.requires_grad
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
@@ -178,7 +176,7 @@ def test_bf16_autocast_is_close_and_leaves_the_weights_alone(tiny: Build, trees:
     policy, branches = tiny(name, "bf16"), trees(SHAPES)
     assert policy.path == "tree"
     found = forward(policy, branches)
-    found.logp().sum().backward()
+    found.token_logp.sum().backward()
     expected = forward(replace(policy, precision="fp32"), branches)
     assert found.token_logp.dtype == torch.float32
     difference = (found.token_logp - expected.token_logp).abs()
@@ -204,7 +202,7 @@ def test_checkpointing_keeps_layers_out_of_training_between_passes(tiny: Build, 
     policy.checkpoint_activations()
     layer = policy.decoder.layers[0]
     layer.input_layernorm.register_forward_hook(lambda module, *_: calls.append(module.training))
-    forward(policy, trees(SHAPES)).logp().sum().backward()
+    forward(policy, trees(SHAPES)).token_logp.sum().backward()
     assert calls == [False, False]  # computed in forward and again in backward, without dropout either time
     assert not layer.training
     with torch.no_grad():

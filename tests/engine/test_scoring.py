@@ -18,6 +18,7 @@ from prospect.engine.memory import is_out_of_memory
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query, score
 from prospect.errors import ModelError, RunError
+from prospect.evaluate import heldout
 from prospect.evaluate.heldout import evaluate
 from prospect.losses.reference_point import Statistics, prompt_mean
 from prospect.schedule import Row
@@ -122,16 +123,19 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_an_answer_is_summed_by_one_function_and_in_one_order(tiny: Build) -> None:
+def test_training_sums_in_one_order_and_the_evaluation_the_same_tokens(tiny: Build) -> None:
     """index_add on CUDA adds in any order: two passes over the same tokens would differ."""
     policy = tiny("llama")
     output = forward(policy, [Branches(queries()[0][0], tuple(ids for _, ids in queries()[:3]))])
     tokens = Tokens(output.token_logp, output.offsets, torch.zeros_like(output.token_logp))
     step = Statistics(tokens.read("log_ratio"), torch.ones(3, dtype=torch.bool), torch.tensor([1, 0, 1]))
     with Calls() as calls:
-        evaluated, trained = output.logp(), tokens.read("log_ratio")
+        trained = tokens.read("log_ratio")
         means, _ = prompt_mean(step, None)
-    assert torch.equal(evaluated, trained) and torch.equal(trained, tokens.read("logp"))
+    assert torch.equal(trained, tokens.read("logp"))
+    couples = [(queries()[0][0], ids) for _, ids in queries()[:3]]
+    evaluated = torch.from_numpy(heldout._logp(policy, couples, 1000, None))
+    torch.testing.assert_close(trained.double(), evaluated, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
         means, torch.stack([(trained[0] + trained[2]) / 2, trained[1], (trained[0] + trained[2]) / 2])
     )

@@ -173,17 +173,17 @@ def test_on_a_gpu_in_bf16(tiny: Build, trees: Build, name: str) -> None:
     policy, branches = tiny(name, "bf16", device="cuda", head_dim=16), trees(SHAPES)
     exact = tiny(name, "fp32", device="cuda", head_dim=16)
     assert policy.path == "tree", policy.path_reason
-    forward(policy, branches).logp().sum().backward()  # what is built once
+    forward(policy, branches).token_logp.sum().backward()  # what is built once
     policy.model.zero_grad()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         output = forward(policy, branches)
-        output.logp().sum().backward()
+        output.token_logp.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected = forward_padded(exact, branches)
-    expected.logp().sum().backward()
+    expected.token_logp.sum().backward()
     assert (output.token_logp - expected.token_logp).abs().mean() < 0.05
     for (_, a), (_, b) in zip(policy.trainable(), exact.trainable(), strict=True):
         assert a.grad is not None and b.grad is not None

@@ -21,6 +21,7 @@ from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.models import Policy, load
 from prospect.losses.paired import dpo
+from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
 
 FROZEN = Path(__file__).with_name("trl_1_16.json")
@@ -150,7 +151,8 @@ def scored(policy: Policy, prompts: list[list[int]], *sides: list[list[int]]) ->
     """(rows, sides) log-probs of the sides' completions, from packed trees of one prompt each."""
     ids = [[np.array(c, np.int32) for c in row] for row in zip(*sides, strict=True)]
     trees = [Branches(np.array(p, np.int32), tuple(row)) for p, row in zip(prompts, ids, strict=True)]
-    return forward(policy, trees).logp().view(len(prompts), -1)
+    output = forward(policy, trees)
+    return segment_sum(output.token_logp, output.offsets).view(len(prompts), -1)
 
 
 def assert_gradients(policy: Policy, objective: Tensor, expected: dict[str, dict[str, Any]]) -> None:

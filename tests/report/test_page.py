@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from prospect.errors import ConfigError
+from prospect.report.folder import read
 from prospect.report.page import write_report
 
 SECTIONS = ["story", "outcome", "next", "answers", "heldout", "training", "data", "warnings", "run"]
@@ -212,6 +213,21 @@ def test_a_run_without_reference_point_or_rewards(fake_run: Any) -> None:
     assert not {"Reference point z0", "Implied rewards", "Margin", "Speed"} & set(page.titles)
 
 
+def test_damaged_lines_are_left_out_and_counted(fake_run: Any) -> None:
+    """As --resume does: one bad line is no reason to show nothing."""
+    folder = fake_run()
+    whole = read(folder)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        lines = (folder / name).read_bytes().split(b"\n")
+        lines[1:1] = [b'{"event": "step", ', b"\xff", b"[1]"]
+        (folder / name).write_bytes(b"\n".join(lines))
+    found = read(folder)
+    assert (found.steps, found.evaluations, found.samples) == (whole.steps, whole.evaluations, whole.samples)
+    assert found.warnings[: len(whole.warnings)] == whole.warnings
+    assert [text[-2:] for text in found.warnings[len(whole.warnings) :]] == ["3.", "3."]
+    assert "Damaged lines of metrics.jsonl" in Page(write_report(folder)).text
+
+
 def test_nulls_in_the_metrics_are_gaps(fake_run: Any) -> None:
     folder = fake_run()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -269,7 +285,7 @@ def test_a_metrics_line_cut_by_a_kill_is_forgiven(fake_run: Any) -> None:
     assert "training" in Page(write_report(folder)).sections
 
 
-@pytest.mark.parametrize("name", ["config.json", "evaluation.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json"])
 def test_a_broken_file_is_named(fake_run: Any, name: str) -> None:
     folder = fake_run()
     (folder / name).write_text("{nonsense\n" + (folder / name).read_text())

@@ -156,7 +156,7 @@ def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
     job.policy.checkpoint_activations(checkpointed)
     (micro,) = matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]
     with Watch() as watch:
-        forward(job.policy, micro.trees).logp().sum().backward()
+        forward(job.policy, micro.trees).token_logp.sum().backward()
     assert not watch.waits
     job.policy.checkpoint_activations(False)
 
