@@ -104,9 +104,13 @@ def check(arguments: list[str]) -> int:
     if options.keep_going is None:
         return found.exit_code
     good, bad = doctor.split_rows(feedback, options.keep_going)
-    print(f"good rows: {good}" + ("" if bad is None else f"; bad rows with their reasons: {bad}"), file=sys.stderr)
+    print(
+        ("no good row" if good is None else f"good rows: {good}")
+        + ("" if bad is None else f"; bad rows with their reasons: {bad}"),
+        file=sys.stderr,
+    )
     # The bad rows are dealt with; what else is wrong stays wrong.
-    return 2 if any(f.level == "error" and f.key != "bad_rows" for f in found.findings) else 0
+    return 2 if good is None or any(f.level == "error" and f.key != "bad_rows" for f in found.findings) else 0
 
 
 def _tokenizer(model: str) -> tuple[Any, int | None]:

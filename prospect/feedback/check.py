@@ -103,17 +103,17 @@ def thumbs(
     return found
 
 
-def split_rows(feedback: Feedback, path: str | Path) -> tuple[Path, Path | None]:
+def split_rows(feedback: Feedback, path: str | Path) -> tuple[Path | None, Path | None]:
     """`prospect check --keep-going OUT.jsonl`: the good rows go to OUT.jsonl as Prospect JSONL, the bad ones with their
-    reasons to OUT.bad.jsonl. Returns both paths, None for the second where every row is good."""
+    reasons to OUT.bad.jsonl. Returns both paths, None for what has no row and is not written."""
     good = Path(path)
-    write(feedback.records, good)
-    if not feedback.problems:
-        return good, None
     name, dot, ending = good.name.partition(".")
     bad = good.with_name(f"{name}.bad{dot}{ending}")
-    write_problems(feedback.problems, bad)
-    return good, bad
+    if feedback.records:
+        write(feedback.records, good)
+    if feedback.problems:
+        write_problems(feedback.problems, bad)
+    return good if feedback.records else None, bad if feedback.problems else None
 
 
 def _records(feedback: Feedback | Sequence[Record]) -> Sequence[Record]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prospect.errors import ConfigError, DataError
+from prospect.feedback.labels import thumb
 from prospect.feedback.messages import TURN_JUDGEMENTS, is_messages
 
 _JUDGEMENT_NAME = re.compile(
@@ -21,11 +22,23 @@ _JUDGEMENT_NAME = re.compile(
 )
 """Words in the name of a column that make it a judgement."""
 
+_VERDICT_NAME = re.compile("good|ok|okay|pass|passed|fail|failed|resolved|selected|flagged|harmful|comparison")
+"""Words that name a judgement where nothing else does; beside a thumb they are often a fact of the row."""
+
 _SIDE_NAME = re.compile(
     "(preference|preferred|prefer|dispreferred|chosen|rejected|reject|winner|winning|won|loser|losing|better|worse|"
     "best|worst)s?"
 )
 """Words in the name of a column that make it one side of a comparison, or its outcome."""
+
+_OTHER_SIDE_NAME = re.compile("(.+_)?negatives?|y_?[wl]", re.IGNORECASE)
+"""Names of a side, where nothing else is judged."""
+
+_ABOUT_ANSWER = re.compile(
+    "ids?|hash|model|tokens?|tokenized|length|len|language|lang|format|type|kind|source|url|path|file|name|date|time|"
+    "style|schema|reason|status|version"
+)
+"""Words that make a column named like the answer's one about the answer: "completion_model"."""
 
 _JUDGEMENT_VALUE = re.compile(
     "up|down|good|bad|(dis)?liked?|(un)?desirable|(up|down)voted?|thumbs?(up|down)|positive|negative|(un)?helpful|"
@@ -77,14 +90,14 @@ class Choice:
 
 def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
     """Rename `old` in a row, or drop it where `new` is None; says whether it was there."""
-    column, dot, key = old.partition(".")
-    if old in row or not dot:
-        holders = [row]
-        key = old
-    else:
-        inner = row.get(column)
-        holders = [part for part in (inner if isinstance(inner, list) else [inner]) if isinstance(part, dict)]
-        new = None if new is None else new.partition(".")[2]
+    *path, key = [old] if old in row else old.split(".")
+    holders = [row]
+    for name in path:
+        inner = [holder.get(name) for holder in holders]
+        parts = [part for value in inner for part in (value if isinstance(value, list) else [value])]
+        holders = [part for part in parts if isinstance(part, dict)]
+    if path and new is not None:
+        new = new.rpartition(".")[2]
     there = False
     for holder in holders:
         if key in holder:
@@ -97,31 +110,68 @@ def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
 
 
 def overlooked(
-    rows: Iterable[Mapping[str, Any]], unread: Collection[str], turns: str, judgement_is_read: bool
+    rows: Iterable[Mapping[str, Any]], unread: Collection[str], turns: str, answers: Collection[str] | None
 ) -> list[str]:
     """The unread columns, and unread keys of messages ("messages.vote"), that look like a judgement. `turns` is the
-    column whose messages may be judged, empty where there is none.
+    column whose messages may be judged, empty where there is none; `answers` are the columns of answers, None where
+    something is judged.
 
-    Where the layout reads no judgement, a telling name is enough. Where it reads one, the values must look like a
-    judgement too, so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
+    Where the layout reads no judgement, a telling name is enough, and so are values of which some could be thumbs up
+    and some thumbs down. Where it reads one, the name must be telling and the values look like a judgement,
+    so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
     """
-    evidence: dict[str, bool] = {}  # whether all values seen so far look like a judgement
-    words: dict[str, bool] = {}  # whether all are words that only a judgement has
+    judged = answers is None
+    evidence: dict[str, _Evidence] = {}
     for row in rows:
-        for name, value in _unread(row, unread, turns, nested=not judgement_is_read):
-            evidence[name] = evidence.get(name, True) and _judges(value)
-            words[name] = words.get(name, True) and _is_judgement_word(value)
+        for name, value in _unread(row, unread, turns, nested=not judged):
+            evidence.setdefault(name, _Evidence()).add(value)
     suspects = []
-    for name, judges in evidence.items():
-        telling = any(map(_JUDGEMENT_NAME.fullmatch, _parts(name)))
-        if words[name] or is_side(name) or (telling and (judges or not judgement_is_read)):
+    for name, values in evidence.items():
+        words = _parts(name)
+        telling = any(map(_JUDGEMENT_NAME.fullmatch, words))
+        if judged:
+            suspicious = telling and values.judge
+        else:
+            unnamed = values.thumbs and values.directions == {True, False}
+            side = values.texts and is_side(name, answers)
+            suspicious = telling or unnamed or side or any(map(_VERDICT_NAME.fullmatch, words))
+        if suspicious or values.words or is_side(name):
             suspects.append(name)
-    return sorted(suspects)
+    return sorted(name for name in suspects if not any(name.startswith(f"{outer}.") for outer in suspects))
 
 
-def is_side(name: str) -> bool:
-    """Whether a column is named like one side of a comparison, or like its outcome."""
-    return any(map(_SIDE_NAME.fullmatch, _parts(name)))
+@dataclass
+class _Evidence:
+    """What all values of a column seen so far are, and which directions they have as thumbs."""
+
+    judge: bool = True
+    words: bool = True
+    thumbs: bool = True
+    texts: bool = True
+    directions: set[bool] = field(default_factory=set)
+
+    def add(self, value: Any) -> None:
+        self.judge = self.judge and _judges(value)
+        self.words = self.words and _is_judgement_word(value)
+        self.texts = self.texts and (isinstance(value, str) or is_messages(value))
+        if self.thumbs:
+            try:
+                self.directions.add(thumb(value)[0])
+            except DataError:
+                self.thumbs = False
+
+
+def is_side(name: str, answers: Collection[str] | None = None) -> bool:
+    """Whether a column is named like one side of a comparison, or like its outcome. Where nothing is judged,
+    and `answers` are the columns of answers, "bad_completion" and "completion_b" are sides, too."""
+    words = _parts(name)
+    if any(map(_SIDE_NAME.fullmatch, words)):
+        return True
+    if answers is None or "." in name:
+        return False
+    beside_answer = not {answer.rstrip("s") for answer in answers}.isdisjoint(word.rstrip("s") for word in words)
+    more = name not in answers and not any(map(_ABOUT_ANSWER.fullmatch, words))
+    return _OTHER_SIDE_NAME.fullmatch(name) is not None or (beside_answer and more)
 
 
 def _parts(name: str) -> list[str]:
@@ -130,19 +180,29 @@ def _parts(name: str) -> list[str]:
 
 
 def _unread(row: Mapping[str, Any], unread: Collection[str], turns: str, *, nested: bool) -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything in a row that no reader looks at and that is not null."""
+    """(name, value) of everything in a row that no reader looks at and that is not null; with `nested`, also of what
+    lies inside objects."""
+    levels = 4 if nested else 0
     for column, value in row.items():
         if column in unread:
-            if isinstance(value, dict) and nested:
-                yield from ((f"{column}.{key}", part) for key, part in value.items() if part is not None)
-            elif value is not None and value != "":
-                yield column, value
+            yield from _within(column, value, levels)
         elif is_messages(value) and column not in _NO_TURNS:
             for turn in value:
                 for key, part in turn.items():
                     read = key in TURN_JUDGEMENTS and column == turns
-                    if part is not None and not read and not _MESSAGE_KEY.fullmatch(key):
-                        yield f"{column}.{key}", part
+                    if not read and not _MESSAGE_KEY.fullmatch(key):
+                        yield from _within(f"{column}.{key}", part, levels)
+
+
+def _within(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:
+    """(name, value), and so on for each key of an object, down to some levels. Nulls and empty texts are nothing."""
+    if value is None or value == "":
+        return
+    yield name, value
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(part, dict) and levels:
+            for key, inner in part.items():
+                yield from _within(f"{name}.{key}", inner, levels - 1)
 
 
 def _judges(value: Any) -> bool:

@@ -43,6 +43,7 @@ class Layout:
 
 
 _SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
+_ANSWERS = ("completion", "output")
 _WHOLE = ("score", *readers.ROW_TAGS)
 """What judges a whole row of chat."""
 
@@ -175,11 +176,12 @@ def _refuse_overlooked(
     """Raises DataError for judgements that the layout does not read."""
     turns_judged = bool(layout.turns) and any(map(chat.judges_turns, rows))
     judged = bool(columns.intersection(layout.judged_by)) or turns_judged
-    names = overlooked(rows, frozenset(unread), layout.turns, judged)
+    answers = None if judged else tuple(name for name in layout.needs if name in _ANSWERS)
+    names = overlooked(rows, frozenset(unread), layout.turns, answers)
     if not names:
         return
     one = len(names) == 1
-    if any(map(is_side, names)):
+    if any(is_side(name, answers) for name in names):
         way_in = "A pair has the columns prompt, chosen and rejected"
     elif layout.judged_by and not judged:
         way_in = f"Name it {' or '.join(layout.judged_by)}"

@@ -55,10 +55,10 @@ class Row:
 
     def score(self, column: str, label: bool | None) -> float | None:
         """The score in `column`. Raises DataError where the file has scores, and this row neither that nor a label."""
-        found = number(self.values, column)
-        if found is None and label is None and column in self.columns:
+        score = number(self.values, column)
+        if score is None and label is None and column in self.columns:
             raise DataError(f"{column} is missing, though other rows have one. Score the row or leave it out")
-        return found
+        return score
 
     def record(
         self, prompt: Prompt, completions: tuple[Completion, ...], pairs: tuple[Pair, ...] = (), name: str = ""
@@ -89,20 +89,20 @@ class Row:
         )
 
 
-def identifier(given: Any, default: str, where: str = "id") -> str:
-    """An id: the given one, or `default` where there is none."""
-    if given is None or given == "":
+def identifier(value: Any, default: str, where: str = "id") -> str:
+    """An id: `value`, or `default` where there is none."""
+    if value is None or value == "":
         return default
-    text = chat.written(given, str)
-    if isinstance(given, bool) or not isinstance(given, str | int) or (isinstance(given, int) and text == "..."):
-        raise DataError(f"{where} must be text or a whole number, not {chat.shown(given)}")
+    text = chat.written(value, str)
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and text == "..."):
+        raise DataError(f"{where} must be text or a whole number, not {chat.shown(value)}")
     return chat.plain_text(text, where)
 
 
 def conversations(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids of the conversations that a row is from. "conversation_id" may list several, as Prospect writes it; an id
     of another column is told apart by its name."""
-    found: list[str] = []
+    names: list[str] = []
     for column in CONVERSATION_IDS:
         value = values.get(column)
         for one in value if isinstance(value, list | tuple) else (value,):
@@ -110,8 +110,8 @@ def conversations(values: Mapping[str, Any]) -> tuple[str, ...]:
                 one = int(one)
             name = identifier(one, "", column)
             if name:
-                found.append(name if column == "conversation_id" else f"{column} {name}")
-    return tuple(dict.fromkeys(found))
+                names.append(name if column == "conversation_id" else f"{column} {name}")
+    return tuple(dict.fromkeys(names))
 
 
 def number(values: Mapping[str, Any], key: str) -> float | None:
@@ -122,12 +122,12 @@ def number(values: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{key} must be a number, not {chat.shown(value)}")
     try:
-        found = float(value)
+        as_float = float(value)
     except OverflowError:  # a whole number beyond 1e308
-        found = math.inf
-    if not math.isfinite(found):
+        as_float = math.inf
+    if not math.isfinite(as_float):
         raise DataError(f"{key} must be finite, not {chat.shown(value)}")
-    return found
+    return as_float
 
 
 def weight(values: Mapping[str, Any]) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prospect.cli import main
 from prospect.errors import DataError
 from prospect.feedback.check import check, split_rows
 from prospect.feedback.check_show import pieces, print_findings, show_rows
@@ -106,3 +107,11 @@ def test_bad_rows_are_an_error_and_can_be_split_off(tmp_path: Path) -> None:
     (reason,) = [json.loads(line) for line in rest.read_text(encoding="utf-8").splitlines()]
     assert (reason["line"], reason["row"]["label"]) == (4, "perhaps")
     assert split_rows(again, tmp_path / "all.jsonl.gz") == (tmp_path / "all.jsonl.gz", None)
+
+
+def test_without_a_good_row_no_file_of_good_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b", "label": "maybe"}\n' * 2)
+    assert main(["check", str(file), "--keep-going", str(tmp_path / "good.jsonl")]) == 2
+    assert f"no good row; bad rows with their reasons: {tmp_path / 'good.bad.jsonl'}" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "good.bad.jsonl"}

@@ -166,3 +166,55 @@ def test_a_line_with_completions_has_no_answer_or_judgement_beside_them(column: 
 def test_a_flat_line_has_no_pairs() -> None:
     rows = [{"prompt": "2+2?", "completions": ["4", "5"]}, {"prompt": "2+2?", "completion": "4", "pairs": [[0, 1]]}]
     assert "pairs stands beside a single completion" in str(error_of(rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        *(
+            ({**PLAIN, name: True}, name)
+            for name in ("is_good", "ok", "passed", "resolved", "selected", "flagged", "harmful")
+        ),
+        ({**PLAIN, "comparison": "A"}, "comparison"),
+        *(({**PLAIN, name: "c"}, name) for name in ("bad_completion", "completion_b", "negative", "y_l")),
+        ({"instruction": "a", "output": "b", "output_2": "c"}, "output_2"),
+        ({"messages": [user("a"), assistant("b")], "negative": "c"}, "negative"),
+        ({"messages": [user("a"), assistant("b", metadata={"rating": 1})]}, "messages.metadata.rating"),
+        ({"messages": [user("a"), assistant("b", metadata={"thumbs": "down"})]}, "messages.metadata.thumbs"),
+        ({"messages": [user("a"), assistant("b", extra={"by": [{"vote": 1}]})]}, "messages.extra.by.vote"),
+        ({**PLAIN, "rating": {"overall": 5}}, "rating"),
+    ],
+)
+def test_where_nothing_is_judged_more_names_are_telling(row: dict[str, Any], column: str) -> None:
+    assert f'the column "{column}" looks like a judgement' in str(error_of([row]))
+    assert len(load([row], choice=Choice(ignore=(column,))).records) == 1
+
+
+@pytest.mark.parametrize("values", [(True, False), (1, 0), ("1", "0"), (1.0, None, -1.0), ("true", "", "False")])
+def test_where_nothing_is_judged_thumbs_up_and_down_are_telling_under_any_name(values: tuple[Any, ...]) -> None:
+    assert 'the column "xyz" looks like' in str(error_of([{**PLAIN, "xyz": value} for value in values]))
+    inside = [{"messages": [user("a"), assistant("b", info={"xyz": value})]} for value in values]
+    assert 'the column "messages.info.xyz" looks like' in str(error_of(inside))
+    assert load([{**GOOD, "xyz": value} for value in values]).notes == ("columns not read: xyz",)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"completion_tokens": 12, "completion_model": "m", "completion_id": "a1"},
+        {"turn": 1, "redacted": False, "language": "en", "model": "m"},
+        {"prompt_id": "a", "index": 0, "likely_topic": "x", "text_b": "x"},
+        {"metadata": {"source": "x", "cached": True}, "timestamp": 1.5},
+    ],
+)
+def test_facts_about_an_answer_to_imitate_are_no_judgement(extra: dict[str, Any]) -> None:
+    assert load([{**PLAIN, **extra}] * 2).notes == (f"columns not read: {', '.join(sorted(extra))}",)
+    assert load([{"messages": [user("a"), assistant("b", **extra)]}]).notes == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sft_small", "tinystories_1.7k", "kto_oasst_emoji", "pairs_hh_harmless_test", "scores_cje_arena_judge"],
+)
+def test_public_data_are_under_no_suspicion(shared: Path, name: str) -> None:
+    assert load(shared / "data" / f"{name}.jsonl.gz").notes == ()
