@@ -16,8 +16,9 @@ A message says what, where, what was expected and what to do. What only a bug in
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 DISTRIBUTION = "prospect-kto"
 """What pip calls us: on the index, "prospect" is another package."""
@@ -97,13 +98,18 @@ class MissingExtra(ProspectError, ImportError):
         )
 
 
-def shown(value: object, most: int = 200) -> str:
-    """A value as it would be typed, cut where it is long; Python itself refuses to write numbers of 5,000 digits."""
+def brief(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value as text; of a long one its beginning."""
+    text = written(value, write)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def written(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value as text; dots where Python cannot write it (thousands of digits or levels)."""
     try:
-        text = repr(value)
+        return write(value)
     except (ValueError, RecursionError):
-        return f"what is too large to show ({type(value).__name__})"
-    return text if len(text) <= most else f"{text[:most]}…"
+        return "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from prospect.collector import waiting
-from prospect.errors import DataError
+from prospect.errors import DataError, brief, written
 from prospect.feedback.columns import Choice
 from prospect.feedback.files import Source, Unreadable, read_rows, source_name, source_path, sources
 from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import LAYOUTS, Layout, ignored, layout_of
-from prospect.feedback.messages import brief, judges_turns, plain_text, says_no, turns_of, written
+from prospect.feedback.messages import judges_turns, plain_text, says_no, turns_of
 from prospect.feedback.prompts import prompt_digests, prompt_numbers
 from prospect.feedback.readers import raw_thumbs
 from prospect.feedback.records import Completion, Pair, Record

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prospect.errors import DataError
-from prospect.feedback.messages import brief
+from prospect.errors import DataError, brief
 
 VOCABULARIES = 'true/false, 1/0, 1/-1, "up"/"down", "good"/"bad", "desirable"/"undesirable", 👍/👎'
 """What a label may say, for people. The words may also stand as text, as they must in CSV: "true"/"false", "1"/"0"."""

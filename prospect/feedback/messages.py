@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from prospect.errors import DataError, nearest
+from prospect.errors import DataError, brief, nearest
 from prospect.feedback.arguments import with_objects
 from prospect.feedback.jsontext import json_value
 from prospect.feedback.records import Message, Prompt
@@ -46,20 +46,6 @@ _SPEAKERS = {
 def shown(value: Any) -> str:
     """A value in an error message: its type and as much of it as fits."""
     return f"{type(value).__name__} {brief(value)}"
-
-
-def brief(value: Any, write: Callable[[Any], str] = repr) -> str:
-    """A value as text; of a long one its beginning."""
-    text = written(value, write)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def written(value: Any, write: Callable[[Any], str] = repr) -> str:
-    """A value as text; dots where Python cannot write it (thousands of digits or levels)."""
-    try:
-        return write(value)
-    except (ValueError, RecursionError):
-        return "..."
 
 
 def plain_text(value: Any, where: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prospect.errors import DataError
+from prospect.errors import DataError, written
 from prospect.feedback import messages as chat
 from prospect.feedback.labels import Labels
 from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
@@ -93,7 +93,7 @@ def identifier(value: Any, default: str, where: str = "id") -> str:
     """An id: `value`, or `default` where there is none."""
     if value is None or value == "":
         return default
-    text = chat.written(value, str)
+    text = written(value, str)
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and text == "..."):
         raise DataError(f"{where} must be text or a whole number, not {chat.shown(value)}")
     return chat.plain_text(text, where)

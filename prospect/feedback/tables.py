@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prospect.errors import DataError
+from prospect.errors import DataError, written
 from prospect.feedback.files import EXPANSION, SMALL, Rows, Unreadable, decoded, too_large
 from prospect.feedback.jsontext import TOO_DEEP, json_value, too_deep
-from prospect.feedback.messages import written
 
 _NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
 _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")

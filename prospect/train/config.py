@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prospect import store
-from prospect.errors import ConfigError, nearest, shown
+from prospect.errors import ConfigError, brief, nearest
 from prospect.train import names
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -163,7 +163,7 @@ class TrainConfig:
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {shown(value)}")
+        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {brief(value)}")
 
 
 def from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainConfig:
@@ -225,7 +225,7 @@ def _check_type(key: str, value: object, declared: str, where: str) -> None:
         good = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
         good, expected = good and not isinstance(value, bool), " or ".join(k.__name__ for k in kinds)
     if not good and not (value is None and "None" in declared):
-        raise ConfigError(f"{where}: {key} must be {expected}, not {shown(value)}")
+        raise ConfigError(f"{where}: {key} must be {expected}, not {brief(value)}")
 
 
 def load_options(path: str | Path) -> tuple[dict[str, Any], bool]:
