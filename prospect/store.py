@@ -16,7 +16,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from prospect.errors import ConfigError, RunError
 
@@ -64,14 +64,15 @@ def make_folder(path: Path) -> None:
     path.mkdir(exist_ok=True)  # raises where a file has that name
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path`, whole or not at all, whenever the process dies. A link of that name is replaced."""
-    data = _encoded(content) if isinstance(content, str) else content
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which stands at `path` once it is whole, and never if it is not, whenever the process dies. A
+    link of that name is replaced."""
     part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     part.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, FILE), "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -81,13 +82,19 @@ def write(path: Path, content: str | bytes) -> None:
         raise
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Put `content` at `path`, whole or not at all."""
+    with replacing(path) as file:
+        file.write(encoded(content) if isinstance(content, str) else content)
+
+
 def append(path: Path, text: str) -> None:
     """Add to the end of a file, which is created."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NOFOLLOW, FILE), "ab") as file:
-        file.write(_encoded(text))
+        file.write(encoded(text))
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """UTF-8; half a surrogate pair, which feedback may hold, as the escape that JSON has for it."""
     return text.encode("utf-8", "backslashreplace")
 

@@ -8,16 +8,15 @@ docs/data-format.md describes the layouts.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prospect import store
 from prospect.collector import waiting
 from prospect.errors import DataError, brief, written
 from prospect.feedback.columns import Choice
@@ -380,24 +379,13 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _write_lines(lines: Iterable[str], path: Path) -> None:
-    """To a neighbour first, so that a full disk or a Ctrl-C leaves what was there before."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def encoded() -> Iterator[bytes]:
-        for line in lines:
-            # Half a character pair, which a bad row may hold, becomes JSON's escape for it.
-            yield line.encode("utf-8", "backslashreplace") + b"\n"
-
+    content = (store.encoded(f"{line}\n") for line in lines)
     try:
-        with draft.open("wb") as raw:
+        with store.replacing(path) as file:
             if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:  # no name, no time: same bits every time
-                    packed.writelines(encoded())
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no name, no time: same bits every time
+                    packed.writelines(content)
             else:
-                raw.writelines(encoded())
-        os.replace(draft, path)
+                file.writelines(content)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", path=path) from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)

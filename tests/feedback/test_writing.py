@@ -146,3 +146,9 @@ def test_bad_rows_are_written_with_their_reasons(tmp_path: Path) -> None:
     ]
     assert "label is null" in found[0]["reason"]
     assert "broken JSON at column" in found[1]["reason"]
+
+
+def test_what_people_said_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(load([{"prompt": "a", "completion": "b", "label": True}]).records, path)
+    assert path.stat().st_mode & 0o777 == 0o600
