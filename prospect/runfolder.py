@@ -302,7 +302,8 @@ def digests(config: TrainConfig, tokenizer: Any, held: Feedback | None) -> dict[
     if held is not None:
         values["held-out data"] = held.digest
     if config.reference is not None:
-        values["reference model"] = folders.fingerprint(folders.find(config.reference))
+        reference = folders.find(config.reference)
+        values["reference model"] = folders.fingerprint(reference, cache_folder(config.cache))
     return values | code_digests(config)
 
 

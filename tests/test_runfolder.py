@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from prospect.engine import folders
 from prospect.errors import ConfigError
 from prospect.feedback import check
 from prospect.feedback.formats import load
-from prospect.runfolder import findings, note_time, provenance, settle
+from prospect.runfolder import digests, findings, note_time, provenance, settle
 from prospect.train.config import TrainConfig, to_dict
 from tests.toy_tokenizers import byte_level
 
@@ -100,3 +101,11 @@ def test_findings_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for kept in (tmp_path / "checks").iterdir():
         kept.write_text("{")
     assert ask().to_json()["summary"]["rows"] == 6
+
+
+def test_a_reference_model_is_hashed_once(tmp_path: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest memo serves it, too, wherever --cache puts it."""
+    config = TrainConfig(model="m", reference=str(assistant), cache=str(tmp_path / "cache"))
+    first = digests(config, byte_level(), None)
+    monkeypatch.setattr(folders, "_hash_tensors", lambda file: pytest.fail("the memo knows it"))
+    assert digests(config, byte_level(), None) == first
