@@ -18,6 +18,7 @@ from prospect import corpus as corpora
 from prospect.corpus import Corpus
 from prospect.engine.forward import Branches, forward
 from prospect.engine.models import Policy, load
+from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
 
 BATCH, LEARNING_RATE = 16, 5e-6
@@ -36,7 +37,8 @@ def prepare(model: str, data: str) -> tuple[Policy, Corpus, Tensor]:
 def logp(policy: Policy, rows: Corpus, which: Sequence[int]) -> Tensor:
     """log pi(y|x) of some rows, (N,) nats: packed without padding, logits on the answers' tokens only."""
     chosen = [rows.rows[i] for i in which]
-    return forward(policy, [Branches(rows.trees[r.tree].prompt, (rows.completion(r),)) for r in chosen]).logp()
+    scores = forward(policy, [Branches(rows.trees[r.tree].prompt, (rows.completion(r),)) for r in chosen])
+    return segment_sum(scores.token_logp, scores.offsets)
 
 
 def objective(policy: Policy, rows: Corpus, reference: Tensor, which: Sequence[int]) -> Tensor:
