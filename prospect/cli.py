@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from prospect.commands.table import COMMANDS
 from prospect.errors import ConfigError, Interrupted, ProspectError, nearest
@@ -19,6 +20,9 @@ from prospect.terminal import hushed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     arguments = [word.replace("\0", "") for word in (sys.argv[1:] if argv is None else argv)]  # no shell can pass one
+    for name in ("stdout", "stderr"):  # closed from the start: nothing else may be given its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # what they cannot encode, in ASCII say, is written as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -42,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("nothing was saved by this command", "stopped")
         return 130
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from prospect.console import drop
+
+        drop(sys.stdout)  # its reader, such as `head`, has gone; Python would complain once more at exit
         return 0
     except OSError as error:  # a disk that is full, read-only or not ours: no mistake of the program's
         if debug:

@@ -9,8 +9,11 @@ sent: an escape sequence in an answer could set its title, fill its clipboard (O
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import rich.console
@@ -32,11 +35,25 @@ def json_text(values: Any) -> str:
 
 
 class Console(rich.console.Console):
-    """rich's console, whose own orders (colours, cursor) pass, and none that stand in a text."""
+    """rich's console, whose own orders (colours, cursor) pass, and none that stand in a text.
+
+    What is told on stderr on the way is no result: where nobody can read it any more (a closed pipe or terminal, a full
+    disk behind it), it is dropped and the work goes on. On stdout OSError is raised.
+    """
 
     def on_broken_pipe(self) -> None:
         """Called while a BrokenPipeError is handled: rich would end the process with exit code 1."""
         raise
+
+    def _check_buffer(self) -> None:
+        """Where rich writes all that was printed."""
+        try:
+            super()._check_buffer()
+        except OSError:
+            if not self.stderr:
+                raise
+            drop(sys.stderr)
+            super()._check_buffer()
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
@@ -44,3 +61,11 @@ class Console(rich.console.Console):
         """As rich does, with `printable` text."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
+
+
+def drop(stream: Any) -> None:
+    """Let go of all that is written to a standard stream from now on, by whomever, and of what waits in it."""
+    with suppress(OSError, ValueError, AttributeError):  # it is no file
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())
+        os.close(sink)

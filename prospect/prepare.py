@@ -23,6 +23,7 @@ from prospect.feedback.split import split
 from prospect.losses import functions, table
 from prospect.losses.rows import LOSSES
 from prospect.losses.table import Loss
+from prospect.train import ranks
 from prospect.train.budget import KNEE
 from prospect.train.config import TrainConfig
 from prospect.train.job import Job
@@ -41,7 +42,7 @@ def load_policy(config: TrainConfig, model: str, *, frozen: bool, wide: bool | N
     return load(
         model,
         precision=config.precision,
-        device=config.device,
+        device=ranks.device(config.device),
         chat_template=config.chat_template,
         engine=config.engine,
         kernels=config.kernels,

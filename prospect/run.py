@@ -136,7 +136,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
     Objective(loss, functions.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
-    config = replace(config, device=ranks.start(config.device))
+    ranks.start(config.device)
     if resumed is not None and ranks.rank() == 0:
         claims.enter_context(runfolder.claim(folder, new=False))
     log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))

@@ -24,6 +24,7 @@ from typing import Any
 
 from prospect import __version__, hardware, store, tokens, tokentable
 from prospect.engine import folders
+from prospect.engine.adapters import parse_lora
 from prospect.engine.folders import cache_folder
 from prospect.errors import ConfigError
 from prospect.evaluate.heldout import Heldout
@@ -37,6 +38,7 @@ from prospect.train.config import TrainConfig, from_dict
 LOCK = ".lock"
 WRITTEN = ("config.json", "check.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "report.html")
 FOLDERS = ("checkpoints", "model", "tensorboard")
+FILES = ("model", "data", "eval_data", "reference", "chat_template")
 MAY_CHANGE = ("resume", "out", "cache", "trust_run")
 """Options that a resumed run may have otherwise."""
 
@@ -211,15 +213,28 @@ def _same_settings(started: TrainConfig, asked: TrainConfig, typed: frozenset[st
         was, now = getattr(started, name), getattr(asked, name)
         if name in MAY_CHANGE or (name not in typed and now == getattr(plain, name)):
             continue
-        same = now == was or now == "(in memory)"  # such data have no name: what they are is checked by their digest
+        loss = dict(written.get("loss", {}))
+        # Data in memory have no name: what they are is checked by their digest.
+        same = now == "(in memory)" or _meaning(name, now, loss) == _meaning(name, was, loss)
         if name == "loss_args":  # some of the run's arguments may be given again
-            used = dict(written.get("loss", {}).get("arguments", {})) | started.loss_args
+            used = dict(loss.get("arguments", {})) | started.loss_args
             same = all(used.get(key) == value for key, value in now.items())
         if not same:
             raise ConfigError(
                 f"--resume goes on with the settings of {asked.out}, where {name} is {was!r}, not {now!r}. Leave "
                 "it out, or start a new run with another --out"
             )
+
+
+def _meaning(name: str, value: Any, loss: Mapping[str, Any]) -> Any:
+    """What an option comes to, however it is written; `loss` is what config.json says that the run took for those that
+    were left to it."""
+    if name in FILES and value:
+        names = (value,) if isinstance(value, str) else value
+        return tuple(os.path.realpath(folders.local(each)) for each in names)
+    if name == "lora" and value:
+        return parse_lora(value)
+    return loss.get(name) if value is None else value
 
 
 def code_of(config: TrainConfig) -> tuple[str, ...]:

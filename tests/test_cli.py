@@ -630,6 +630,34 @@ def test_a_reader_that_has_gone_is_no_failure(line: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("line", ["losses kto", "--version", "check {data}"])
+def test_streams_may_be_closed_from_the_start(data: Path, line: str) -> None:
+    command = f"{sys.executable} -m prospect {line.format(data=data)} >&- 2>&-; echo rc=$?"
+    assert (
+        subprocess.run(["bash", "-c", f"exec 3>&1; ({command} >&3)"], capture_output=True, check=True).stdout
+        == b"rc=0\n"
+    )
+
+
+def test_a_run_outlives_whoever_reads_what_it_says(data: Path, assistant: Path, tmp_path: Path, cache: Path) -> None:
+    """A closed pipe, a full disk behind the log, a terminal that is gone."""
+    flags = "--samples 0 --max-steps 2 --batch-size 4 --precision fp32"
+    train = f"{sys.executable} -m prospect train --model {assistant} --data {data} {flags} --out {tmp_path}"
+    for name, line in {
+        "pipe": f"({train}/pipe; echo rc=$? >&3) 2>&1 | true",
+        "full": f"{train}/full 2>/dev/full",
+    }.items():
+        done = subprocess.run(["bash", "-c", f"exec 3>&1; {line}"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout in ("", "rc=0\n")) == (0, True), (name, done)
+        assert (tmp_path / name / "report.html").exists() and (tmp_path / name / "model").is_dir()
+    master, terminal = os.openpty()
+    process = subprocess.Popen([*train.split()[:-1], str(tmp_path / "gone")], stderr=terminal)
+    os.close(terminal)
+    os.read(master, 1)
+    os.close(master)
+    assert process.wait() == 0 and (tmp_path / "gone" / "report.html").exists()
+
+
 def test_eval_of_the_reference_itself_finds_nothing(
     data: Path, assistant: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

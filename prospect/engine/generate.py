@@ -90,13 +90,16 @@ def generate(
     """
     assert all(len(prompt) for prompt in prompts), "an empty prompt has no last token to go on from"
     ends = frozenset(stop_ids(policy) if stop is None else stop)
+
+    def draw(rows: Sequence[int]) -> list[tuple[int, int]]:
+        return list(_sample(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends))
+
     done: dict[int, list[int]] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     while len(done) < len(order):
         rows = order[len(done) : len(done) + batch_size]
-        sampling = Sampling(temperature, top_p)
-        answers = within_memory(partial(_answers, policy, prompts, rows, sampling, max_new_tokens, seed, ends))
-        if answers is None:
+        drawn = within_memory(partial(draw, rows))
+        if drawn is None:
             release(policy.device)
             if len(rows) == 1:
                 raise RunError(
@@ -105,26 +108,12 @@ def generate(
                 )
             batch_size = len(rows) // 2
             continue
-        done |= answers
+        done |= {row: [] for row in rows}
+        for row, token in drawn:
+            done[row].append(token)
         if progress:
             progress(len(done), len(prompts))
     return [_generated(policy, done[row], ends) for row in range(len(prompts))]
-
-
-def _answers(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    sampling: Sampling,
-    max_new_tokens: int,
-    seed: int,
-    ends: frozenset[int],
-) -> dict[int, list[int]]:
-    """The token ids of one batch's answers by row."""
-    answers: dict[int, list[int]] = {row: [] for row in rows}
-    for row, token in _sample(policy, prompts, rows, sampling, max_new_tokens, seed, ends):
-        answers[row].append(token)
-    return answers
 
 
 def stream(

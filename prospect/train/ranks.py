@@ -112,28 +112,32 @@ def _watch(word: str, over: threading.Event) -> None:
     """End this process where another has failed and this one does not notice."""
     reason = _reason(word, lambda: over.wait(POLL))
     if reason and not over.wait(PATIENCE):
-        print(f"error: {reason}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody hears it
+            print(f"error: {reason}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def start(device: str) -> str:
-    """Join the group that torchrun describes in the environment, if it does and nobody has joined yet.
+def device(name: str) -> str:
+    """What `--device NAME` is in this process: with several GPUs, torchrun's LOCAL_RANK says which."""
+    on_cuda = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{os.environ['LOCAL_RANK']}" if several and on_cuda else name
 
-    Returns the device of this process: with several GPUs, torchrun's LOCAL_RANK says which.
-    """
+
+def start(name: str) -> None:
+    """Join the group that torchrun describes in the environment, if it does and nobody has joined yet, for work on the
+    `device(name)`."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return device
-    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        return
+    on_cuda = device(name).startswith("cuda")
     if on_cuda:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device(name))
     store = _meeting()
     if not dist.is_initialized():
         assert store is not None, "there are several processes, and nobody has made a group"
         number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         group = _torch.PrefixStore("default_pg", store)
         dist.init_process_group("nccl" if on_cuda else "gloo", store=group, rank=number, world_size=size)
-    return device
 
 
 def rank() -> int:

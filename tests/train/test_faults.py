@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -366,6 +366,28 @@ def relabel(folder: Path, **options: Any) -> None:
     written = json.loads(path.read_text())
     del written["checksum"]
     runfolder.write_config(folder, written | {"config": written["config"] | options})
+
+
+def test_settings_are_compared_by_what_they_mean(
+    stopped: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.data.parent)
+    other = write_rows(tmp_path / "other.jsonl", ROWS[:8])
+    for same, another in (
+        ({"data": "./thumbs.jsonl"}, {"data": str(other)}),
+        ({"data": ("thumbs.jsonl",)}, {"data": ("thumbs.jsonl", str(other))}),
+        ({"model": "model/"}, {"model": str(tmp_path)}),
+        ({"learning_rate": 1e-2}, {"learning_rate": 2e-2}),
+        ({"reference_point": "mismatched"}, {"reference_point": "zero"}),
+    ):
+        for values, fits in ((same, True), (another, False)):
+            asked = runfolder.TrainConfig(out=str(stopped), resume=True, **values)
+            with nullcontext() if fits else pytest.raises(ConfigError, match="--resume goes on with the settings"):
+                runfolder.settle(asked, frozenset(values))
+    relabel(stopped, lora="r=8,alpha=16")
+    runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True, lora="alpha=16, r=8"), frozenset({"lora"}))
+    with pytest.raises(ConfigError, match="where lora is"):
+        runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True, lora="r=8"), frozenset({"lora"}))
 
 
 def test_a_default_that_was_typed_contradicts_the_run(stopped: Path) -> None:

@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from prospect import prepare
+from prospect.train import ranks
+from prospect.train.config import TrainConfig
 from tests.train.conftest import thumbs, write_rows
 
 WAIT = 60
@@ -86,3 +91,21 @@ except BaseException as error:
     assert time.monotonic() - started < WAIT + 30
     assert all(process.returncode != 0 for process in processes), said
     assert all(reason in text for text, process in zip(said, processes, strict=True) if process.returncode != -9), said
+
+
+def test_each_rank_has_its_gpu_and_the_setting_stays_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names = ("cuda", "auto", "cuda:0", "cpu")
+    assert [ranks.device(name) for name in names] == list(names)  # one process: as it was asked for
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [ranks.device(name) for name in names] == ["cuda:1", "cuda:1", "cuda:1", "cpu"]
+    seen: dict[str, str] = {}
+
+    def load(name: str, *, device: str, **_: Any) -> None:
+        seen[name] = device
+
+    monkeypatch.setattr(prepare, "load", load)
+    config = TrainConfig(device="cuda")
+    prepare.load_policy(config, "a-model", frozen=True)
+    assert (seen, config.device) == ({"a-model": "cuda:1"}, "cuda")
