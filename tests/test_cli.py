@@ -453,6 +453,41 @@ def test_check_counts_tokens_with_a_model(data: Path, assistant: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["summary"]["lengths"]["max_length"] == 100
 
 
+def test_check_looks_at_a_run_as_the_run_did(
+    run_folder: Path, assistant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": [{"role": "user", "content": "2 + 2?<|im_end|>"}], "completion": "4.", "label": True}
+    path = jsonl(tmp_path / "d.jsonl", [row, row | {"completion": "5.", "label": False}])
+
+    def shown(*words: str) -> tuple[str, int]:
+        main(["check", str(path), "--show", "2", *words])
+        text = capsys.readouterr().out
+        main(["check", str(path), "--json", *words])
+        return text.partition("file ")[0], json.loads(capsys.readouterr().out)["summary"]["lengths"]["max_length"]
+
+    as_text, limit = shown("--model", str(assistant))
+    as_token, _ = shown("--model", str(assistant), "--special-tokens", "token")
+    assert as_text != as_token and limit == 128
+    config = run_folder / "config.json"
+    written = json.loads(config.read_text())
+    written["config"] |= {"special_tokens": "token", "max_length": 90}
+    config.write_text(json.dumps(written))
+    for name in (run_folder, run_folder / "model"):
+        assert shown("--model", str(name)) == (as_token, 90)
+    assert shown("--model", str(run_folder), "--special-tokens", "text", "--max-length", "80") == (as_text, 80)
+    plain, _ = shown("--model", str(assistant), "--chat-template", "plain")
+    assert plain not in (as_text, as_token)  # rows are shown in the template that trains
+
+
+def test_check_reads_both_files_by_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"{name} {i}", "completion": "4", "vote": i % 2}) + "\n" for i in range(4))
+        )
+    line = ["check", str(tmp_path / "a.jsonl"), "--heldout", str(tmp_path / "b.jsonl")]
+    assert main([*line, "--map", "label=vote"]) == 0, capsys.readouterr()
+
+
 def test_check_uses_no_more_than_the_models_context(
     data: Path, assistant: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,8 @@ class CheckOptions:
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
     """The feedback: files, patterns, folders, or a Hub name."""
     model: str | None = None
-    """Count tokens, and what would be dropped or cut, as this model does."""
+    """Count tokens, and what would be dropped or cut, as this model does. A run folder also says how: what is not set
+    here is as in the run."""
     heldout: str | tuple[str, ...] | None = None
     """Held-out feedback: are its prompts really apart?"""
     show: int = 0
@@ -46,13 +47,13 @@ class CheckOptions:
     """Turns scores into thumbs: mean, median, or a number."""
     max_length: int | None = None
     """Longest prompt plus completion in tokens. Default: the model's context."""
-    over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop"
-    """What training would do with what is longer."""
+    over_long: Literal["drop", "cut_prompt", "cut_completion", "error"] | None = None
+    """What training would do with what is longer. Default: drop."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
-    special_tokens: Literal["text", "token"] = "text"
+    special_tokens: Literal["text", "token"] | None = None
     """What a control token is that stands inside a message: text, so that nobody's words open or end a turn, or the
-    token."""
+    token. Default: text."""
 
     def __post_init__(self) -> None:
         if self.show < 0 or (self.max_length is not None and self.max_length < 2):
@@ -77,7 +78,15 @@ def check(arguments: list[str]) -> int:
         choice=Choice.parse(options.map, options.ignore),
         any_size=options.any_size,
     )
-    heldout = None if options.heldout is None else load(options.heldout, format=options.format)
+    heldout = None
+    if options.heldout is not None:
+        heldout = load(
+            options.heldout,
+            format=options.format,
+            choice=Choice.parse(options.map, options.ignore),
+            any_size=options.any_size,
+        )
+    options = _as_in_run(options)
     tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
     limit = min((n for n in (options.max_length, context) if n is not None), default=None)
     found = doctor.check(
@@ -85,9 +94,9 @@ def check(arguments: list[str]) -> int:
         heldout=heldout,
         tokenizer=tokenizer,
         max_length=limit,
-        over_long=options.over_long,
+        over_long=options.over_long or "drop",
         chat_template=options.chat_template,
-        special_tokens=options.special_tokens,
+        special_tokens=options.special_tokens or "text",
         threshold=options.threshold,
     )
     console = Console()
@@ -113,6 +122,18 @@ def check(arguments: list[str]) -> int:
     return 2 if good is None or any(f.level == "error" and f.key != "bad_rows" for f in found.findings) else 0
 
 
+def _as_in_run(options: CheckOptions) -> CheckOptions:
+    """With the model of a run, and what the run says where nothing was set."""
+    if options.model is None:
+        return options
+    from prospect import runfolder
+
+    run = runfolder.trained(options.model)
+    names = ("threshold", "max_length", "over_long", "chat_template", "special_tokens")
+    unset: dict[str, Any] = {name: run.options.get(name) for name in names if getattr(options, name) is None}
+    return replace(options, model=run.model, **unset)
+
+
 def _tokenizer(model: str) -> tuple[Any, int | None]:
     """The tokenizer of a model or adapter folder, and the model's context; no weights are read."""
     from transformers import AutoConfig
@@ -130,13 +151,13 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
 def _trees(records: Sequence[Record], tokenizer: Any, limit: int | None, options: CheckOptions) -> list[Tree]:
     from prospect.tokens import build_trees
 
-    over_long = "drop" if options.over_long == "error" else options.over_long
     return build_trees(
         records,
         tokenizer,
         max_length=limit or sys.maxsize,
-        over_long=over_long,
-        special_tokens=options.special_tokens,
+        over_long="drop" if options.over_long in (None, "error") else options.over_long,
+        chat_template=options.chat_template,
+        special_tokens=options.special_tokens or "text",
     )[0]
 
 

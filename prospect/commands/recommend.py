@@ -14,8 +14,8 @@ from prospect.errors import ConfigError
 class RecommendOptions:
     """Propose loss, settings and the command for a feedback file, with reasons, sources and what is not known."""
 
-    data: str
-    """The feedback: a file, a `datasets` folder, or a Hub name."""
+    data: str | tuple[str, ...]
+    """The feedback: files, patterns, folders, or a Hub name."""
     model: str | None = None
     """The start model. Only its configuration and tokenizer are read."""
     after_sft: Literal["yes", "no", "unknown"] = "unknown"
@@ -43,7 +43,8 @@ def recommend(arguments: list[str]) -> int:
     feedback = load(options.data, format=options.format, keep_going=True)
     template = "plain" if model is not None and model.chat_template is False else None
     limit = None if model is None else model.context
-    facts = measure(feedback, tokenizer=tokenizer, max_length=limit, chat_template=template)
+    files = (options.data,) if isinstance(options.data, str) else options.data
+    facts = measure(feedback, tokenizer=tokenizer, max_length=limit, chat_template=template, files=files)
     found = propose(facts, model, options.after_sft)
     if options.json:
         print(json.dumps(to_json(found), indent=1))

@@ -124,7 +124,9 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
             return tables.hub(source)
         raise DataError(f"there is no such file or folder{_neighbour(path)}", path=path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    pieces = _pieces(path, any_size=any_size)
+    file = _open(path)
+    size_on_disk = file.seek(0, 2)
+    pieces = _pieces(file, path, any_size=any_size)
     head = b""
     while len(head) < 4 or not head.strip():
         piece = next(pieces, None)
@@ -134,9 +136,7 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
     if not head.strip():
         raise DataError("is empty", path=path)
     if kind == "parquet" or head.startswith(b"PAR1"):
-        data = b"".join((head, *pieces))
-        # A pipe has no size of its own.
-        return tables.parquet(data, path, path.stat().st_size if path.is_file() else len(data), any_size=any_size)
+        return tables.parquet(b"".join((head, *pieces)), path, size_on_disk, any_size=any_size)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
     mark = b"\xef\xbb\xbf" if head.startswith(b"\xef\xbb\xbf") else b""
@@ -197,12 +197,24 @@ def _neighbour(path: Path) -> str:
     return f'. Did you mean "{path.parent / match[0]}"?' if match else ""
 
 
-def _pieces(path: Path, *, any_size: bool) -> Iterator[bytes]:
-    """The file's content piece by piece, unpacked where it is gzip. Raises DataError where it cannot be read, or where
-    it would unpack to too much: that is found out before the first piece."""
+def _open(path: Path) -> BinaryIO:
+    """The file as it lies on disk, or what has come through a pipe, to be read more than once. Raises DataError."""
     try:
-        with path.open("rb") as opened:
-            file = opened if opened.seekable() else io.BytesIO(opened.read())
+        file = path.open("rb")
+        if file.seekable():
+            return file
+        with file:
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise _not_read(path, error) from None
+
+
+def _pieces(file: BinaryIO, path: Path, *, any_size: bool) -> Iterator[bytes]:
+    """The file's content piece by piece, unpacked where it is gzip; closes it. Raises DataError where it cannot be
+    read, or where it would unpack to too much: that is found out before the first piece."""
+    try:
+        with file:
+            file.seek(0)
             packed = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
             size = file.seek(0, 2)
             if packed and size and not any_size:
@@ -217,7 +229,11 @@ def _pieces(path: Path, *, any_size: bool) -> Iterator[bytes]:
         reason = "it ends too early" if isinstance(error, EOFError) else error
         raise DataError(f"is corrupt gzip ({reason}). Copy or download it again", path=path) from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+        raise _not_read(path, error) from None
+
+
+def _not_read(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot be read: {error.strerror}", path=path)
 
 
 def _read_pieces(file: BinaryIO, *, packed: bool) -> Iterator[bytes]:

@@ -39,12 +39,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One feedback file. `liked` and `disliked` count the rows of the binary view, `liked_weight` and `disliked_weight`
-    add their weights; `threshold` is what made thumbs of scores for that. `pairs` are explicit, `possible_pairs` those
-    the pair view would find. `groups` are what a
-    split holds together. `middle` counts answers that some pairs choose and others reject."""
+    """Feedback, from `files` or from memory. `liked` and `disliked` count the rows of the binary view, `liked_weight`
+    and `disliked_weight` add their weights; `threshold` is what made thumbs of scores for that. `pairs` are explicit,
+    `possible_pairs` those the pair view would find. `groups` are what a split holds together. `middle` counts answers
+    that some pairs choose and others reject."""
 
     path: str
+    files: tuple[str, ...]
     format: str
     kind: Kind
     kinds: tuple[Kind, ...]
@@ -94,8 +95,9 @@ def measure(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
     chat_template: str | None = None,
+    files: Sequence[str] = (),
 ) -> Facts:
-    """The facts of a file. Raises DataError where it has no row that can be used."""
+    """The facts of feedback that was loaded from `files`. Raises DataError where it has no row that can be used."""
     records = feedback.records
     every = [c for r in records for c in r.completions]
     if not every:
@@ -114,7 +116,8 @@ def measure(
     answers, labels = _by_prompt(records, cut)
     over_long = _data(found, "over_long").get("over_long", 0)
     return Facts(
-        path=str(feedback.path or "the data"),
+        path=feedback.path,
+        files=tuple(files) or (feedback.path,),
         format=feedback.format,
         kind=kind,
         kinds=kinds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -82,22 +81,18 @@ class Recommendation:
 
 
 Flags = Mapping[str, str]
+"""Values as a shell reads them."""
 
 
 def line(flags: Flags) -> str:
     """`prospect train` with these flags."""
-    return " ".join(["prospect train", *(f"--{name} {_word(value)}" for name, value in flags.items())])
+    return " ".join(["prospect train", *(f"--{name} {value}" for name, value in flags.items())])
 
 
 def sweep(flags: Flags, flag: str, values: tuple[str, ...], short: str) -> str:
     """A shell loop that trains once per value of one flag, each run into its own folder."""
     varied = {**flags, flag: f"${short}", "out": f"{flags['out']}-{short}-${short}"}
     return f"for {short} in {' '.join(values)}; do {line(varied)}; done"
-
-
-def _word(value: str) -> str:
-    """Quoted for the shell; a variable of a sweep stays one."""
-    return value if "$" in value and "'" not in value and " " not in value else shlex.quote(value)
 
 
 def size(parameters: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from prospect.recommend import rules_loss, rules_settings
@@ -79,8 +80,8 @@ def _held_out(fraction: float, wide: float) -> Proposal:
 def _flags(case: Case, found: list[Proposal], lora: bool) -> dict[str, str]:
     """The flags of `prospect train`, without those that only repeat a default but for what the rules decided."""
     value = {p.name: p.value for p in found}
-    model = case.model.name if case.model else "MODEL"
-    data = "good.jsonl" if case.facts.unreadable else case.facts.path
+    model = shlex.quote(case.model.name) if case.model else "MODEL"
+    data = "good.jsonl" if case.facts.unreadable else shlex.join(case.facts.files)
     flags = {"model": model, "data": data, "out": f"runs/{case.loss}", "loss": case.loss}
     if "beta" in value:
         flags["loss.beta"] = value["beta"]
@@ -109,10 +110,10 @@ def _commands(case: Case, flags: dict[str, str]) -> tuple[str, ...]:
     """What to run, in turn: repair, SFT where it comes first (with the same prompts held out), then the loss."""
     commands = []
     if case.facts.unreadable:
-        commands.append(f"prospect check {case.facts.path} --keep-going good.jsonl")
+        commands.append(f"prospect check {shlex.join(case.facts.files)} --keep-going good.jsonl")
     if case.sft_first and case.model is not None:
         kept = ("data", "threshold", "lora", "eval-fraction", "chat-template")
-        sft = {"model": case.model.name, "out": "runs/sft", "loss": "sft"}
+        sft = {"model": shlex.quote(case.model.name), "out": "runs/sft", "loss": "sft"}
         commands.append(line(sft | {name: flags[name] for name in kept if name in flags}))
         # The SFT run's adapter goes on training; a second one on top of it would be another model.
         flags.pop("lora", None)

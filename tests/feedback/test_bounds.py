@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,10 @@ def test_a_table_packed_once_more_is_held_to_its_size_on_disk(tmp_path: Path, mo
     assert 20 * path.stat().st_size < len(plain) < 20_000_000
     monkeypatch.setattr(tables, "_batch_rows", lambda batch: pytest.fail("read"))
     assert "over 100 times its size" in str(error_of(path))
+    pipe = tmp_path / "pipe.parquet.gz"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()), daemon=True).start()
+    assert "over 100 times its size" in str(error_of(pipe))
 
 
 def test_a_damaged_table_never_ends_the_process(shared: Path, tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_bad_rows_are_left_out_first(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--data good.jsonl" in found["commands"][1]
 
 
+def test_several_files_are_several_words_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"prompt": "q", "completion": "a", "label": None}
+    files = [str(write(tmp_path / "a b.jsonl", thumbs(9, 9))), str(write(tmp_path / "c.jsonl", [*thumbs(9, 0), bad]))]
+    assert command(["--data", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["answers"] == 27
+    assert shlex.split(found["commands"][0]) == ["prospect", "check", *files, "--keep-going", "good.jsonl"]
+    write(tmp_path / "c.jsonl", thumbs(9, 0))
+    capsys.readouterr()
+    assert command(["--data", *files, "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["commands"]
+    words = shlex.split(line)
+    assert words[words.index("--data") + 1 : words.index("--out")] == files
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
