@@ -1,8 +1,8 @@
 """Prospect on a GPU, beside TRL where it can be imported: python -m benchmarks.gpu [--site FOLDER] [--minutes 9]
 
 One command that needs nothing from outside the machine. Random models, the feedback of the other benchmarks, each side
-in a process of its own; what no longer fits into the time is left out and named. Writes gpu.json and gpu.md to
-benchmarks/results, or where --out or $OUT say.
+in a process of its own; what no longer fits into the time is left out and named, and another call measures it:
+--join gpu.json. Writes gpu.json and gpu.md to benchmarks/results, or where --out or $OUT say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,12 +127,13 @@ def halved(settings: Facts) -> Facts:
     return {"settings": theirs | smaller}
 
 
-def importable(environment: dict[str, str]) -> set[str]:
-    """Which of the packages that a side may need the children will find."""
+def importable(environment: dict[str, str]) -> dict[str, str]:
+    """Which of the packages that a side may need the children will find: their versions."""
     names = ("trl", "liger_kernel", "cut_cross_entropy")
-    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+    code = "import json, importlib.util, importlib.metadata as m\n"
+    code += f"print(json.dumps({{n: m.version(n) for n in {names} if importlib.util.find_spec(n)}}))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return {name for name in names if repr(name) in done.stdout}
+    return dict(json.loads(done.stdout))
 
 
 def child(side: str, job: Path, environment: dict[str, str], limit: float) -> str:
@@ -164,7 +166,7 @@ def measure(
     began = time.monotonic()
     write_json(scratch / "job.json", job)
     wrong = child(side, scratch / "job.json", environment, limit)
-    found: Facts = {"model": model.name, "side": side, "wall": time.monotonic() - began}
+    found: Facts = {"model": model.name, "side": side, "commit": options.commit, "wall": time.monotonic() - began}
     if wrong:
         return found | {"failed": wrong}
     marks = read(scratch / "marks")
@@ -186,41 +188,44 @@ def median_rate(cell: Facts, warm: int) -> float:
 
 
 def everything(options: argparse.Namespace) -> Facts:
-    """All cells that fit into the time, and the parts."""
+    """All cells that fit into the time, the most telling side first, and the parts; beside what an earlier call has
+    measured."""
     clock = Clock(options.minutes)
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if options.site:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(options.site), os.environ.get("PYTHONPATH"))))
-    found: Facts = {
-        "commit": options.commit or commit(),
-        "data": options.data,
-        "batch": options.batch,
-        "cells": [],
-        "left_out": [],
-    }
-    found |= {key: json.loads(options.parts.read_text())[key] for key in PARTS} if options.parts else parts(options)
+    options.commit = options.commit or commit()
+    found: Facts = {"data": options.data, "batch": options.batch, "cells": []}
+    found |= json.loads(options.join.read_text()) if options.join else parts(options)
+    there = importable(environment)
+    found["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "transformers")} | there
     rows, tokenizer = rows_and_tokenizer(options.work, options.data, options.batch * options.steps, options.tiny)
-    work = sides(options.micro, options.batch, importable(environment))
+    work = sides(options.micro, options.batch, set(there))
+    names = ["tiny"] if options.tiny else [name for name in SHAPES if name != "tiny" and options.only in name]
+    measured = {(cell["model"], cell["side"]) for cell in found["cells"] if "failed" not in cell}
+    found["left_out"] = [f"{side} {name}" for name in names for side in work if (name, side) not in measured]
     longest: dict[str, float] = {}
-    for name in ["tiny"] if options.tiny else [n for n in SHAPES if n != "tiny" and options.only in n]:
-        for side, settings in work.items():
-            # A run that may not end in time would only take it from the others.
-            if clock.left() < longest.get(side, 45.0) * 1.1:
-                found["left_out"].append(f"{side} {name}")
-                continue
-            model = make_model(options.work, name, tokenizer, options.device)
+    for side, name in product(work, names):
+        # A run that may not end in time would only take it from the others.
+        if f"{side} {name}" not in found["left_out"] or clock.left() < longest.get(side, 45.0) * 1.1:
+            continue
+        settings, model = work[side], make_model(options.work, name, tokenizer, options.device)
+        cell = measure(side, model, rows, settings, options, environment, clock.left())
+        while "out of memory" in cell.get("failed", "") and (smaller := halved(settings)):
+            settings = smaller
             cell = measure(side, model, rows, settings, options, environment, clock.left())
-            while "out of memory" in cell.get("failed", "") and (smaller := halved(settings)):
-                settings = smaller
-                cell = measure(side, model, rows, settings, options, environment, clock.left())
-            cell["settings"] = settings
-            longest[side] = max(cell["wall"], longest.get(side, 0.0))
-            found["cells"].append(cell)
-            write(found, options.out)
+        cell["settings"] = settings
+        longest[side] = max(cell["wall"], longest.get(side, 0.0))
+        found["left_out"].remove(f"{side} {name}")
+        others = [c for c in found["cells"] if (c["model"], c["side"]) != (name, side)]
+        found["cells"] = sorted([*others, cell], key=_place)
+        write(found, options.out)
     return found
 
 
-PARTS = ("peak", "attention", "versions", "device")
+def _place(cell: Facts) -> tuple[int, int]:
+    every = sides(1, 1, {"trl", "liger_kernel", "cut_cross_entropy"})
+    return list(SHAPES).index(cell["model"]), list(every).index(cell["side"])
 
 
 def parts(options: argparse.Namespace) -> Facts:
@@ -234,7 +239,6 @@ def parts(options: argparse.Namespace) -> Facts:
         "peak": gpu_parts.matmul_rate(device, options.tiny),
         "attention": gpu_parts.attentions(device, options.tiny),
     }
-    found["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -254,13 +258,14 @@ def write(found: Facts, out: Path) -> str:
     """gpu.json and gpu.md."""
     write_json(out / "gpu.json", found)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = ["# Prospect on a GPU", "", f"{found['device']}; Prospect at {found['commit']}, {versions}.", ""]
+    ours = {cell["model"]: cell for cell in found["cells"] if cell["side"] == "prospect"}
+    commits = " and ".join(sorted({c["commit"] for c in found["cells"] if c["side"].startswith("prospect")}))
+    lines = ["# Prospect on a GPU", "", f"{found['device']}; Prospect at {commits}, {versions}.", ""]
     lines += [f"KTO on {found['data']}, batch {found['batch']}, rows of at most {CONTEXT} tokens, bf16.", ""]
     lines += [f"bf16 matrix product: {found['peak'] / 1e12:,.1f} TFLOP/s.", ""]
     lines += ["| attention, forward and backward | ms |", "|---|---:|"]
     shown = {name: f"{ms:.2f}" if isinstance(ms, float) else ms for name, ms in found["attention"].items()}
     lines += [f"| {name} | {value} |" for name, value in shown.items()]
-    ours = {cell["model"]: cell for cell in found["cells"] if cell["side"] == "prospect"}
     lines += [HEAD, *(_line(cell, ours.get(cell["model"], {})) for cell in found["cells"]), FOOT, ""]
     if found["left_out"]:
         lines += [f"Left out for lack of time: {', '.join(found['left_out'])}.", ""]
@@ -298,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--minutes", type=float, default=8.5)
     flags.add_argument("--work", type=Path, default=BUILD / "gpu", help="where models and rows are made")
     flags.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
-    flags.add_argument("--parts", type=Path, help="a gpu.json to take the rates of single operations from")
+    flags.add_argument("--join", type=Path, help="a gpu.json to complete: what it has is not measured again")
     flags.add_argument("--commit", help="what is measured, where the folder came without its history")
     flags.add_argument("--only", default="", help="part of a model's name, such as 1.5b")
     options = flags.parse_args(arguments)

@@ -17,6 +17,7 @@ from prospect.feedback.formats import load
 from prospect.feedback.records import Message, Record
 from prospect.run import train
 from prospect.tokens import TokenReport, build_trees
+from tests.needs import needs_guarded_templates
 from tests.toy_models import tiny
 from tests.toy_tokenizers import (
     CALLS_OF_OBJECTS,
@@ -211,7 +212,8 @@ def test_calls_and_thoughts_that_are_not_printed_are_counted() -> None:
 @pytest.mark.parametrize(
     "name",
     ["chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "tools", "messages", "eos_token",
-     "return_dict", "padding", "range", "raise_exception", "sanitize_control_tokens"],
+     "return_dict", "padding", "range", "raise_exception",
+     pytest.param("sanitize_control_tokens", marks=needs_guarded_templates)],
 )  # fmt: skip
 def test_a_row_may_not_replace_the_template_nor_how_it_is_applied(name: str) -> None:
     with pytest.raises(DataError, match=f'may not hold "{name}"') as caught:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu, gpu_parts, side_prospect
-from benchmarks.marks import Marks
+from benchmarks.marks import Marks, commit
 from prospect.engine import attention
 
 
@@ -30,7 +31,7 @@ def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return ""
 
     monkeypatch.setattr(gpu, "child", child)
-    monkeypatch.setattr(gpu, "importable", lambda environment: {"trl"})
+    monkeypatch.setattr(gpu, "importable", lambda environment: {"trl": "1.16.0"})
     work, out = tmp_path / "work", tmp_path / "out"
     gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out)])
     found = json.loads((out / "gpu.json").read_text())
@@ -41,6 +42,21 @@ def test_it_measures_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert installed["failed"] == "failed: ImportError"
     page = (out / "gpu.md").read_text()
     assert "| tiny | prospect | " in page and "| tiny | trl installed | failed: ImportError |" in page
+    assert {cell["commit"] for cell in found["cells"]} == {commit()} and f"Prospect at {commit()}" in page
+    assert found["versions"] == {name: version(name) for name in ("torch", "transformers")} | {"trl": "1.16.0"}
+
+    def done(side: str, path: Path, environment: dict[str, str], limit: float) -> str:
+        side_prospect.timed(json.loads(path.read_text()), Marks(path.parent / "marks", side))
+        return ""
+
+    monkeypatch.setattr(gpu, "child", done)
+    join = ["--join", str(out / "gpu.json"), "--commit", "later"]
+    gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out), *join])
+    joined = json.loads((out / "gpu.json").read_text())
+    assert joined["cells"][:3] == found["cells"][:3], "what was measured is not measured again; what failed is"
+    assert joined["cells"][3]["commit"] == "later" and joined["cells"][3]["steps_rate"] > 0
+    assert joined["left_out"] == [] and joined["peak"] == found["peak"]
+
     gpu.main(["--device", "cpu", "--tiny", "--work", str(work), "--out", str(out), "--minutes", "0"])
     assert json.loads((out / "gpu.json").read_text())["left_out"] == [
         "prospect tiny",

@@ -119,7 +119,7 @@ class Job:
         for _, p in self.policy.trainable():
             p.grad = None
         release(self.policy.device)
-        if self.token_budget < 64:
+        if self.no_grad_budget < 64:  # the larger of the two
             raise ModelError("out of memory even with one row at a time: use --lora, --max-length or a smaller model")
         self.token_budget //= 2
         self.log.say(f"out of memory: micro-batches of {self.token_budget} tokens from here on", warning=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prospect.errors import ProspectError, RunError
+from prospect.errors import ConfigError, ProspectError, RunError
 
 Shared = TypeVar("Shared")
 
@@ -131,6 +131,12 @@ def start(name: str) -> None:
         return
     on_cuda = device(name).startswith("cuda")
     if on_cuda:
+        gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+        if local >= gpus:
+            raise ConfigError(
+                f"process {local + 1} on this machine needs a GPU of its own, and there are {gpus}: start {gpus} with "
+                f"torchrun --nproc-per-node={gpus}, or train on the processor with --device cpu"
+            )
         torch.cuda.set_device(device(name))
     store = _meeting()
     if not dist.is_initialized():

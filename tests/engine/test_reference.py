@@ -52,7 +52,7 @@ def test_values_are_the_models_own(tmp_path: Path, policy: Policy, budget: int) 
     table = filled(tmp_path, policy, asked, budget)
     for prompt, completion in asked:
         with torch.no_grad():
-            alone = forward(policy, [Branches(prompt, (completion,))]).token_logp
+            alone = forward(policy, [Branches(prompt, (completion,))]).token_logp.cpu()
         assert torch.from_numpy(np.array(table.token_logp((prompt, completion)))) == pytest.approx(alone, abs=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_whatever_changes_a_number_has_another_table(
 def test_versions_and_settings_of_libraries_have_their_own_tables(
     model_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = load(model_folder(), precision="fp32")
+    policy = load(model_folder(), precision="fp32", device="cpu")
     keys = [identity(policy)]
     for package in ("torch", "transformers"):
         monkeypatch.setattr(reference, "version", lambda name, package=package: "0" if name == package else "1")

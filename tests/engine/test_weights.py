@@ -30,7 +30,7 @@ def move(policy: Policy) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in policy.trainable():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 1e-3)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 1e-3).to(parameter.device))
 
 
 def logp(policy: Policy, trees: Any) -> torch.Tensor:

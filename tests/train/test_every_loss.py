@@ -73,7 +73,8 @@ def independent(job: Job, start: Job) -> Tensor:
             tokens[side].append(logp(job, prompt, answer))
             before[side].append(logp(start, prompt, answer).detach())
     point = reference_point(job, job.schedule.steps[0], None)
-    up = torch.tensor([bool(row.desirable) for row in rows])
+    there = {"device": job.policy.device}
+    up = torch.tensor([bool(row.desirable) for row in rows], **there)
     total = torch.zeros((), dtype=torch.float64)
     for term in job.loss.terms:
         keep = [
@@ -84,12 +85,12 @@ def independent(job: Job, start: Job) -> Tensor:
         found: list[Any] = []
         for name in term.reads:
             if name in ("desirable", "z0", "score", "margin"):
-                scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64)
+                scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
                 found.append({"desirable": up[keep], "z0": point.z0, "score": scores, "margin": scores}[name])
                 continue
             for side in every:
                 mine, theirs = [tokens[side][k] for k in keep], [before[side][k] for k in keep]
-                lengths = torch.tensor([len(x) for x in mine])
+                lengths = torch.tensor([len(x) for x in mine], **there)
                 found.append({
                     "log_ratio": lambda a=mine, b=theirs: torch.stack([d.sum() for d in map(torch.sub, a, b)]),
                     "logp": lambda a=mine: torch.stack([x.sum() for x in a]),
@@ -97,13 +98,13 @@ def independent(job: Job, start: Job) -> Tensor:
                     "length": lambda n=lengths: n,
                     "token_logp": lambda a=mine: torch.cat(a),
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
-                    "offsets": lambda n=lengths: torch.cat([torch.zeros(1, dtype=torch.int64), n.cumsum(0)]),
-                    "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64),
+                    "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
+                    "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
                 }[name]())  # fmt: skip
         loss = bound(term.function, job.arguments)(*found)
-        weight = torch.tensor([rows[k].weight for k in keep], dtype=torch.float64)
+        weight = torch.tensor([rows[k].weight for k in keep], dtype=torch.float64, **there)
         if term.unit == "tokens":
-            lengths = torch.tensor([len(tokens[every[0]][k]) for k in keep])
+            lengths = torch.tensor([len(tokens[every[0]][k]) for k in keep], **there)
             total = total + term.coefficient * (loss * weight.repeat_interleave(lengths)).sum() / int(lengths.sum())
         else:
             total = total + term.coefficient * (loss * weight).sum() / len(keep)

@@ -38,7 +38,7 @@ def gradients(job: Job, step: int = 0, *, at_reference: bool = False) -> tuple[G
 
 def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
     """log pi of each completion token by the model's own forward on one sequence, (c,)."""
-    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
+    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]], device=job.policy.device)
     with job.policy.autocast():
         every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
     start = len(prompt)

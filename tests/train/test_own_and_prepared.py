@@ -110,8 +110,8 @@ def test_conditional_sft_asks_for_good_answers(model: Path, tmp_path: Path) -> N
     def ends(control: int, prompt: list[int]) -> float:
         """How much likelier w0, with which liked answers end, is than w1, after some words."""
         with torch.no_grad(), saved.autocast():
-            ids = torch.tensor([[*prompt, control, *saved.tokenizer("w7 w9", add_special_tokens=False)["input_ids"]]])
-            logits = saved.base(input_ids=ids).logits[0, -1].float()
+            ids = [*prompt, control, *saved.tokenizer("w7 w9", add_special_tokens=False)["input_ids"]]
+            logits = saved.base(input_ids=torch.tensor([ids], device=saved.device)).logits[0, -1].float()
         return float(logits[w0] - logits[w1])
 
     prompts = [saved.tokenizer(row["prompt"])["input_ids"] for row in thumbs(100, seed=1)]

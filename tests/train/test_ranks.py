@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from prospect import prepare
+from prospect.errors import ConfigError
 from prospect.train import ranks
 from prospect.train.config import TrainConfig
 from tests.train.conftest import thumbs, write_rows
@@ -63,7 +64,8 @@ ranks.PATIENCE, ranks.LAST_WORD = 3.0, {8.0 if fault == "the folder is in use" e
 {patch}
 import prospect
 try:
-    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "run")!r}, precision="fp32", batch_size=8, samples=0)
+    fast = {{"precision": "fp32", "device": "cpu", "batch_size": 8, "samples": 0}}
+    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "run")!r}, **fast)
 except BaseException as error:
     print(type(error).__name__, error, file=sys.stderr, flush=True)
     time.sleep(linger if rank == 1 else 0)
@@ -91,6 +93,16 @@ except BaseException as error:
     assert time.monotonic() - started < WAIT + 30
     assert all(process.returncode != 0 for process in processes), said
     assert all(reason in text for text, process in zip(said, processes, strict=True) if process.returncode != -9), said
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("there is no such GPU"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=r"process 2 .* there are 1: start 1 with torchrun --nproc-per-node=1, or .*"):
+        ranks.start("auto")
 
 
 def test_each_rank_has_its_gpu_and_the_setting_stays_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ IN_TWO: list[dict[str, Any]] = [
 def test_two_ranks_equal_one_process(model: Path, tmp_path: Path) -> None:
     """Plain data parallel on gloo under torchrun, float64: the weights after six steps agree to 1e-10."""
     data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48, per_prompt=2, weights=True))
-    given = FAST | {"precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
+    given = FAST | {"device": "cpu", "precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
     code = f"""
 import prospect
 for k, options in enumerate({IN_TWO!r}):

@@ -151,7 +151,7 @@ def test_exact_token_kl(make_job: MakeJob) -> None:
     for i in job.schedule.steps[0].rows:
         row = job.corpus.rows[i]
         prompt, answer = job.corpus.trees[row.tree].prompt, job.corpus.completion(row)
-        ids = torch.tensor([[*prompt.tolist(), *answer.tolist()]])
+        ids = torch.tensor([[*prompt.tolist(), *answer.tolist()]], device=job.policy.device)
         with torch.no_grad(), job.policy.autocast():
             p, q = (j.policy.model(input_ids=ids).logits[0].double().log_softmax(-1) for j in (job, start))
         every.append((p.exp() * (p - q)).sum(-1)[len(prompt) - 1 : -1].sum())
