@@ -59,8 +59,8 @@ _NO_TURNS = ("tools", "completions", "pairs", "history")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. The key
-    of a message is written with its column: "messages.vote"."""
+    """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. What
+    lies inside is written with its column: "messages.vote", "metadata.rating"."""
 
     rename: Mapping[str, str] = field(default_factory=dict)
     ignore: Collection[str] = ()
@@ -82,31 +82,43 @@ class Choice:
             if not sum([_move(row, name, None) for row in rows]):
                 raise DataError(f'there is no column "{name}" to ignore')
         for new, old in self.rename.items():
-            if ("." in old) != ("." in new) or old.rpartition(".")[0] != new.rpartition(".")[0]:
-                raise ConfigError(f'--map {new}={old} must stay in one place, such as "messages.rating=messages.vote"')
+            if old.split(".")[: new.count(".")] != new.split(".")[:-1]:
+                raise ConfigError(
+                    f"--map {new}={old} must stay in its place or come out of it, such as "
+                    '"messages.rating=messages.vote" or "label=metadata.rating"'
+                )
             if not sum([_move(row, old, new) for row in rows]):
                 raise DataError(f'there is no column "{old}" to read as "{new}"')
 
 
 def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
-    """Rename `old` in a row, or drop it where `new` is None; says whether it was there."""
+    """Rename `old` in a row, or drop it where `new` is None; says whether it was there. A name with fewer dots takes
+    the value out of the object that it lies in. Raises DataError where that is one of several, or the name is taken."""
     *path, key = [old] if old in row else old.split(".")
+    depth = len(path) if new is None else new.count(".")
     holders = [row]
-    for name in path:
-        inner = [holder.get(name) for holder in holders]
-        parts = [part for value in inner for part in (value if isinstance(value, list) else [value])]
-        holders = [part for part in parts if isinstance(part, dict)]
-    if path and new is not None:
-        new = new.rpartition(".")[2]
+    for name in path[:depth]:
+        holders = [part for holder in holders for part in _objects(holder.get(name))]
     there = False
     for holder in holders:
-        if key in holder:
-            value, there = holder.pop(key), True
+        inner: Any = holder
+        for name in path[depth:]:
+            inner = inner.get(name) if isinstance(inner, dict) else inner
+        if isinstance(inner, list) and path[depth:]:
+            raise DataError(f'"{old}" is a key of each of several objects, so it cannot be read as one "{new}"')
+        if isinstance(inner, dict) and key in inner:
+            value, there = inner.pop(key), True
             if new is not None:
-                if holder.get(new) is not None:
-                    raise DataError(f'"{new}" is there already. Leave it out first: --ignore {new}')
-                holder[new] = value
+                name = new.rpartition(".")[2]
+                if holder.get(name) is not None:
+                    raise DataError(f'"{name}" is there already. Leave it out first: --ignore {name}')
+                holder[name] = value
     return there
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects that a value is, or is a list of."""
+    return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, dict)]
 
 
 def overlooked(

@@ -91,6 +91,24 @@ def test_keys_of_messages_are_renamed_with_their_column() -> None:
     assert [c.label for r in feedback.records for c in r.completions] == [True, False]
 
 
+def test_judgements_are_taken_out_of_the_objects_that_they_lie_in() -> None:
+    rows = [
+        {"prompt": "q", "completion": text, "more": {"vote": vote, "by": "x"}} for text, vote in (("a", 1), ("b", 0))
+    ]
+    assert "--map NAME=more.vote" in str(error_of(rows))
+    records = load(rows, choice=Choice.parse("label=more.vote", "")).records
+    assert [c.label for r in records for c in r.completions] == [True, False]
+    turns = [user("a"), assistant("b", about={"vote": "up"}), user("c"), assistant("d", about={"vote": "down"})]
+    feedback = load([{"messages": turns}], choice=Choice.parse("messages.rating=messages.about.vote", ""))
+    assert [c.label for r in feedback.records for c in r.completions] == [True, False]
+
+
+def test_a_key_of_several_messages_is_no_judgement_of_the_row() -> None:
+    rows = [{"messages": [user("a"), assistant("b", vote="up"), user("c"), assistant("d")]}]
+    with pytest.raises(DataError, match="a key of each of several objects"):
+        load(rows, choice=Choice.parse("rating=messages.vote", ""))
+
+
 @pytest.mark.parametrize(
     ("rename", "ignore", "message"),
     [
@@ -104,7 +122,7 @@ def test_choices_that_fit_no_column(rename: str, ignore: str, message: str) -> N
         load([GOOD], choice=Choice.parse(rename, ignore))
 
 
-@pytest.mark.parametrize("rename", ["label", "label=", "=vote", "rating=messages.vote"])
+@pytest.mark.parametrize("rename", ["label", "label=", "=vote", "messages.rating=vote", "messages.rating=turns.vote"])
 def test_choices_that_say_nothing(rename: str) -> None:
     with pytest.raises(ConfigError, match="--map"):
         load([GOOD], choice=Choice.parse(rename, ""))
