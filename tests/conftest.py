@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from toy_models import tiny
 from toy_tokenizers import CHATML
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore the tests' Ctrl-C
 
 
 @pytest.fixture(scope="session")
