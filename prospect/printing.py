@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jinja2.defaults
 from prospect.deadline import within
 from prospect.errors import ModelError
 from prospect.feedback.records import Message
+from prospect.resume import ResumableTemplate, Unresumable, in_common
 from prospect.toolcalls import arguments, with_json
 
 PLAIN = """\
@@ -89,6 +92,104 @@ def apply(
     if any(str(a) in text for a in objects):  # Python's own way to write them, in which no model was trained
         return printed([with_json(m) for m in messages])
     return text
+
+
+LONG = 16
+"""Messages that two conversations must share for the second to be printed from where the first ended."""
+
+
+@dataclass
+class _Memory:
+    """The last conversation, as it came and as transformers hands it to templates."""
+
+    messages: list[Message] = field(default_factory=list)
+    handed: list[Message] = field(default_factory=list)
+    template: ResumableTemplate | None = None
+    compared: int = 0
+
+
+class Printer:
+    """`apply` for conversations that come one after another: where one begins like the one before, only what is new is
+    printed. Messages that stay the same must be the same objects."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._memories = {prompt: _Memory() for prompt in (False, True)}
+
+    def print(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        prompt: bool = False,
+    ) -> str:
+        """What `apply` returns."""
+        memory = self._memories[prompt]
+        same = in_common(memory.messages, messages)
+        memory.messages = messages
+        del memory.handed[same:]
+        if same < LONG:
+            memory.template, memory.compared = None, 0
+        elif memory.compared >= 0:
+            try:
+                return self._resume(memory, messages, tools, kwargs, prompt)
+            except (Unresumable, *RENDER_ERRORS):
+                memory.compared = -1
+        return apply(self._tokenizer, messages, tools, kwargs, prompt=prompt)
+
+    def _resume(
+        self,
+        memory: _Memory,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None,
+        prompt: bool,
+    ) -> str:
+        same = len(memory.handed)
+        new = messages[same:]
+        if any(arguments(message) for message in new):
+            raise Unresumable  # whether arguments are printed as objects is seen on the whole text
+        memory.handed = [*memory.handed, *map(self._hand, new)]
+        if memory.template is None:
+            memory.template = resumable(self._tokenizer.get_chat_template(None, tools))
+        variables = {
+            **self._tokenizer.special_tokens_map,
+            **(kwargs or {}),
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
+        template, handed = memory.template, memory.handed
+        text = within(SECONDS, lambda: template.render(handed, variables, same))
+        if not template.resumes:
+            raise Unresumable
+        if len(messages) >= 2 * memory.compared:
+            if text != apply(self._tokenizer, messages, tools, kwargs, prompt=prompt):
+                raise Unresumable
+            memory.compared = len(messages)
+        return text
+
+    def _hand(self, message: Message) -> Message:
+        """The message as transformers hands it to a template."""
+        handed: Message = json.loads(
+            self._tokenizer.apply_chat_template([message], chat_template=_AS_HANDED, tokenize=False)
+        )
+        return handed
+
+
+_AS_HANDED = "{{ messages[0] | tojson }}"
+
+
+def resumable(source: str) -> ResumableTemplate:
+    """The template as transformers compiles it, resumable. Raises Unresumable."""
+    try:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        environment = _compile_jinja_template(source).environment
+    except (ImportError, AttributeError) as error:  # no part of transformers' interface
+        raise Unresumable from error
+    return ResumableTemplate(environment, source)
 
 
 def read(path: str) -> str:

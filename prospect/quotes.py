@@ -31,12 +31,24 @@ class Quotes:
     """The strings quoted in one record. The same string is always the same character, so that a quoted prompt stays the
     beginning of its quoted conversation."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Quotes | None = None) -> None:
         self._characters: dict[str, int] = {}
         self._strings: dict[int, str] = {}
+        if other is not None:
+            self.go_on(other)
 
     def __bool__(self) -> bool:
         return bool(self._strings)
+
+    def go_on(self, other: Quotes) -> None:
+        """Hold what another one holds; called before anything is quoted."""
+        self._characters.update(other._characters)
+        self._strings.update(other._strings)
+
+    def agrees(self, other: Quotes, text: str) -> bool:
+        """Whether every character of a text stands for the same string in both."""
+        codes = {*self._strings, *other._strings}
+        return all(self._strings.get(c) == other._strings.get(c) for c in codes if chr(c) in text)
 
     @property
     def tokens(self) -> list[str]:

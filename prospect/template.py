@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
+import numpy as np
 
 from prospect.errors import DataError, ModelError
 from prospect.feedback.arguments import with_objects
 from prospect.feedback.findings import cite
 from prospect.feedback.records import Completion, Message, Record
 from prospect.flaws import Flaw, changes
-from prospect.printing import NO_TEMPLATE, PLAIN, RENDER_ERRORS, apply, read, reserved
+from prospect.growing import GrowingIds, Ids, Start
+from prospect.printing import NO_TEMPLATE, PLAIN, RENDER_ERRORS, Printer, apply, read, reserved
 from prospect.quotes import Quotes, pattern
+from prospect.resume import in_common
 from prospect.textids import TextIds
 from prospect.thoughts import TAG, behind, goes_on, own_thought, squashed
 
@@ -34,7 +37,7 @@ _PROBE = "Kvyxq"
 class Encoded:
     """Token ids of one record; `completions` and `flaws` are aligned with the record's completions."""
 
-    prompt: list[int]
+    prompt: Ids
     completions: list[list[int]]
     flaws: list[Flaw]
 
@@ -64,6 +67,27 @@ class _Row:
     quotes: Quotes
 
 
+@dataclass(frozen=True, slots=True)
+class _Quoted:
+    """The messages of the last prompt, as they came and quoted, and what was quoted in them."""
+
+    messages: tuple[Message, ...]
+    quoted: list[Message]
+    quotes: Quotes
+
+
+_NOTHING = _Quoted((), [], Quotes())
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """How far the last prompt was searched for its messages: these stand in `text`, its first `end` characters."""
+
+    messages: tuple[Message, ...]
+    text: str
+    end: int
+
+
 class Template:
     """The way from records to ids for one tokenizer.
 
@@ -85,11 +109,15 @@ class Template:
         if chat_template is not None:
             self.tokenizer.chat_template = self._plain() if chat_template == "plain" else read(chat_template)
         self._texts = TextIds(tokenizer)
+        self._growing = GrowingIds(self._texts)
         source = self.tokenizer.chat_template or ""
         source = source if isinstance(source, str) else "\n".join(source.values())
         self._words = frozenset(re.findall(r"[^\W\d]\w*", source))
         self._reserved = reserved(self.tokenizer)
         self._openings: dict[str, str] = {}
+        self._printer = Printer(tokenizer)
+        self._last = dict.fromkeys((False, True), _NOTHING)
+        self._searched = _Searched((), "", 0)
         self._tail, self._ending, turns = self._probe()
         ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_of_turn_ids)
         self._ends = re.compile(rf"(?:(?:{ends})\s*)+\Z" if ends else "(?!)")
@@ -107,7 +135,8 @@ class Template:
 
     def prompt_ids(self, record: Record) -> list[int]:
         """(p,) what the model sees at inference, p >= 1."""
-        return self.encode([_with_answers(record, ())])[0].prompt
+        ids: list[int] = self.encode([_with_answers(record, ())])[0].prompt.tolist()
+        return ids
 
     def completion_ids(self, record: Record, completion: Completion) -> list[int]:
         """(c,) what the model is trained to say after `prompt_ids(record)`."""
@@ -126,24 +155,26 @@ class Template:
         """Tokenise records in one batch. Raises as `render`, and DataError where a rendered prompt is no beginning of
         its conversation, or is empty while the tokenizer has no BOS token."""
         rows = self._rows(records)
-        prompts = self._texts.batch([(row.prompt, row.quotes) for row in rows])
-        wholes = iter(self._texts.batch([(row.prompt + a.text, row.quotes) for row in rows for a in row.answers]))
+        starts = self._starts(rows)
+        tails = [row.prompt[start.head :] for row, start in zip(rows, starts, strict=True)]
+        said = [(tail + a.text, row.quotes) for row, tail in zip(rows, tails, strict=True) for a in row.answers]
+        wholes = iter(self._texts.batch(said))
         ends = set(self.end_of_turn_ids)
         done: list[Encoded] = []
-        for record, start, row in zip(records, prompts, rows, strict=True):
+        for record, start, row in zip(records, starts, rows, strict=True):
             answers: list[list[int]] = []
             flaws: list[Flaw] = []
             for answer in row.answers:
                 ids, flaw = next(wholes), answer.flaws | row.flaws
-                if ids[: len(start)] == start:
-                    ids = ids[len(start) :]
+                if ids[: len(start.tail)] == start.tail:
+                    ids = ids[len(start.tail) :]
                 else:
                     flaw |= Flaw.STRADDLED
                     ids = self._texts.quoted(answer.text, row.quotes, continues=True)
                 answers.append(_end(ids, answer.end, ends))
                 flaws.append(flaw)
-            done.append(Encoded(self._prompt_ids(record, start), answers, flaws))
-        self._read_back(rows, prompts, done)
+            done.append(Encoded(self._prompt_ids(record, start.ids), answers, flaws))
+        self._read_back(rows, starts, done)
         return done
 
     def explain(self, record: Record, index: int, flaw: Flaw) -> str:
@@ -154,7 +185,7 @@ class Template:
         if flaw in (Flaw.ADDED, Flaw.DROPPED):
             return f"given {cite(answer.said)}, trained {cite(trained)}"
         if flaw == Flaw.UNPRINTED:
-            return f"not printed: {cite(next(iter(self._unprinted(record, prompt)), ''))}"
+            return f"not printed: {cite(self._unprinted(record, prompt) or '')}"
         if flaw == Flaw.CONTROL:
             return " ".join(dict.fromkeys([*self._spelled(record), *self._spelled(record, record.completions[index])]))
         if flaw == Flaw.LOSSY:
@@ -204,7 +235,7 @@ class Template:
         spelled = quotes.tokens if self.special_tokens == "text" else self._spelled(record)
         prompt = self._print(record, parts, None, quotes)
         flaws = Flaw.CONTROL if spelled else Flaw(0)
-        if next(iter(self._unprinted(record, quotes.unquote(prompt))), None) is not None:
+        if self._unprinted(record, quotes.unquote(prompt)) is not None:
             flaws |= Flaw.UNPRINTED
         answers = [self._answer(record, completion, parts, prompt, quotes) for completion in record.completions]
         return _Row(prompt, answers, flaws, quotes)
@@ -261,22 +292,29 @@ class Template:
             self._quoted_message(self._said(completion), seen)
         return seen.tokens
 
-    def _unprinted(self, record: Record, prompt: str) -> Iterable[str]:
-        """What users and the system say in the prompt, where the template does not print it. (Earlier thoughts of the
-        assistant are left out by design, and tools' results are often printed in another form.)"""
+    def _unprinted(self, record: Record, prompt: str) -> str | None:
+        """The first thing that users or the system say in the prompt and the template does not print. (Earlier thoughts
+        of the assistant are left out by design, and tools' results are often printed in another form.)"""
         assert not isinstance(record.prompt, str)
-        start, whole = 0, ""
-        for message in record.prompt:
+        last, index, end = self._searched, 0, 0
+        if prompt.startswith(last.text) and in_common(last.messages, record.prompt) == len(last.messages):
+            index, end = len(last.messages), last.end
+        searched, whole, missing = (index, end), "", None
+        for i, message in enumerate(record.prompt[index:], index):
             content = message.get("content")
             if message.get("role") not in ("user", "system", "developer") or not isinstance(content, str):
                 continue
-            at = prompt.find(content.strip(), start)
+            at = prompt.find(content.strip(), end)
             if at >= 0:
-                start = at + len(content.strip())
+                end = at + len(content.strip())
+                searched = searched if whole else (i + 1, end)
                 continue
             whole = whole or squashed(prompt)
             if squashed(content) not in whole:
-                yield content
+                missing = content
+                break
+        self._searched = _Searched(record.prompt[: searched[0]], prompt[: searched[1]], searched[1])
+        return missing
 
     def _opening(self, record: Record, prompt: str) -> str:
         """The thought that the generation prompt begins, and what follows it there: "<think>", "<think></think>", "".
@@ -341,7 +379,7 @@ class Template:
         if completion is not None:
             messages = [*messages, self._quoted_message(self._said(completion), self._or_none(quotes))]
         try:
-            return apply(self.tokenizer, messages, tools, kwargs, prompt=completion is None)
+            return self._printer.print(messages, tools, kwargs, prompt=completion is None)
         except RENDER_ERRORS as error:
             raise _error(
                 f"the chat template cannot print this conversation: {error or type(error).__name__}. Change the row, "
@@ -355,10 +393,17 @@ class Template:
         assert not isinstance(record.prompt, str)
         tools = None if record.tools is None else list(record.tools)
         kwargs = self._keywords(record)
-        if quotes is None:
-            return [self._quoted_message(message, None) for message in record.prompt], tools, kwargs
+        last = self._last[quotes is not None]
+        if len(last.messages) > len(record.prompt) or in_common(last.messages, record.prompt) < len(last.messages):
+            last = _NOTHING
         try:
-            messages = [self._quoted_message(message, quotes) for message in record.prompt]
+            if quotes is not None:
+                quotes.go_on(last.quotes)
+            new = record.prompt[len(last.messages) :]
+            messages = last.quoted + [self._quoted_message(message, quotes) for message in new]
+            self._last[quotes is not None] = _Quoted(record.prompt, messages, Quotes(quotes))
+            if quotes is None:
+                return messages, tools, kwargs
             return messages, quotes.quote(tools, self._control), quotes.quote(kwargs, self._control)
         except ValueError as error:
             raise _error(f"the row cannot be read: {error}. Leave it out", record) from error
@@ -394,29 +439,40 @@ class Template:
 
     # Ids
 
-    def _read_back(self, rows: list[_Row], prompts: list[list[int]], encoded: list[Encoded]) -> None:
+    def _starts(self, rows: list[_Row]) -> list[Start]:
+        """The ids of the prompts; of long ones that begin like the one before only what is new is tokenised."""
+        starts = [self._growing.start(row.prompt, row.quotes) for row in rows]
+        others = [(row.prompt, row.quotes) for row, start in zip(rows, starts, strict=True) if start is None]
+        whole = (Start(0, np.array(ids, np.int32), ids, False) for ids in self._texts.batch(others))
+        return [next(whole) if start is None else start for start in starts]
+
+    def _read_back(self, rows: list[_Row], starts: list[Start], encoded: list[Encoded]) -> None:
         """Note the rows whose text the tokenizer does not give back."""
         answers = [
             ids if answer.end is None else ids[:-1]
             for row, one in zip(rows, encoded, strict=True)
             for answer, ids in zip(row.answers, one.completions, strict=True)
         ]
-        again = iter(self._texts.decode([*prompts, *answers]))
-        lost = [not self._texts.same(row.quotes.unquote(row.prompt), next(again)) for row in rows]
+        again = iter(self._texts.decode([*(start.tail for start in starts), *answers]))
+        lost = [
+            not self._texts.same(row.quotes.unquote(row.prompt[start.head :]), next(again)) or start.lost
+            for row, start in zip(rows, starts, strict=True)
+        ]
         for row, one, prompt_lost in zip(rows, encoded, lost, strict=True):
             for i, answer in enumerate(row.answers):
                 same = self._texts.same(self._ends.sub("", row.quotes.unquote(answer.text)), next(again))
                 one.flaws[i] |= Flaw(0) if same and not prompt_lost else Flaw.LOSSY
 
-    def _prompt_ids(self, record: Record, ids: list[int]) -> list[int]:
-        ids = self.text_prefix + ids if isinstance(record.prompt, str) else ids
-        if ids:
+    def _prompt_ids(self, record: Record, ids: Ids) -> Ids:
+        if isinstance(record.prompt, str):
+            ids = np.concatenate([np.array(self.text_prefix, np.int32), ids])
+        if len(ids):
             return ids
         if self.tokenizer.bos_token_id is None:
             raise _error(
                 "the prompt is empty and the tokenizer has no BOS token to stand for it: give a prompt", record
             )
-        return [self.tokenizer.bos_token_id]
+        return np.array([self.tokenizer.bos_token_id], np.int32)
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:

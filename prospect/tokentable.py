@@ -72,7 +72,7 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
 def coded(encoded: Encoded) -> Coded:
     """The same in arrays."""
     completions = [np.array(ids, np.int32) for ids in encoded.completions]
-    return Coded(np.array(encoded.prompt, np.int32), completions, encoded.flaws)
+    return Coded(encoded.prompt, completions, encoded.flaws)
 
 
 def identity(template: Template) -> str | None:

@@ -203,7 +203,7 @@ def answer(
     assert policy.tokenizer is not None, "the assistant has a tokenizer"
     template = Template(policy.tokenizer)
     records = [Record(str(k), ({"role": "user", "content": q.text},), ()) for k, q in enumerate(questions)]
-    prompts = [encoded.prompt for encoded in template.encode(records)]
+    prompts = [encoded.prompt.tolist() for encoded in template.encode(records)]
     with Bars(console).bar("answers", len(prompts)) as update:
         return generate(
             policy,
