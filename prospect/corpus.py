@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from prospect.collector import waiting
 from prospect.errors import DataError
 from prospect.feedback.groups import groups
 from prospect.feedback.records import Record, View, examples
+from prospect.growing import Ids
 from prospect.schedule import Row, Schedule, plan
 from prospect.template import SpecialTokens
 from prospect.tokens import OverLong, TokenReport, Tree, build_trees
-from prospect.tokentable import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Corpus:
     report: TokenReport
 
     def prompt(self, row: Row) -> bytes:
-        """The row's prompt by token ids."""
-        return self.trees[row.tree].prompt.tobytes()
+        """A digest of the row's prompt by its token ids."""
+        return digest(self.trees[row.tree].prompt)
 
     def length(self, row: Row) -> int:
         """Tokens of the row's completions."""
@@ -91,6 +92,11 @@ def mismatch(prompt: Ids, completion: Ids, context: int) -> tuple[Ids, Ids] | No
     return (prompt, completion[:room]) if room > 0 else None
 
 
+def digest(ids: Ids) -> bytes:
+    """Equal for equal ids."""
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+
 @waiting()
 def build(
     records: Sequence[Record],
@@ -147,7 +153,7 @@ def schedule(
     max_steps: int | None = None,
 ) -> Schedule:
     """The plan over a corpus's rows."""
-    prompts = [tree.prompt.tobytes() for tree in corpus.trees]  # once per tree: its rows share the object
+    prompts = {k: digest(corpus.trees[k].prompt) for k in {row.tree for row in corpus.rows}}
     return plan(
         corpus.rows,
         [prompts[row.tree] for row in corpus.rows],

@@ -79,8 +79,11 @@ class GrowingIds:
 
     def _go_on(self, text: str, quotes: Quotes) -> None:
         """Keep the pieces that the text shares with the one before, and tokenise the others but the last."""
-        kept = bisect_right(self._starts, 0, key=lambda start: not text.startswith(self._text[:start])) - 1
-        kept = kept if quotes.agrees(self._quotes, text[: self._starts[kept]]) else 0
+        kept = len(self._starts) - 1
+        if not text.startswith(self._text[: self._starts[-1]]):
+            kept = bisect_right(self._starts, 0, key=lambda start: not text.startswith(self._text[:start])) - 1
+        # Whether a special token stands at the last of these cuts is seen from the one before.
+        kept = max(0, kept - 1) if quotes.agrees(self._quotes, text[: self._starts[kept]]) else 0
         for values in (self._starts, self._counts, self._lost):
             del values[kept + 1 :]
         first = self._starts[-1]

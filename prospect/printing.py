@@ -115,6 +115,7 @@ class Printer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._memories = {prompt: _Memory() for prompt in (False, True)}
+        self._handed: dict[int, tuple[Message, Message]] = {}  # holds the message, or its id could be another's later
 
     def print(
         self,
@@ -131,6 +132,7 @@ class Printer:
         del memory.handed[same:]
         if same < LONG:
             memory.template, memory.compared = None, 0
+            self._handed.clear()
         elif memory.compared >= 0:
             try:
                 return self._resume(memory, messages, tools, kwargs, prompt)
@@ -172,10 +174,10 @@ class Printer:
 
     def _hand(self, message: Message) -> Message:
         """The message as transformers hands it to a template."""
-        handed: Message = json.loads(
-            self._tokenizer.apply_chat_template([message], chat_template=_AS_HANDED, tokenize=False)
-        )
-        return handed
+        if id(message) not in self._handed:
+            said = self._tokenizer.apply_chat_template([message], chat_template=_AS_HANDED, tokenize=False)
+            self._handed[id(message)] = message, json.loads(said)
+        return self._handed[id(message)][1]
 
 
 _AS_HANDED = "{{ messages[0] | tojson }}"

@@ -27,8 +27,9 @@ from prospect import tokentable
 from prospect.errors import DataError
 from prospect.feedback.findings import EXAMPLES, at
 from prospect.feedback.records import Message, Record
+from prospect.growing import Ids
 from prospect.template import SpecialTokens, Template
-from prospect.tokentable import Coded, Ids
+from prospect.tokentable import Coded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,11 +117,30 @@ def build_trees(
     answer from prompt; ModelError where the tokenizer lacks a chat template or an end token. What was tokenised once is
     kept in the folder `cache`.
     """
+    template, rows = tokenise(records, tokenizer, chat_template, special_tokens, cache)
+    return trees_of(template, records, rows, max_length, over_long)
+
+
+def tokenise(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None = None,
+    special_tokens: SpecialTokens = "text",
+    cache: Path | None = None,
+) -> tuple[Template, list[Coded]]:
+    """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
     template = Template(tokenizer, chat_template, special_tokens)
+    return template, list(tokentable.encode(template, records, cache))
+
+
+def trees_of(
+    template: Template, records: Sequence[Record], rows: Sequence[Coded], max_length: int, over_long: OverLong
+) -> tuple[list[Tree], TokenReport]:
+    """`build_trees` of records that are tokenised: `rows` are aligned with them."""
     trees: list[Tree] = []
     tally = _Tally()
     too_long: list[DataError] = []
-    for record, coded in zip(records, tokentable.encode(template, records, cache), strict=True):
+    for record, coded in zip(records, rows, strict=True):
         if over_long == "error":
             too_long += _too_long(record, coded, max_length)
         prompt, completions = _fit(template, record, coded, max_length, over_long, tally)
@@ -229,8 +249,12 @@ def _cut_prompt(template: Template, record: Record, coded: Coded, max_length: in
 
     if not able or fits(coded):
         return coded
-    # Fewer turns are fewer tokens, so that few of the ends need to be printed.
-    return since(bisect_left(range(len(starts) - 1), True, key=lambda turn: fits(since(turn))))
+    # Fewer turns are fewer tokens, so that few of the ends need to be printed: from the last one on twice as many.
+    most = len(starts) - 1
+    fitting, size = most, 1
+    while most - size >= 0 and fits(since(most - size)):
+        fitting, size = most - size, 2 * size
+    return since(bisect_left(range(fitting), True, lo=max(0, most - size), key=lambda turn: fits(since(turn))))
 
 
 def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:

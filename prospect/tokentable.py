@@ -12,26 +12,30 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from prospect import flaws, printing, quotes, template, textids, thoughts, toolcalls
+from prospect import flaws, growing, printing, quotes, resume, template, textids, thoughts, toolcalls
 from prospect.blobs import Blobs
 from prospect.errors import RunError
 from prospect.feedback import arguments, jsontext
+from prospect.feedback.prompts import MessageTree
 from prospect.feedback.records import Record
 from prospect.flaws import Flaw
+from prospect.growing import Ids
 from prospect.template import Encoded, Template
 
-Ids = npt.NDArray[np.int32]
-
-CODE = (template, printing, flaws, quotes, textids, thoughts, toolcalls, arguments, jsontext)
+CODE = (template, printing, resume, growing, flaws, quotes, textids, thoughts, toolcalls, arguments, jsontext)
 """Modules that decide the ids of a record: other code is another table."""
 
-BATCH = 1000
-"""Records tokenised in one call: bounds the memory of large files, costs no time."""
+BATCH, CHARACTERS = 1000, 4_000_000
+"""Records tokenised in one call, and characters of their prompts: bounds the memory of large files, costs no time."""
+
+LARGE = 1 << 16
+"""Bytes of a row that the table does not keep where its prompt goes on from the one before: a long chat's rows would
+fill the disk, and each is soon made from the last."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -50,23 +54,39 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
     as that does. A disk that refuses costs time, no more."""
     table, known = None, dict[bytes, bytes]()
     name = None if cache is None else identity(template)
-    keys = [_row_key(record) for record in records] if name else []
+    tree = MessageTree()
+    nodes = [tree.add(record.prompt) for record in records]
+    keys = [_row_key(record, tree.digest[node]) for record, node in zip(records, nodes, strict=True)] if name else []
+    goes_on = [tree.goes_on(a, b) for a, b in pairwise([0, *nodes])]
+    batches = list(_batches([tree.size[node] for node in nodes]))
+    del tree
     if cache is not None and name:
         try:
             table = Blobs(cache / "tokens" / f"{name}.sqlite")
             known = table.read(set(keys))
         except (RunError, OSError):
             table = None
-    for start in range(0, len(records), BATCH):
-        places = range(start, min(start + BATCH, len(records)))
+    for places in batches:
         fresh = [i for i in places if not known or keys[i] not in known]
         made = {i: coded(one) for i, one in zip(fresh, template.encode([records[i] for i in fresh]), strict=True)}
         if table is not None and fresh:
             try:
-                table.write([(keys[i], _pack(made[i])) for i in fresh])
+                packed = [(keys[i], _pack(made[i])) for i in fresh if not (goes_on[i] and _bytes(made[i]) > LARGE)]
+                table.write(packed)
             except RunError:
                 table = None
         yield from (made[i] if i in made else _unpack(known[keys[i]]) for i in places)
+
+
+def _batches(sizes: Sequence[int]) -> Iterator[range]:
+    """Places of records, by the sizes of their prompts."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i - start == BATCH or (i > start and total + size > CHARACTERS):
+            yield range(start, i)
+            start, total = i, 0
+        total += size
+    yield range(start, len(sizes))
 
 
 def coded(encoded: Encoded) -> Coded:
@@ -100,10 +120,15 @@ def identity(template: Template) -> str | None:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def _row_key(record: Record) -> bytes:
+def _row_key(record: Record, prompt: bytes) -> bytes:
+    """Names all that the template reads of a record; `prompt` is the digest of its prompt."""
     answers = [(done.content, done.complete) for done in record.completions]
-    text = _ENCODER.encode((record.prompt, answers, record.tools, record.template_kwargs))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    text = _ENCODER.encode((isinstance(record.prompt, str), answers, record.tools, record.template_kwargs))
+    return hashlib.blake2b(prompt + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _bytes(one: Coded) -> int:
+    return sum(ids.nbytes for ids in (one.prompt, *one.completions))
 
 
 def _pack(one: Coded) -> bytes:

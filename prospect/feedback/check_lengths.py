@@ -66,11 +66,11 @@ def tokens(
     cache: Path | None = None,
 ) -> Lengths:
     """Lengths in tokens, and what `over_long` would do to the rows of more than `max_length`. Raises and caches as
-    build_trees."""
-    from prospect.tokens import build_trees
+    `build_trees`."""
+    from prospect.tokens import tokenise, trees_of
 
-    how: dict[str, Any] = {"chat_template": chat_template, "special_tokens": special_tokens, "cache": cache}
-    whole, report = build_trees(records, tokenizer, max_length=sys.maxsize, **how)
+    template, rows = tokenise(records, tokenizer, chat_template, special_tokens, cache)
+    whole, report = trees_of(template, records, rows, sys.maxsize, "drop")
     prompts = [len(tree.prompt) for tree in whole]
     completions = [[0 if ids is None else len(ids) for ids in tree.completions] for tree in whole]
     kept = [[size > 0 for size in row] for row in completions]
@@ -79,7 +79,7 @@ def tokens(
     long = [i for i, (p, row) in enumerate(zip(prompts, completions, strict=True)) if p + max(row, default=0) > limit]
     if long:
         policy = "drop" if over_long == "error" else over_long
-        trees, cut = build_trees([records[i] for i in long], tokenizer, max_length=limit, over_long=policy, **how)
+        trees, cut = trees_of(template, [records[i] for i in long], [rows[i] for i in long], limit, policy)
         for i, tree in zip(long, trees, strict=True):
             kept[i] = [ids is not None for ids in tree.completions]
         counts |= {

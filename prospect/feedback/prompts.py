@@ -14,6 +14,9 @@ from operator import is_
 from prospect.feedback.findings import cite
 from prospect.feedback.records import Message, Prompt, Record, message_text
 
+FEW = 8
+"""Messages between two rated turns: a question, calls of tools and their results."""
+
 dumps = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -48,6 +51,13 @@ class MessageTree:
             node = self._step(node, message, self._message_number(message))
         self._last = (prompt, node)
         return node
+
+    def goes_on(self, start: int, node: int) -> bool:
+        """Whether a prompt's node is a few messages below another's."""
+        above = [node]
+        while len(above) <= FEW and above[-1] > start:
+            above.append(self.parent[above[-1]])
+        return start > 0 and above[-1] == start
 
     def find_message(self, message: Message) -> int | None:
         """The number of a message that stands in some prompt."""
