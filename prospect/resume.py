@@ -81,7 +81,7 @@ class _Run:
         if self.resumes:
             assert self.origin is not None
             loop.index0, self.resumes = self.origin.index, False
-        elif self.known <= len(self.messages) and len(self.namespaces) == self.created:
+        elif self.known <= len(self.messages):
             values = [dict(held(namespace)) for namespace in self.namespaces]
             if all(isinstance(value, _PLAIN) for one in values for value in one.values()):
                 self.snapshots.append(_Snapshot(number, loop.index0, self.length, self.known, values))

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from prospect import corpus, growing, printing, resume, tokentable
 from prospect.errors import DataError
 from prospect.feedback.check import check
 from prospect.feedback.records import Completion, Message, Record
-from prospect.template import SpecialTokens, Template
+from prospect.flaws import Flaw
+from prospect.template import Encoded, SpecialTokens, Template
 from prospect.textids import TextIds
 from prospect.tokens import build_trees
 from tests import toy_tokenizers
@@ -48,6 +50,7 @@ SHAPES = {
     "{% set ns.n = ns.n + 1 %}{% set ns.roles = ns.roles + [m.role] %}{% endif %}{{ loop.index }} " + TURN
     + "{% endfor %}{% if add_generation_prompt %}{{ ns.n + ns.roles|length }} <|im_start|>assistant\n{% endif %}",
     "length first": "{{ (messages|length + 1) // 2 }} " + LOOP + OPENING,
+    "looks ahead": "{{ 'long' if messages[6] is defined }}" + LOOP + OPENING,
     "length inside": "{% for m in messages %}{{ (loop.length + 1) // 2 if m.role == 'user' }}" + TURN + "{% endfor %}"
     + OPENING,
     "two loops": "{% for m in messages %}{{ '.' if m.role == 'user' }}{% endfor %}" + LOOP + OPENING,
@@ -87,6 +90,8 @@ def conversation(rng: random.Random, *, calls: bool, turns: int = 14) -> list[Re
     more: dict[str, Any] = {"template_kwargs": {"enable_thinking": False}} if rng.random() < 0.3 else {}
     more |= {"tools": ({"name": "add <|end|>"},)} if rng.random() < 0.3 else {}
     for turn in range(turns):
+        if rng.random() < 0.1:
+            more = {"template_kwargs": {"enable_thinking": rng.random() < 0.5}}
         if turn == turns // 2 and rng.random() < 0.5:
             messages = messages[: len(messages) // 2 // 2 * 2]
         messages = [*messages, {"role": "user", "content": rng.choice(CONTENTS)}]
@@ -101,13 +106,21 @@ def conversation(rng: random.Random, *, calls: bool, turns: int = 14) -> list[Re
     return records
 
 
-def alone(tokenizer: Any, record: Record, special_tokens: SpecialTokens) -> Any:
-    """What is made of a record by itself, or its error."""
+def result(template: Template, record: Record) -> Encoded | str:
+    """What is made of a record, or its error."""
     try:
-        one = Template(tokenizer, None, special_tokens).encode([copy.deepcopy(record)])[0]
+        return template.encode([record])[0]
     except DataError as error:
         return str(error)
-    return one.prompt.tolist(), one.completions, one.flaws
+
+
+def plain(one: Encoded | str) -> Any:
+    return one if isinstance(one, str) else (one.prompt.tolist(), one.completions, one.flaws)
+
+
+def alone(tokenizer: Any, record: Record, special_tokens: SpecialTokens = "text") -> Any:
+    """What is made of a record by itself."""
+    return plain(result(Template(tokenizer, None, special_tokens), copy.deepcopy(record)))
 
 
 @pytest.fixture
@@ -129,15 +142,9 @@ def test_each_turn_is_what_it_is_by_itself(short: None, build: Any, name: str) -
         mode: SpecialTokens = "token" if seed in (2, 3) else "text"
         one_by_one = [alone(tokenizer, r, mode) for r in records]
         template = Template(tokenizer, None, mode)
-        together: list[Any] = []
-        for record in records:
-            try:
-                one = template.encode([record])[0]
-                together.append((one.prompt.tolist(), one.completions, one.flaws))
-            except DataError as error:
-                together.append(str(error))
-        assert together == one_by_one
-        printed += sum(not isinstance(one, str) for one in together)
+        together = [result(template, r) for r in records]  # arrays of earlier turns must stay as they were
+        assert [plain(one) for one in together] == one_by_one
+        printed += sum(isinstance(one, Encoded) for one in together)
     assert printed > 0
 
 
@@ -208,7 +215,7 @@ def test_the_doctor_counts_each_turn_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Template, "encode", lambda self, some: (encoded.extend(some), encode(self, some))[1])
     findings = {f.key: f for f in check(records, tokenizer=tokenizer, max_length=256).findings}
     assert encoded == records
-    sizes = [len(alone(tokenizer, r, "text")[0]) + len(alone(tokenizer, r, "text")[1][0]) for r in records]
+    sizes = [len(alone(tokenizer, r)[0]) + len(alone(tokenizer, r)[1][0]) for r in records]
     over = sum(size > 256 for size in sizes)
     assert findings["over_long"].data == {"over_long": over, "dropped": over, "cut_prompt": 0, "cut_completion": 0}
     assert over > 40
@@ -225,23 +232,54 @@ def test_prompts_of_one_chat_share_their_memory() -> None:
 def test_a_template_that_prints_something_else_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be printed is compared with what transformers prints."""
     records, tokenizer = rated_chat(60), byte_level(CHATML)
-    expected = [alone(tokenizer, r, "text") for r in records]
+    expected = [alone(tokenizer, r) for r in records]
     render = resume.ResumableTemplate.render
     monkeypatch.setattr(resume.ResumableTemplate, "render", lambda *a: render(*a) + "!")
     template = Template(tokenizer)
-    assert [(one.prompt.tolist(), one.completions, one.flaws) for one in template.encode(records)] == expected
+    assert [plain(one) for one in template.encode(records)] == expected
 
 
 def test_a_tokenizer_that_reads_pieces_otherwise_is_not_followed(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     records, tokenizer = rated_chat(30), byte_level(CHATML)
-    expected = [alone(tokenizer, r, "text") for r in records]
+    expected = [alone(tokenizer, r) for r in records]
     cutting = growing.GrowingIds(TextIds(tokenizer))
     assert cutting._cutting
     tokenizer.split_special_tokens = True
-    split = [alone(tokenizer, r, "text") for r in records]
+    split = [alone(tokenizer, r) for r in records]
     template = Template(tokenizer)
-    assert [(one.prompt.tolist(), one.completions, one.flaws) for one in template.encode(records)] == split
+    assert [plain(one) for one in template.encode(records)] == split
     assert split != expected
+
+
+def test_a_text_that_is_lost_stays_lost(short: None) -> None:
+    tokenizer = byte_level(CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.StripAccents()
+    records = rated_chat(20)
+    for i in (0, 8):
+        said: Message = {"role": "user", "content": "ne\u0301e"}
+        changed = [dataclasses.replace(r, prompt=(*r.prompt[:i], said, *r.prompt[i + 1 :])) for r in records[i:]]
+        made = [plain(one) for one in Template(tokenizer).encode(changed)]
+        assert made == [alone(tokenizer, r) for r in changed]
+        assert all(Flaw.LOSSY in flaws[0] for *_, flaws in made)
+
+
+def test_one_text_may_quote_different_tokens(short: None) -> None:
+    tokenizer = byte_level(CHATML)
+    records: list[Record] = []
+    for token in ("<|im_end|>", "<|eot_id|>", "\U000f0000"):
+        first: Message = {"role": "user", "content": f"What is {token} for, and is it long enough?"}
+        records += [dataclasses.replace(r, prompt=(first, *r.prompt[1:])) for r in rated_chat(8)]
+    assert [plain(one) for one in Template(tokenizer).encode(records)] == [alone(tokenizer, r) for r in records]
+
+
+def test_one_text_may_leave_out_different_messages(short: None) -> None:
+    tokenizer = byte_level(CHATML.replace("in messages", "in messages if m.role != 'system'"))
+    system: Message = {"role": "system", "content": "Be kind."}
+    plainly = rated_chat(8)
+    records = [*plainly, *(dataclasses.replace(r, prompt=(system, *r.prompt)) for r in plainly), *plainly]
+    made = [plain(one) for one in Template(tokenizer).encode(records)]
+    assert made == [alone(tokenizer, r) for r in records]
+    assert [Flaw.UNPRINTED in flaws[0] for *_, flaws in made] == [False] * 8 + [True] * 8 + [False] * 8
 
 
 def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +316,8 @@ def test_the_assistant_of_the_sandbox(short: None) -> None:
     for seed in range(4):
         records = conversation(random.Random(seed), calls=False)
         template = Template(tokenizer)
-        made = [(one.prompt.tolist(), one.completions, one.flaws) for one in template.encode(records)]
-        assert made == [alone(tokenizer, r, "text") for r in records]
+        made = [plain(result(template, r)) for r in records]
+        assert made == [alone(tokenizer, r) for r in records]
 
 
 def test_real_tokenizers(short: None, shared: Path) -> None:
@@ -287,5 +325,6 @@ def test_real_tokenizers(short: None, shared: Path) -> None:
     for template in (printing.PLAIN, CHATML, THINKING):
         tokenizer.chat_template = template
         records = conversation(random.Random(1), calls=False)
-        made = [(one.prompt.tolist(), one.completions, one.flaws) for one in Template(tokenizer).encode(records)]
-        assert made == [alone(tokenizer, r, "text") for r in records]
+        made_by = Template(tokenizer)
+        made = [plain(result(made_by, r)) for r in records]
+        assert made == [alone(tokenizer, r) for r in records]
