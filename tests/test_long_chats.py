@@ -50,6 +50,7 @@ SHAPES = {
     "{% set ns.n = ns.n + 1 %}{% set ns.roles = ns.roles + [m.role] %}{% endif %}{{ loop.index }} " + TURN
     + "{% endfor %}{% if add_generation_prompt %}{{ ns.n + ns.roles|length }} <|im_start|>assistant\n{% endif %}",
     "length first": "{{ (messages|length + 1) // 2 }} " + LOOP + OPENING,
+    "asks first": "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}" + LOOP + OPENING,
     "looks ahead": "{{ 'long' if messages[6] is defined }}" + LOOP + OPENING,
     "length inside": "{% for m in messages %}{{ (loop.length + 1) // 2 if m.role == 'user' }}" + TURN + "{% endfor %}"
     + OPENING,
@@ -275,11 +276,10 @@ def test_one_text_may_quote_different_tokens(short: None) -> None:
 def test_one_text_may_leave_out_different_messages(short: None) -> None:
     tokenizer = byte_level(CHATML.replace("in messages", "in messages if m.role != 'system'"))
     system: Message = {"role": "system", "content": "Be kind."}
-    plainly = rated_chat(8)
-    records = [*plainly, *(dataclasses.replace(r, prompt=(system, *r.prompt)) for r in plainly), *plainly]
+    records = [one for r in rated_chat(8) for one in (r, dataclasses.replace(r, prompt=(system, *r.prompt)), r)]
     made = [plain(one) for one in Template(tokenizer).encode(records)]
     assert made == [alone(tokenizer, r) for r in records]
-    assert [Flaw.UNPRINTED in flaws[0] for *_, flaws in made] == [False] * 8 + [True] * 8 + [False] * 8
+    assert [Flaw.UNPRINTED in flaws[0] for *_, flaws in made] == [False, True, False] * 8
 
 
 def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
