@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 
 from prospect.feedback.arguments import function_of
-from prospect.feedback.records import Message
+from prospect.feedback.records import Message, Record
+from prospect.resume import in_common
 from prospect.textids import TextIds
 from prospect.thoughts import squashed
 
@@ -49,3 +50,36 @@ def changes(message: Message, said: str, body: str, texts: TextIds) -> Flaw:
             added = added.replace(token, "") if token in texts.special and "/" not in token else added
         return Flaw.ADDED if added else Flaw(0)
     return Flaw.DROPPED if trained in said else Flaw.DROPPED | Flaw.ADDED
+
+
+class Unprinted:
+    """Looks for the messages of prompts that come one after another; where one begins like the one before, only for
+    those that are new. `_messages` stand in `_text`, the beginning of the last prompt."""
+
+    def __init__(self) -> None:
+        self._messages: tuple[Message, ...] = ()
+        self._text = ""
+
+    def first(self, record: Record, prompt: str) -> str | None:
+        """The first thing that users or the system say in the prompt and the template does not print. (Earlier thoughts
+        of the assistant are left out by design, and tools' results are often printed in another form.)"""
+        assert not isinstance(record.prompt, str)
+        index = end = 0
+        if prompt.startswith(self._text) and in_common(self._messages, record.prompt) == len(self._messages):
+            index, end = len(self._messages), len(self._text)
+        settled, whole, missing = (index, end), "", None
+        for i, message in enumerate(record.prompt[index:], index):
+            content = message.get("content")
+            if message.get("role") not in ("user", "system", "developer") or not isinstance(content, str):
+                continue
+            at = prompt.find(content.strip(), end)
+            if at >= 0:
+                end = at + len(content.strip())
+                settled = settled if whole else (i + 1, end)
+                continue
+            whole = whole or squashed(prompt)
+            if squashed(content) not in whole:
+                missing = content
+                break
+        self._messages, self._text = record.prompt[: settled[0]], prompt[: settled[1]]
+        return missing

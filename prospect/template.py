@@ -16,12 +16,12 @@ from prospect.errors import DataError, ModelError
 from prospect.feedback.arguments import with_objects
 from prospect.feedback.findings import cite
 from prospect.feedback.records import Completion, Message, Record
-from prospect.flaws import Flaw, changes
+from prospect.flaws import Flaw, Unprinted, changes
 from prospect.growing import GrowingIds, Ids, Start
 from prospect.printing import NO_TEMPLATE, PLAIN, RENDER_ERRORS, Printer, apply, read, reserved
 from prospect.quotes import Quotes, pattern
 from prospect.resume import in_common
-from prospect.textids import TextIds
+from prospect.textids import TextIds, ended
 from prospect.thoughts import TAG, behind, goes_on, own_thought, squashed
 
 if TYPE_CHECKING:
@@ -79,15 +79,6 @@ class _Quoted:
 _NOTHING = _Quoted((), [], Quotes())
 
 
-@dataclass(frozen=True, slots=True)
-class _Searched:
-    """How far the last prompt was searched for its messages: these stand in `text`, its first `end` characters."""
-
-    messages: tuple[Message, ...]
-    text: str
-    end: int
-
-
 class Template:
     """The way from records to ids for one tokenizer.
 
@@ -117,7 +108,7 @@ class Template:
         self._openings: dict[str, str] = {}
         self._printer = Printer(tokenizer)
         self._last = dict.fromkeys((False, True), _NOTHING)
-        self._searched = _Searched((), "", 0)
+        self._unprinted = Unprinted()
         self._tail, self._ending, turns = self._probe()
         ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_of_turn_ids)
         self._ends = re.compile(rf"(?:(?:{ends})\s*)+\Z" if ends else "(?!)")
@@ -171,7 +162,7 @@ class Template:
                 else:
                     flaw |= Flaw.STRADDLED
                     ids = self._texts.quoted(answer.text, row.quotes, continues=True)
-                answers.append(_end(ids, answer.end, ends))
+                answers.append(ended(ids, answer.end, ends))
                 flaws.append(flaw)
             done.append(Encoded(self._prompt_ids(record, start.ids), answers, flaws))
         self._read_back(rows, starts, done)
@@ -185,7 +176,7 @@ class Template:
         if flaw in (Flaw.ADDED, Flaw.DROPPED):
             return f"given {cite(answer.said)}, trained {cite(trained)}"
         if flaw == Flaw.UNPRINTED:
-            return f"not printed: {cite(self._unprinted(record, prompt) or '')}"
+            return f"not printed: {cite(self._unprinted.first(record, prompt) or '')}"
         if flaw == Flaw.CONTROL:
             return " ".join(dict.fromkeys([*self._spelled(record), *self._spelled(record, record.completions[index])]))
         if flaw == Flaw.LOSSY:
@@ -235,7 +226,7 @@ class Template:
         spelled = quotes.tokens if self.special_tokens == "text" else self._spelled(record)
         prompt = self._print(record, parts, None, quotes)
         flaws = Flaw.CONTROL if spelled else Flaw(0)
-        if self._unprinted(record, quotes.unquote(prompt)) is not None:
+        if self._unprinted.first(record, quotes.unquote(prompt)) is not None:
             flaws |= Flaw.UNPRINTED
         answers = [self._answer(record, completion, parts, prompt, quotes) for completion in record.completions]
         return _Row(prompt, answers, flaws, quotes)
@@ -291,30 +282,6 @@ class Template:
         else:
             self._quoted_message(self._said(completion), seen)
         return seen.tokens
-
-    def _unprinted(self, record: Record, prompt: str) -> str | None:
-        """The first thing that users or the system say in the prompt and the template does not print. (Earlier thoughts
-        of the assistant are left out by design, and tools' results are often printed in another form.)"""
-        assert not isinstance(record.prompt, str)
-        last, index, end = self._searched, 0, 0
-        if prompt.startswith(last.text) and in_common(last.messages, record.prompt) == len(last.messages):
-            index, end = len(last.messages), last.end
-        searched, whole, missing = (index, end), "", None
-        for i, message in enumerate(record.prompt[index:], index):
-            content = message.get("content")
-            if message.get("role") not in ("user", "system", "developer") or not isinstance(content, str):
-                continue
-            at = prompt.find(content.strip(), end)
-            if at >= 0:
-                end = at + len(content.strip())
-                searched = searched if whole else (i + 1, end)
-                continue
-            whole = whole or squashed(prompt)
-            if squashed(content) not in whole:
-                missing = content
-                break
-        self._searched = _Searched(record.prompt[: searched[0]], prompt[: searched[1]], searched[1])
-        return missing
 
     def _opening(self, record: Record, prompt: str) -> str:
         """The thought that the generation prompt begins, and what follows it there: "<think>", "<think></think>", "".
@@ -495,15 +462,6 @@ class Template:
 def _common(a: str, b: str) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _end(ids: list[int], end: int | None, ends: set[int]) -> list[int]:
-    """`ids` with exactly one `end` at its end, or none; `ends` are all that may end a turn. Collected answers often
-    carry their end token as text."""
-    size = len(ids)
-    while size and (ids[size - 1] in ends or ids[size - 1] == end):
-        size -= 1
-    return ids[:size] + ([] if end is None else [end])
 
 
 def _shown(message: Message) -> str:

@@ -88,3 +88,12 @@ class TextIds:
     def last_atom(self, text: str) -> int | None:
         atoms = self.atom.findall(text)
         return int(self.tokenizer.convert_tokens_to_ids(atoms[-1])) if atoms else None
+
+
+def ended(ids: list[int], end: int | None, ends: set[int]) -> list[int]:
+    """`ids` with exactly one `end` at its end, or none; `ends` are all that may end a turn. Collected answers often
+    carry their end token as text."""
+    size = len(ids)
+    while size and (ids[size - 1] in ends or ids[size - 1] == end):
+        size -= 1
+    return ids[:size] + ([] if end is None else [end])
