@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from prospect.commands.flags import parse, take, take_loss_arguments
 from prospect.commands.table import COMMANDS
 from prospect.commands.training import GROUPS, LOSS_FLAGS
 from prospect.errors import ConfigError, DataError, Interrupted, MissingExtra, NonFiniteError
+from prospect.feedback import check as doctor
 from prospect.feedback.formats import load as load_feedback
 from prospect.losses.functions import defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS
 from prospect.runfolder import Trained, trained
 from prospect.terminal import hushed, quiet
-from prospect.train import names
+from prospect.train import names, progress
 from prospect.train.config import TrainConfig, to_dict
 from prospect.train.runlog import RunLog
 
@@ -424,6 +426,20 @@ def test_check_for_people_and_machines(data: Path, capsys: pytest.CaptureFixture
     assert main(["check", str(data), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["summary"]["labels"] == {"desirable": 2, "undesirable": 1}
+
+
+def test_a_long_check_is_not_silent(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = doctor.check
+    monkeypatch.setattr(doctor, "check", lambda *a, **k: (time.sleep(0.3), look(*a, **k))[1])
+    assert main(["check", str(data), "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SILENCE", 0.05)
+    assert main(["check", str(data), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "examining the feedback  (0 s)" in said.err
+    json.loads(said.out)
 
 
 def test_check_ends_with_2_where_training_would_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

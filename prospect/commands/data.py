@@ -68,6 +68,7 @@ def check(arguments: list[str]) -> int:
     from prospect.feedback.check_show import print_findings, show_rows
     from prospect.feedback.columns import Choice
     from prospect.feedback.formats import load
+    from prospect.train.progress import Bars
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
@@ -89,16 +90,17 @@ def check(arguments: list[str]) -> int:
     options = _as_in_run(options)
     tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
     limit = min((n for n in (options.max_length, context) if n is not None), default=None)
-    found = doctor.check(
-        feedback,
-        heldout=heldout,
-        tokenizer=tokenizer,
-        max_length=limit,
-        over_long=options.over_long or "drop",
-        chat_template=options.chat_template,
-        special_tokens=options.special_tokens or "text",
-        threshold=options.threshold,
-    )
+    with Bars(Console(stderr=True)).bar("examining the feedback"):
+        found = doctor.check(
+            feedback,
+            heldout=heldout,
+            tokenizer=tokenizer,
+            max_length=limit,
+            over_long=options.over_long or "drop",
+            chat_template=options.chat_template,
+            special_tokens=options.special_tokens or "text",
+            threshold=options.threshold,
+        )
     console = Console()
     if options.json:
         print(json_text(found.to_json()))
