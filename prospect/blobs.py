@@ -27,6 +27,19 @@ SCAN = 4
 CHECKSUM = 8
 """Bytes at the end of each value in the file."""
 
+DISK = (
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+"""Errors that say nothing of what stands in the file."""
+
 
 class Blobs:
     """The file at `path`, which is created; what is no database any more is put aside, since it can be computed again.
@@ -69,9 +82,16 @@ class Blobs:
 
     def write(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep values, all or none."""
+        sealed = [(key, _sealed(key, value)) for key, value in items]
+        try:
+            self._insert(sealed)
+        except RunError as error:
+            self._put_aside(error)
+            self._insert(sealed)
+
+    def _insert(self, rows: list[tuple[bytes, bytes]]) -> None:
         with self._open() as database:
-            sealed = ((key, _sealed(key, value)) for key, value in items)
-            database.executemany("insert or replace into rows values (?, ?)", sealed)
+            database.executemany("insert or replace into rows values (?, ?)", rows)
 
     def _rows(self, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """Those of the file with these keys, as they stand there."""
@@ -89,7 +109,8 @@ class Blobs:
 
     def _put_aside(self, error: RunError) -> None:
         """Begin anew where the file is no sound database; raises `error` where the disk is at fault."""
-        if isinstance(error.__cause__, sqlite3.OperationalError):
+        code = getattr(error.__cause__, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in DISK:  # the low byte is the kind, the rest says more of it
             raise error
         with suppress(FileNotFoundError):  # a run beside this one may have put it aside
             self.path.replace(self.path.with_suffix(".damaged"))
@@ -105,8 +126,9 @@ class Blobs:
         """A connection that waits for other runs' writes and commits at the end. Short-lived: nothing stays locked."""
         try:
             with closing(sqlite3.connect(self.path, timeout=120)) as database, database:
+                database.text_factory = bytes  # what damage calls text is none
                 yield database
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from the words of an error
             raise RunError(
                 f"the table {self.path} cannot be used: {error}. Make room, delete the file if it is damaged, "
                 f"or choose another place with --cache"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import random
+import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -68,6 +71,50 @@ def test_a_value_that_the_disk_changed_is_not_there(tmp_path: Path, change: str)
     assert blobs.damaged == 1
     blobs.write([(one, items[one])])
     assert Blobs(path).read(items) == items
+
+
+def damages(whole: bytes, draw: random.Random) -> Iterator[bytes]:
+    """A file that was cut, has a wrong bit (in its header and elsewhere), a hole, or noise."""
+    yield from (whole[:end] for end in range(0, len(whole), 1009))
+    places = [*range(16, 72, 2), *(draw.randrange(len(whole)) for _ in range(60))]
+    for place in places:
+        yield whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :]
+    for size in (64, 4096):
+        for start in (draw.randrange(len(whole)) for _ in range(15)):
+            kept = len(whole[start : start + size])
+            yield whole[:start] + bytes(kept) + whole[start + kept :]
+            yield whole[:start] + draw.randbytes(kept) + whole[start + kept :]
+
+
+def test_whatever_became_of_the_file_it_serves_again(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    items = {draw.randbytes(16): draw.randbytes(40) for _ in range(128)}
+    Blobs(tmp_path / "whole.sqlite").write(items.items())
+    path = tmp_path / "here" / "t.sqlite"
+    for damaged in damages((tmp_path / "whole.sqlite").read_bytes(), draw):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        path.write_bytes(damaged)
+        blobs = Blobs(path)
+        known = blobs.read(items)
+        assert known.items() <= items.items()
+        blobs.write((key, value) for key, value in items.items() if key not in known)
+        again = Blobs(path).read(items)
+        assert again.items() <= items.items() and (again == items or path.with_suffix(".damaged").exists())
+
+
+def test_a_busy_table_is_not_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.sqlite"
+    blobs = Blobs(path)
+    blobs.write([(b"k", b"v")])
+    original = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **_: original(name, timeout=0))
+    with closing(original(path, isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        for work in (lambda: blobs.write([(b"l", b"w")]), lambda: blobs.read([b"k"]), lambda: Blobs(path)):
+            with pytest.raises(RunError, match="locked"):
+                work()
+    assert Blobs(path).read([b"k", b"l"]) == {b"k": b"v"}
 
 
 def test_a_table_is_private_and_no_link_is_followed(tmp_path: Path) -> None:
