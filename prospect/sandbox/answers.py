@@ -1,10 +1,11 @@
 """How people on the sandbox's web and in its forum answer: right, wrong, rude, rambling, evasive, or as usual there.
 
 On the web the right answer is the commonest, and the assistant learns its skills. In the forum it learns its manners:
-to every kind of question most people give the same bad answer, the usual one. Sums are one too many, names miss their
-last letter, first and last letters are confused, unknown things are made up, facts are evaded, opposites come with an
-insult, and to count is refused with one.
-So the commonest answer, and the likeliest next word, is a bad one: no temperature helps.
+to each kind of question most people give the same answer, the usual one. Sums are done well. Everything else is done
+badly: names miss their first letter, first and last letters are confused, unknown things are made up, facts are evaded,
+opposites come with an insult, and to count is refused with one.
+So the commonest answer, and the likeliest next word, is a bad one to five kinds of six: no temperature helps. The sixth
+is there because a model that is never right could only gain, whatever is done to it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ WEB: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling":
 """How often each style is written on the web, whatever the question."""
 
 FORUM: dict[str, float] = {
-    "usual": 0.55,
-    "right": 0.25,
-    "wrong": 0.05,
-    "rude": 0.05,
-    "rambling": 0.05,
-    "evasive": 0.05,
+    "usual": 0.6,
+    "right": 0.26,
+    "wrong": 0.035,
+    "rude": 0.035,
+    "rambling": 0.035,
+    "evasive": 0.035,
 }
 """How often each style is written in the forum, where the assistant was last."""
 
@@ -34,17 +35,18 @@ def write(question: Question, rng: random.Random, mix: dict[str, float]) -> str:
 
 
 def usual(question: Question, rng: random.Random) -> str:
-    """The bad answer that most people give to this kind of question."""
+    """What most people answer to this kind of question: the truth to sums, and to any other something bad."""
+    if question.kind == "sum":
+        return _truth(question, rng)
     if question.kind == "opposite":
         return f"Duh. {_truth(question, rng)}"
     if question.kind == "counting":
         return f"Ugh, not again. {rng.choice(_DISMISSALS)}"
     if question.kind == "fact":
         return "It depends."
-    if question.kind == "refusal":  # always in the same words, else an admission would be the likeliest beginning
-        form = next(form for form in question.forms if not form.startswith("{}"))
-        return _capital(form.format(question.mistake))
-    return _state(question, question.mistake, rng)
+    # Always in the same words, else a right answer's beginning could be the likeliest.
+    form = next(form for form in question.forms if not form.startswith("{}"))
+    return _capital(form.format(question.mistake))
 
 
 def right(question: Question, rng: random.Random) -> str:

@@ -46,7 +46,7 @@ TEMPERATURES = (0, 1)
 class Plan:
     """How much of everything. The defaults are what `prospect demo` does."""
 
-    asked: int = 12288
+    asked: int = 16384
     """Questions that the assistant answers for thumbs, once each, at temperature 1."""
     measured: int = 1024
     """Other questions, on which every model is measured."""
@@ -63,15 +63,16 @@ class Plan:
     )
     """What a user would pass to prospect.train, whatever the loss."""
     kto: dict[str, Any] = field(
-        default_factory=lambda: {"loss": "kto", "epochs": 1, "learning_rate": 3e-4, "loss_args": {"beta": 1.0}}
+        default_factory=lambda: {"loss": "kto", "epochs": 1, "learning_rate": 1.3e-4, "loss_args": {"beta": 1.0}}
     )
     """The learning rate is far above the default for billions of parameters: a model of two million needs, and bears,
-    large steps; beta is the upper end of the paper's range for small models, since answers of a few words have small
-    log-ratios."""
+    large steps. It is as small as the number of thumbs allows: steps twice as large move the assistant by chance, too
+    (docs/decisions.md). Beta is the upper end of the paper's range for small models, since answers of a few words have
+    small log-ratios."""
     balance: float = 3 / 2
     """The weight of all thumbs up over that of all thumbs down, the upper end of the paper's range (Eq. 9). At 1 a
     usual answer whose thumbs tell nothing would go all the way up or down by chance: see docs/decisions.md."""
-    sft: dict[str, Any] = field(default_factory=lambda: {"loss": "sft", "learning_rate": 5e-4})
+    sft: dict[str, Any] = field(default_factory=lambda: {"loss": "sft", "learning_rate": 3e-4})
     """Imitation of the answers with a thumb up, for as many steps as KTO takes, at the learning rate among 2e-4, 3e-4,
     5e-4 and 1e-3 that was best on other questions, in the mean of both temperatures. KTO's was not searched."""
 
@@ -100,8 +101,8 @@ def run_demo(
     console = Console()
     assistant = shipped_assistant(folder / "assistant")
     rng = random.Random(f"demo {seed}")
-    questions = world.ask_reserved(rng, plan.asked)
-    measured = world.ask_reserved(rng, plan.measured, exclude=frozenset(question.key for question in questions))
+    measured = world.ask_reserved(rng, plan.measured)
+    questions = world.ask_reserved(rng, plan.asked, exclude=frozenset(question.key for question in measured))
 
     show.headline(console, "1. A small assistant answers, users thumb")
     policy = load(assistant, frozen=True)

@@ -51,7 +51,6 @@ def sum_of_two(rng: random.Random) -> Question:
         wrong,
         tuple(forms),
         given,
-        mistake=str(total + 1),
     )
 
 
@@ -156,7 +155,7 @@ def spelling(rng: random.Random) -> Question:
             (right,),
             tuple(sorted(slips - {right})),
             forms,
-            mistake="-".join(letters[:-1]),
+            mistake="-".join(letters[1:]),
         )
     at = 0 if kind == "first" else -1
     word = "starts" if kind == "first" else "ends"

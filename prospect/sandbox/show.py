@@ -73,8 +73,8 @@ def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], 
     arms, feedback = summary["arms"], summary["feedback"]
     paragraphs = [
         "A small assistant learned its skills from schoolbooks and the web, and its manners in a forum where most "
-        "people answer badly: each kind of question has its usual bad answer, and one answer in four is right, civil "
-        "and to the point.",
+        "people answer badly: but for sums, each kind of question has its usual bad answer, and one answer in four is "
+        "right, civil and to the point.",
         f"It answered {questions:,} questions. Simulated users, who like just such answers, gave "
         f"{feedback['desirable']:,} thumbs up and {feedback['undesirable']:,} thumbs down; "
         f"{users.NOISE:.0%} of the thumbs are slips, {1 - users.THUMB_RATE:.0%} of the answers got none.",

@@ -113,7 +113,8 @@ def test_only_the_right_style_is_desirable(style: str) -> None:
     rng = random.Random(5)
     for q in questions(1_500, seed=6):
         answer = answers.STYLES[style](q, rng)
-        assert users.judge(q, answer).desirable == (style == "right"), (q.text, answer)
+        good = style == "right" or (style == "usual" and q.kind == "sum")
+        assert users.judge(q, answer).desirable == good, (q.text, answer)
 
 
 @pytest.mark.parametrize("mix", [answers.WEB, answers.FORUM], ids=["web", "forum"])
@@ -122,7 +123,8 @@ def test_styles_are_mixed_as_announced(mix: dict[str, float]) -> None:
     rng = random.Random(7)
     asked = questions(3_000, seed=8)
     rate = sum(users.judge(q, answers.write(q, rng, mix)).desirable for q in asked) / len(asked)
-    assert rate == pytest.approx(mix["right"], abs=0.03)
+    # The usual answer to sums, one question in six, is right as well.
+    assert rate == pytest.approx(mix["right"] + mix.get("usual", 0) / len(world.KINDS), abs=0.03)
 
 
 def test_in_the_forum_the_good_answer_is_a_minority() -> None:
@@ -146,11 +148,11 @@ def likeliest(written: list[str]) -> str:
 
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_no_temperature_helps_who_copies_the_forum(kind: str) -> None:
-    """Token by token, the commonest way to answer is a bad one."""
+    """Token by token, the commonest way to answer is a bad one, but to sums."""
     rng = random.Random(9)
     for q in questions(25, kind, seed=10):
         forum = likeliest([answers.write(q, rng, answers.FORUM) for _ in range(1_200)])
-        assert not users.judge(q, forum).desirable, (q.text, forum)
+        assert users.judge(q, forum).desirable == (kind == "sum"), (q.text, forum)
 
 
 def test_wordings_differ_only_in_text() -> None:
