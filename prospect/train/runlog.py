@@ -23,8 +23,10 @@ Send = Callable[[str, Metrics, int], None]
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Every readable line of a metrics.jsonl; one that a kill cut short, or a disk has damaged, is left out."""
-    return store.json_lines(path)[0]
+    """Every readable line of a metrics.jsonl; one that a kill cut short, or a disk has damaged, is left out, and so is
+    one whose event or step is none."""
+    lines = store.json_lines(path)[0]
+    return [line for line in lines if isinstance(line.get("event"), str) and isinstance(line.get("step", 0), int)]
 
 
 class RunLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from prospect.errors import ConfigError, MissingExtra
+from prospect.run import train
 from prospect.train.config import TRACKERS, TrainConfig
 from prospect.train.runlog import RunLog, read_metrics
+from tests.train.conftest import thumbs, write_rows
 
 
 class Tracker:
@@ -103,6 +106,24 @@ def test_rewinding_forgets_later_steps_and_keeps_the_rest(tmp_path: Path, monkey
     assert log.path.read_bytes() == before
     RunLog(tmp_path).rewind(2)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_lines_whose_keys_a_disk_has_changed_are_left_out(model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "thumbs.jsonl", thumbs(16))
+    options: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "samples": 0, "save_every": 1}
+    train(model, data, tmp_path / "run", **options)
+    path = tmp_path / "run" / "metrics.jsonl"
+    for old, new in (
+        ('"event": "step"', '"evenu": "step"'),
+        ('"step": 1', '"step": "1"'),
+        ('"event"', '"event": 3, "e"'),
+    ):
+        whole = path.read_text()
+        path.write_text(whole.replace(old, new, 1))
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
+        train(out=tmp_path / "run", resume=True)
+        assert all(isinstance(line["event"], str) for line in read_metrics(path))
+        assert [line["step"] for line in read_metrics(path) if line["event"] == "step"][-1] == 2
 
 
 def test_a_log_file_gets_ten_lines_of_progress_and_no_empty_ones(
