@@ -57,7 +57,7 @@ def holding(run: RunFolder) -> list[Rule]:
 
 
 def _filled(text: str, e: Evidence) -> str:
-    return re.sub(r"(?<=\d)%", " %", text.format(e=e)).strip()
+    return " ".join(re.sub(r"(?<=\d)%", " %", text.format(e=e)).split())  # parts that have nothing to say are empty
 
 
 def _too_far(e: Evidence) -> bool:

@@ -342,6 +342,11 @@ def test_verdict_and_advice_never_contradict_each_other() -> None:
     assert len(tones) >= 11  # the combinations reach nearly every row of the table
 
 
+def test_advice_leaves_no_gap_where_a_sentence_has_nothing_to_say() -> None:
+    run = run_of(after={}, before={}, samples=samples(0, 3))
+    assert any("before training. The model has hardly been trained" in advice.reason for advice in advise(run))
+
+
 def test_no_words_of_any_run_hold_a_missing_number() -> None:
     for names, run in every_run():
         if names[2:5] != ("moved", "none", "kept"):  # one in twelve is enough
