@@ -73,19 +73,19 @@ def rows_and_tokenizer(folder: Path, data: str, rows: int, tiny: bool) -> tuple[
     return path, folder / "tokenizer"
 
 
-def make_model(folder: Path, name: str, tokenizer: Path, device: str) -> Path:
+def make_model(folder: Path, name: str, tokenizer: Path, device: str, seed: int = 0) -> Path:
     """A model folder with random weights, stored in bfloat16; both sides train it in float32 with autocast."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = folder / "models" / name
+    path = folder / "models" / (f"{name}-{seed}" if seed else name)
     if (path / "config.json").exists():
         return path
     words, values = AutoTokenizer.from_pretrained(tokenizer), dict(SHAPES[name])
     assert len(words) <= values["vocab_size"]
     ends = {"bos_token_id": None, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
     config = AutoConfig.for_model(values.pop("model_type"), **values, **ends, max_position_embeddings=CONTEXT)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     words.save_pretrained(path)

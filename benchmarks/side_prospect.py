@@ -2,6 +2,7 @@
 
 A job names a model folder, a file of rows, a loss, a batch size and where marks go. "timed" lives through the first
 epoch; "check" computes the gradient of one step under a reference that differs from the policy, and writes it down.
+"switch" names what is off meanwhile (switches.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.marks import Facts, Marks
+from benchmarks.switches import switched
 from prospect import prepare
 from prospect.corpus import Corpus
 from prospect.feedback.formats import load as load_feedback
@@ -127,11 +129,16 @@ def check(job: Facts, marks: Marks) -> None:
     marks("checked", loss=float(totals[0]), grad_norm=norm, **z0)
 
 
+def run(job: Facts) -> None:
+    """Do a job."""
+    marks = Marks(Path(job["marks"]), job["name"])
+    with switched(job.get("switch", "")):
+        {"timed": timed, "check": check}[job["mode"]](job, marks)
+
+
 def main() -> None:
     """Read the job and do it."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    marks = Marks(Path(job["marks"]), job["name"])
-    {"timed": timed, "check": check}[job["mode"]](job, marks)
+    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,490 @@
+"""What the engine and the training do for speed or memory alone, and how a benchmark switches each of it off.
+
+A switch patches a function or a constant, or sets an option, and leaves the result of a step as it is but for rounding:
+`benchmarks.ablation` compares the gradients and measures what is lost, tests/test_ablation.py proves that every switch
+moves something.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from benchmarks.marks import ROOT, Facts
+from prospect.engine import forest, fused, gather, layers, logprobs
+from prospect.engine.attention import Memory
+from prospect.engine.forest import Branches, Forest
+from prospect.engine.forward import forward_more
+from prospect.engine.gather import Layout, Shape, Spans
+from prospect.engine.live import LiveReference
+from prospect.engine.models import Policy
+from prospect.engine.reference import ReferenceTable
+from prospect.engine.spans import How
+
+HUGE = 1 << 40
+PACKAGE = ROOT / "prospect"
+ADAMW, REPLACEMENT = torch.optim.AdamW, layers._replacement
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """One of them. `patches` (what to replace, by its dotted name, and by what) and `options` of the run switch it off;
+    of one that is off by default (`optional`) they switch it on. `probe` is a function that is called more or less
+    often then. `code` are its parts, "module" or "module:name", and `inside` how many lines of others are its own.
+    """
+
+    name: str
+    without: str
+    probe: str
+    code: tuple[str, ...] = ()
+    inside: dict[str, int] = field(default_factory=dict)
+    patches: dict[str, Any] = field(default_factory=dict)
+    options: Facts = field(default_factory=dict)
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    optional: bool = False
+
+    def lines(self) -> int:
+        """Lines of code that it costs, docstrings and comments included."""
+        return sum(self.inside.values()) + sum(last - first + 1 for _, first, last in map(place, self.code))
+
+    def places(self) -> str:
+        """Its parts as file:first-last, and where it has how many lines inside others."""
+        whole = [f"{file}:{first}-{last}" for file, first, last in map(place, self.code)]
+        return ", ".join(whole + [f"{count} of {'{}:{}-{}'.format(*place(of))}" for of, count in self.inside.items()])
+
+    def lacking(self, device: str) -> str:
+        """Why it cannot be measured here, or nothing."""
+        if device not in self.devices:
+            return f"only on {' and '.join(self.devices)}"
+        try:
+            fused.pick_kernels(self.options.get("kernels", "torch"), torch.device(device))
+        except Exception as error:
+            return str(error).partition("\n")[0]
+        return ""
+
+
+def place(part: str) -> tuple[str, int, int]:
+    """The file of a part, relative to the package, and its first and last line."""
+    module, _, name = part.partition(":")
+    thing: Any = importlib.import_module(module)
+    file = Path(inspect.getfile(thing)).relative_to(PACKAGE)
+    for attribute in name.split(".") if name else ():
+        thing = inspect.getattr_static(thing, attribute)
+    if not name:
+        return str(file), 1, len((PACKAGE / file).read_text(encoding="utf-8").splitlines())
+    for wrapped in ("fget", "func"):  # of properties, and of cached ones
+        thing = getattr(thing, wrapped, thing)
+    source, first = inspect.getsourcelines(thing)
+    return str(file), first, first + len(source) - 1
+
+
+def switched(name: str) -> AbstractContextManager[Any]:
+    """Within it, the optimisation of this name is off (an optional one on, but for its options); none for no name."""
+    stack = ExitStack()
+    if name:
+        (chosen,) = (one for one in OPTIMISATIONS if one.name == name)
+        for target, value in chosen.patches.items():
+            stack.enter_context(mock.patch(target, value))
+    return stack
+
+
+def _prompt_for_each(
+    trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None
+) -> Forest:
+    apart = [Branches(tree.prompt, (completion,)) for tree in trees for completion in tree.completions]
+    return forest.pack(apart, device, memory)
+
+
+def _weights_cast_again(*inputs: Any) -> Any:
+    torch.clear_autocast_cache()
+    return forward_more(*inputs)
+
+
+class _SecondModel(ReferenceTable):
+    """A reference that is a second model in memory, asked in every step."""
+
+    model: LiveReference | None = None
+
+    def fill(self, policy: Policy, queries: Any, **_: Any) -> None:
+        """Copy what will be trained; another model is that model already."""
+        self.model = self.model or LiveReference(policy)
+
+    def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
+        """As the table has them."""
+        assert self.model is not None, "it has been filled"
+        return self.model.scores(trees, like)
+
+
+def _plain_head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    compute_dtype: torch.dtype,
+    want_sum_p2: bool,
+) -> logprobs.Scores:
+    """All logits at once, and what autograd makes of them."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        z, _ = logprobs.finish(linear(hidden.to(compute_dtype), weight.to(compute_dtype)), bias, scale, softcap)
+        return logprobs.pick(z, targets, want_sum_p2)
+
+
+def _replaced(norms: bool, module: nn.Module) -> Any:
+    """The norms alone, or all but them."""
+    return REPLACEMENT(module) if norms == type(module).__name__.endswith("RMSNorm") else None
+
+
+def _segment_by_segment(query: Tensor, key: Tensor, value: Tensor, spans: Spans, how: How) -> Tensor:
+    """Attention as one would write it down: PyTorch's kernel for one segment after the other."""
+    assert how.window is None and how.softcap is None, "the models of the benchmark have neither"
+    past, found = key.shape[2] - query.shape[2], []
+    query, key, value = (states.to(how.dtype) for states in (query, key, value))
+    for span in spans.all:
+        q = query[:, :, span.start - past : span.start - past + span.length]
+        k, v = (torch.cat([x[:, :, span.before], x[:, :, span.own]], 2) for x in (key, value))
+        mask = torch.ones(span.length, span.prompt + span.length, dtype=torch.bool).tril(span.prompt)
+        plain: dict[str, Any] = {"attn_mask": mask} if span.prompt else {"is_causal": True}
+        shared = q.shape[1] != k.shape[1]
+        output = scaled_dot_product_attention(q, k, v, scale=how.scaling, enable_gqa=shared, **plain)
+        found.append(output.transpose(1, 2))
+    return torch.cat(found, 1)
+
+
+def _laid_out_again(spans: Spans, shape: Shape) -> Layout:
+    return gather._lay_out(spans.all, shape)
+
+
+def _adamw(groups: Any, *, fused: bool, **options: Any) -> torch.optim.Optimizer:
+    return ADAMW(groups, **options)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+CPU: tuple[Literal["cpu"], ...] = ("cpu",)
+CUDA: tuple[Literal["cuda"], ...] = ("cuda",)
+ENGINE, TRAIN = "prospect.engine", "prospect.train"
+SPANS = (f"{ENGINE}.spans", f"{ENGINE}.gather", f"{ENGINE}.attention:Segments.spans")
+OPTIMISATIONS: tuple[Optimisation, ...] = (
+    Optimisation(
+        "packed trees",
+        "each answer a padded row with its prompt, under the model's own attention: no tree, no short last layer",
+        f"{ENGINE}.forward.forward_tree",
+        (
+            *(f"{ENGINE}.{name}" for name in ("forest", "attention", "forward:forward_tree")),
+            *(
+                f"{ENGINE}.checks:{name}"
+                for name in ("_check_trees", "_check_half", "_alter", "_longest_check", "_window")
+            ),
+        ),
+        options={"engine": "padded"},
+    ),
+    Optimisation(
+        "prompt once for its answers",
+        "the prompt again for each answer, in the same packed row",
+        f"{ENGINE}.forward.pack",
+        (f"{TRAIN}.batch:_cut", f"{ENGINE}.scoring:_batches"),
+        {f"{ENGINE}.forest:pack": 8},
+        {f"{ENGINE}.forward.pack": _prompt_for_each},
+    ),
+    Optimisation(
+        "shared prompts for z0",
+        "a pass of its own for the mismatched answers",
+        f"{TRAIN}.inputs.forward_more",
+        tuple(f"{ENGINE}.forest:{name}" for name in ("Prompts", "pack_more"))
+        + tuple(f"{ENGINE}.attention:{name}" for name in ("Memory", "Segments.with_past", "Segments.remember"))
+        + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_on", "trees_of"))
+        + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "remembers"))
+        + (f"{ENGINE}.forward:forward_more", f"{TRAIN}.inputs:compute_with"),
+        {
+            f"{ENGINE}.forward:forward_tree": 10,
+            f"{ENGINE}.models:Policy.score": 3,
+            f"{ENGINE}.attention:attend": 2,
+            f"{ENGINE}.gather:_lay_out": 2,
+            f"{TRAIN}.z0:_passes": 5,
+            f"{TRAIN}.z0:_values": 3,
+        },
+        {f"{TRAIN}.job.Job.remembers": lambda job, micro: False},
+    ),
+    Optimisation(
+        "weights cast once for z0 and training",
+        "cast again for the mismatched answers (bf16)",
+        "torch.clear_autocast_cache",
+        (),
+        {f"{TRAIN}.inputs:compute_with": 4},
+        {f"{TRAIN}.inputs.forward_more": _weights_cast_again},
+    ),
+    Optimisation(
+        "reference table",
+        "a second model in memory, asked in every step",
+        f"{ENGINE}.reference.ReferenceTable.fill",
+        (f"{ENGINE}.reference", "prospect.blobs", "prospect.run:reference_table"),
+        {},
+        {"prospect.run.ReferenceTable": _SecondModel},
+    ),
+    Optimisation(
+        "micro-batches of 4,096 tokens",
+        "the step in one micro-batch, the reference pass in one batch",
+        f"{ENGINE}.scoring._token_logp",
+        ("prospect.schedule:cut",),
+        options={"token_budget": 1 << 30},
+        devices=CPU,
+    ),
+    Optimisation(
+        "last layer shortened",
+        "the last layer for all tokens",
+        f"{ENGINE}.last._short",
+        (f"{ENGINE}.last",),
+        {f"{ENGINE}.models:Policy.score": 7, f"{ENGINE}.models:Policy.adopt": 2, f"{ENGINE}.checks:_choose_path": 3},
+        {f"{ENGINE}.models.shorten": _nothing},
+    ),
+    Optimisation(
+        "head in chunks, its own backward",
+        "all logits at once, autograd's backward",
+        f"{ENGINE}.logprobs._products",
+        tuple(
+            f"{ENGINE}.logprobs:{name}"
+            for name in (
+                "token_logp",
+                "_Logits",
+                "_TokenLogp",
+                "_plus",
+                "_plus_product",
+                "_parts",
+                "_products",
+                "_chunks",
+            )
+        ),
+        {f"{ENGINE}.logprobs": 6},
+        {f"{ENGINE}.logprobs.token_logp": _plain_head},
+    ),
+    Optimisation(
+        "kept derivatives of the head",
+        "backward computes the logits again",
+        f"{ENGINE}.logprobs._products",
+        (f"{ENGINE}.logprobs:_parts",),
+        {f"{ENGINE}.logprobs": 3, f"{ENGINE}.logprobs:token_logp": 2, f"{ENGINE}.logprobs:_TokenLogp": 9},
+        {f"{ENGINE}.logprobs.KEPT": {"cpu": -1, "cuda": -1}},
+    ),
+    Optimisation(
+        "softmax in the cache",
+        "the softmax of a whole chunk of logits at once",
+        f"{ENGINE}.logprobs._Logits._log_probs",
+        (),
+        {f"{ENGINE}.logprobs": 2, f"{ENGINE}.logprobs:_Logits.look": 4},
+        {f"{ENGINE}.logprobs.IN_CACHE": {"cpu": HUGE, "cuda": HUGE}},
+    ),
+    Optimisation(
+        "head's vocabulary in parts",
+        "products with the whole vocabulary at once",
+        "torch.mm",
+        (f"{ENGINE}.logprobs:_plus_product", f"{ENGINE}.logprobs:_products"),
+        {f"{ENGINE}.logprobs": 2},
+        {f"{ENGINE}.logprobs.AT_ONCE": HUGE},
+        devices=CPU,
+    ),
+    Optimisation(
+        "sparse gradient of tied embeddings",
+        "a second matrix of the vocabulary, nearly all zeros",
+        f"{ENGINE}.models._sparse_where_tied",
+        (f"{ENGINE}.models:_sparse_where_tied",),
+        {f"{ENGINE}.models:Policy.adopt": 1},
+        {f"{ENGINE}.models._sparse_where_tied": _nothing},
+        devices=CPU,
+    ),
+    Optimisation(
+        "lighter norms",
+        "the model's own norms",
+        f"{ENGINE}.layers._norm",
+        tuple(f"{ENGINE}.layers:{name}" for name in ("_RootMeanSquare", "_norm", "lighten", "_same", "_numbers")),
+        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.models:Policy.adopt": 2},
+        {f"{ENGINE}.layers._replacement": partial(_replaced, False)},
+    ),
+    Optimisation(
+        "lighter MLPs",
+        "the model's own gated activations",
+        f"{ENGINE}.layers._mlp",
+        tuple(f"{ENGINE}.layers:{name}" for name in ("_Gated", "_GatedDown", "_mlp", "lighten", "_same", "_numbers")),
+        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.models:Policy.adopt": 2},
+        {f"{ENGINE}.layers._replacement": partial(_replaced, True)},
+    ),
+    Optimisation(
+        "inputs cast once",
+        "each projection casts its input (bf16)",
+        f"{ENGINE}.layers._cast",
+        (f"{ENGINE}.layers:cast_inputs_once", f"{ENGINE}.layers:_cast"),
+        {f"{ENGINE}.layers": 2, f"{ENGINE}.models:Policy.adopt": 1},
+        {f"{ENGINE}.models.cast_inputs_once": lambda model: 0},
+    ),
+    Optimisation(
+        "blocked attention on CPU",
+        "PyTorch's kernel, one segment after the other, 15 lines",
+        f"{ENGINE}.attention.attend_spans",
+        SPANS,
+        {f"{ENGINE}.attention:attend": 4},
+        {f"{ENGINE}.attention.attend_spans": _segment_by_segment},
+        devices=CPU,
+    ),
+    Optimisation(
+        "blocked attention on CPU, beside groups",
+        "PyTorch's kernel, segments of similar length padded to groups (what other devices take)",
+        f"{ENGINE}.attention.attend_spans",
+        SPANS,
+        {f"{ENGINE}.attention:attend": 4},
+        {f"{ENGINE}.attention.on_cpu": lambda states: False},
+        devices=CPU,
+    ),
+    Optimisation(
+        "attention's queries in blocks",
+        "all queries of a segment at once, keys behind them included",
+        f"{ENGINE}.gather._hidden",
+        (),
+        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_lay_out": 6},
+        {f"{ENGINE}.gather.BLOCK": 1024},
+        devices=CPU,
+    ),
+    Optimisation(
+        "gathered segments",
+        "short segments of one shape one after the other",
+        f"{ENGINE}.spans._weights",
+        (f"{ENGINE}.gather:_alike",),
+        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_lay_out": 3},
+        {f"{ENGINE}.gather.TOGETHER": 0},
+        devices=CPU,
+    ),
+    Optimisation(
+        "attention's lengths rounded up",
+        "each length as it is, a shape of its own",
+        f"{ENGINE}.spans._weights",
+        (f"{ENGINE}.gather:_up",),
+        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_Gathered.add": 4, f"{ENGINE}.spans:_Attend": 2},
+        {f"{ENGINE}.gather.ROUND": 1},
+        devices=CPU,
+    ),
+    Optimisation(
+        "kept weights of attention",
+        "backward computes all weights again",
+        f"{ENGINE}.spans._weights",
+        (f"{ENGINE}.spans:_keeps",),
+        {f"{ENGINE}.spans": 2, f"{ENGINE}.spans:_Attend": 4},
+        {f"{ENGINE}.spans.KEPT_KEYS": 0},
+        devices=CPU,
+    ),
+    Optimisation(
+        "attention laid out once for all layers",
+        "laid out in every layer, masks made for every block",
+        f"{ENGINE}.gather._lay_out",
+        (f"{ENGINE}.gather:Spans.layout", f"{ENGINE}.gather:_hidden"),
+        {f"{ENGINE}.gather:Spans": 2, f"{ENGINE}.gather:_band": 1},
+        {f"{ENGINE}.gather.Spans.layout": _laid_out_again, f"{ENGINE}.gather._band": gather._band.__wrapped__},
+        devices=CPU,
+    ),
+    Optimisation(
+        "freed memory kept (malloc)",
+        "glibc gives large blocks back and zeroes them again",
+        f"{ENGINE}.models.keep_freed",
+        (f"{ENGINE}.pages:keep_freed",),
+        {f"{ENGINE}.pages": 8, f"{ENGINE}.models:load": 1},
+        {f"{ENGINE}.models.keep_freed": _nothing},
+        devices=CPU,
+    ),
+    Optimisation(
+        "few shapes kept (oneDNN)",
+        "what was built is kept for 1,024 shapes",
+        f"{ENGINE}.models.limit_caches",
+        (f"{ENGINE}.pages:limit_caches",),
+        {f"{ENGINE}.pages": 6, f"{ENGINE}.models:load": 1},
+        {f"{ENGINE}.models.limit_caches": _nothing},
+        devices=CPU,
+    ),
+    Optimisation(
+        "optimizer's state reserved",
+        "the state is made in the first step",
+        f"{TRAIN}.loop.reserve",
+        (f"{TRAIN}.optimizer:reserve",),
+        {f"{TRAIN}.loop:fit": 2},
+        {f"{TRAIN}.loop.reserve": _nothing},
+        devices=CPU,
+    ),
+    Optimisation(
+        "AdamW in one kernel",
+        "PyTorch's default AdamW",
+        "torch.optim.AdamW",
+        (),
+        {f"{TRAIN}.optimizer:make_optimizer": 1},
+        {"torch.optim.AdamW": _adamw},
+    ),
+    Optimisation(
+        "flash in one call",
+        "PyTorch's kernel, segments of similar length padded to groups",
+        f"{ENGINE}.attention.attend_flat",
+        (f"{ENGINE}.varlen", f"{ENGINE}.attention:Segments.flat"),
+        {f"{ENGINE}.attention:attend": 2},
+        {f"{ENGINE}.attention.suits": lambda *_: False},
+        devices=CUDA,
+    ),
+    Optimisation(
+        "copies that nobody waits for",
+        "plain copies to the device",
+        f"{ENGINE}.transfer._pinned",
+        (f"{ENGINE}.transfer",),
+        {},
+        {f"{ENGINE}.transfer._pins": lambda *_: False},
+        devices=CUDA,
+    ),
+    Optimisation(
+        "measured token budget",
+        "4,096 tokens, as on a CPU",
+        f"{TRAIN}.budget._measured",
+        (f"{TRAIN}.budget",),
+        options={"token_budget": 4096},
+        devices=CUDA,
+    ),
+    Optimisation(
+        "larger passes without gradient",
+        "as many tokens as with one",
+        f"{ENGINE}.scoring._token_logp",
+        (f"{TRAIN}.job:Job.no_grad_budget",),
+        {f"{TRAIN}.job": 3},
+        {f"{TRAIN}.job.NO_GRAD_FACTOR": {}},
+        devices=CUDA,
+    ),
+    Optimisation(
+        "fused kernels",
+        "--kernels torch, the default",
+        f"{ENGINE}.fused.into_layers",
+        (f"{ENGINE}.fused",),
+        {f"{ENGINE}.logprobs:Head.logp": 3, f"{ENGINE}.models:load": 3},
+        options={"kernels": "fused"},
+        devices=CUDA,
+        optional=True,
+    ),
+)
+"""From the largest to the smallest part of the engine, those of one device last."""
+
+NOT_MEASURED: dict[str, str] = {
+    "fused attention for segments of 1,024 keys or more": "no row of the benchmark is so long: benchmarks.attention",
+    "grouping rows by prompt": "other rows meet in a step: not the same gradient",
+    "the last token of an answer is not computed": "part of how targets are laid out, no line of its own",
+    "tables of token ids, garbage collector told to wait": "before the first step: benchmarks.rows",
+    "reference table of an earlier run": "benchmarks.micro --only sweep",
+    "activation checkpointing, LoRA's frozen weights as stored": "the user's options",
+    "one wait for the device per step": "the arithmetic is written that way: tests/train/test_waits.py",
+    "one message per dtype over ranks": "several processes",
+}
+"""What exists for speed or memory, too, and why the table lacks it."""
