@@ -142,3 +142,35 @@ def test_users_thumb_most_answers_of_the_demo(lived: Path) -> None:
     given = len(formats.load(lived / "feedback.jsonl").records)
     assert abs(given / TINY.asked - users.THUMB_RATE) < 0.2
     assert 0 < users.NOISE < 0.1 and len(world.KINDS) == 6
+
+
+REPO = Path(__file__).parents[2]
+RESULTS = json.loads((REPO / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))["seeds"]
+
+
+def shares(arm: str, temperature: str) -> list[float]:
+    return [seed["arms"][arm][temperature]["desirable_rate"] for seed in RESULTS]
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    for arm, title in show.ARMS.items():
+        cells = []
+        for temperature in ("0", "1"):
+            low, high = (round(100 * f(shares(arm, temperature))) for f in (min, max))
+            cells.append(f"{low} to {high} %")
+        row = next(line for line in readme.splitlines() if line.replace("*", "").startswith(f"| {title}"))
+        assert [cell.strip(" *") for cell in row.split("|")[2:4]] == cells
+
+
+def test_the_measured_gain_is_neither_temperature_nor_imitation_nor_disturbance() -> None:
+    """On the committed figures: every seed, every temperature."""
+    assert {seed["seed"] for seed in RESULTS} >= {0, 1, 2}
+    for seed in RESULTS:
+        arms = seed["arms"]
+        assert max(arms["start"][t]["desirable_rate"] for t in "01") <= 0.4
+        for t in "01":
+            assert arms["kto"][t]["desirable_rate"] >= 0.8
+            assert arms["kto"][t]["ci95"][0] > arms["sft"][t]["ci95"][1]
+            assert arms["kto_shuffled"][t]["ci95"][0] < arms["start"][t]["ci95"][1]
+            assert arms["kto_shuffled"][t]["desirable_rate"] < arms["start"][t]["desirable_rate"] + 0.02
