@@ -97,16 +97,17 @@ def _save(
 ) -> None:
     """A checkpoint, by the first rank."""
     if ranks.rank() == 0:
-        checkpoint.save(
-            job.checkpoints,
-            step.index,
-            job.policy.trainable(),
-            optimizer,
-            state,
-            reference_point=z0_state,
-            live=job.live.weights if job.live is not None and job.motion is not None else None,
-            keep=job.config.keep,
-        )
+        with job.log.bar("saving the checkpoint"):
+            checkpoint.save(
+                job.checkpoints,
+                step.index,
+                job.policy.trainable(),
+                optimizer,
+                state,
+                reference_point=z0_state,
+                live=job.live.weights if job.live is not None and job.motion is not None else None,
+                keep=job.config.keep,
+            )
 
 
 def preflight(job: Job) -> None:

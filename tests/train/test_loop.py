@@ -144,6 +144,15 @@ def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str,
         assert (a - b).norm() <= 1e-10 * a.norm(), name
 
 
+def test_work_on_a_checkpoint_is_called_so(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for gigabytes to be written is not told that step 2 of 2 takes ever longer."""
+    job, save, said = make_job(thumbs(16), epochs=1), loop.checkpoint.save, []
+    bars = job.log._bars
+    monkeypatch.setattr(loop.checkpoint, "save", lambda *a, **k: (said.append(bars._works[-1].title), save(*a, **k)))
+    loop.fit(job)
+    assert said == ["saving the checkpoint"] and not bars._works
+
+
 def test_doubling_a_weight_doubles_its_gradient(make_job: MakeJob) -> None:
     rows = thumbs(8)
     light = make_job([{**row, "weight": 1.0 if i == 3 else 0.0} for i, row in enumerate(rows)], weights="none")
