@@ -2,7 +2,7 @@
 
 Each optimisation of switches.py is switched off by itself, on the same steps, in a process of its own, between two runs
 with everything on: its ratios are to those two. Writes ablation-DEVICE.json and .md to benchmarks/results, or where
---out says; what is measured there already, of the same commit, is not measured again.
+--out says; what is measured there already, of the same package, is not measured again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import gpu, side_prospect, workload
 from benchmarks.difference import difference
-from benchmarks.marks import BUILD, RESULTS, Facts, commit, hardware, read, spread, write_json
+from benchmarks.marks import BUILD, RESULTS, Facts, commit, hardware, read, source, spread, write_json
 from benchmarks.switches import NOT_MEASURED, OPTIMISATIONS, Optimisation
 from benchmarks.table import summary
 from prospect.engine.precision import pick_precision
@@ -143,12 +143,19 @@ def measure(options: argparse.Namespace) -> Facts:
     lacking = {one.name: why for one in chosen if (why := one.lacking(options.device))}
     chosen = [one for one in chosen if one.name not in lacking]
     path = options.out / f"ablation-{options.device}.json"
-    same: Facts = {"commit": commit(), "device": options.device, "model": options.model}
+    same: Facts = {"source": source(), "device": options.device, "model": options.model}
     same |= {"precision": options.precision, "steps": {piece: list(options.steps[piece]) for piece in STEPS}}
     found: Facts = read_json(path) if path.exists() else {}
     if any(found.get(key) != value for key, value in same.items()):
         machine = hardware() | ({"gpu": torch.cuda.get_device_name()} if options.device == "cuda" else {})
-        found = same | {"hardware": machine, "gradients": {}, "cells": [], "seconds": 0.0, "failed": {}}
+        found = same | {
+            "commit": commit(),
+            "hardware": machine,
+            "gradients": {},
+            "cells": [],
+            "seconds": 0.0,
+            "failed": {},
+        }
         found |= {"versions": {name: version(name) for name in ("torch", "transformers")}}
     found["left_out"] = lacking
     by_name = {one.name: one for one in chosen}
@@ -227,7 +234,7 @@ def page(found: Facts) -> str:
         "",
         f"{where}; {threads} threads, load at the start {machine['load_at_start']}. Prospect at {found['commit']}, "
         + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        + f"; KTO on a random model, {found['model']}, {found['precision']}; {repeats} runs of each, "
+        + f"; KTO on a random model, {found['model']}, {found['precision']}; up to {repeats} runs of each, "
         f"{found['seconds'] / 60:.0f} minutes.",
         "",
         "Figures are of the engine without the one thing over the engine with it: of a step's time, of the reference "

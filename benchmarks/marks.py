@@ -82,12 +82,21 @@ def hardware() -> Facts:
 
 def commit() -> str:
     """The commit that was measured, with "+" where files differ from it."""
+    return _git("rev-parse", "--short", "HEAD") + _changed()
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "prospect") else "")
+def source() -> str:
+    """The package that was measured, whatever else was committed: Git's name of its tree, with "+" where files
+    differ."""
+    return _git("rev-parse", "--short", "HEAD:prospect") + _changed()
+
+
+def _changed() -> str:
+    return "+" if _git("status", "--porcelain", "prospect") else ""
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def write_json(path: Path, value: Any) -> None:
