@@ -27,8 +27,8 @@ from benchmarks.difference import difference
 from benchmarks.marks import BUILD, RESULTS, Facts, commit, hardware, read, source, spread, write_json
 from benchmarks.switches import NOT_MEASURED, OPTIMISATIONS, Optimisation
 from benchmarks.table import summary
+from prospect.data.store import read_json
 from prospect.engine.precision import pick_precision
-from prospect.store import read_json
 
 STEPS = {"hh": (8, 5), "tulu": (4, 6), "cje": (4, 5)}
 """Rows of a step and steps, of which the first warms up, by the kind of text: seconds for each run on two cores."""

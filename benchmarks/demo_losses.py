@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import prospect
-from prospect.commands.flags import quiet_loading
-from prospect.console import Console
-from prospect.engine.models import Policy, load
-from prospect.feedback import formats
+from prospect.cli.flags import quiet_loading
+from prospect.data.write import write as write_feedback
+from prospect.demo import story as demo
+from prospect.demo import users, world
+from prospect.demo.question import Question
+from prospect.engine.policy import Policy, load
 from prospect.feedback.records import Completion, Record
 from prospect.losses.functions import defaults
 from prospect.losses.rows import LOSSES
-from prospect.sandbox import demo, users, world
-from prospect.sandbox.question import Question
+from prospect.training.console import Console
 
 ASKED, ANSWERS, MEASURED = 768, 4, 512
 PLAN = demo.Plan()
@@ -72,8 +73,8 @@ def feedback(policy: Policy, questions: Sequence[Question], seed: int, folder: P
             thumbs.append(Record(f"q{number}", prompt, tuple(liked)))
             scores.append(Record(f"q{number}", prompt, tuple(scored)))
     paths = {"thumbs": folder / "thumbs.jsonl", "scores": folder / "scores.jsonl"}
-    formats.write(thumbs, paths["thumbs"])
-    formats.write(scores, paths["scores"])
+    write_feedback(thumbs, paths["thumbs"])
+    write_feedback(scores, paths["scores"])
     return paths
 
 

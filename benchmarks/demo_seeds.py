@@ -21,13 +21,18 @@ import transformers
 
 import prospect
 from benchmarks.marks import RESULTS, ROOT, Facts, commit, hardware, read, write_json
-from prospect.commands.flags import quiet_loading
-from prospect.console import Console
-from prospect.engine.models import load
-from prospect.sandbox import users, world
-from prospect.sandbox.demo import TEMPERATURES, Plan, answer, run_demo
-from prospect.sandbox.show import ARMS
-from prospect.train.runlog import read_metrics
+from prospect.cli.flags import quiet_loading
+from prospect.demo import users, world
+from prospect.demo.show import ARMS
+from prospect.demo.story import (
+    TEMPERATURES,
+    Plan,
+    answer,
+    run_demo,
+)
+from prospect.engine.policy import load
+from prospect.training.console import Console
+from prospect.training.runlog import read_metrics
 
 GRID_SEED = 7
 """Whose questions choose SFT's learning rate; no figure comes from it."""

@@ -14,8 +14,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.kernels import random_trees
 from benchmarks.marks import Facts, spread
-from prospect.engine import attention, varlen
-from prospect.engine.forest import Forest, pack
+from prospect.engine import attention
+from prospect.engine import attention_flash as varlen
+from prospect.engine.packing import Forest, pack
 from prospect.engine.work import matmul_peak
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.marks import Facts, peak_rss, spread
+from prospect.data.schedule import Row, cut, plan
 from prospect.engine.attention import attend
-from prospect.engine.forest import Branches, pack
-from prospect.engine.logprobs import token_logp
+from prospect.engine.head import token_logp
+from prospect.engine.packing import Branches, pack
 from prospect.engine.pages import keep_freed
 from prospect.engine.precision import COMPUTED_IN, pick_precision
 from prospect.engine.work import matmul_peak
-from prospect.schedule import Row, cut, plan
 
 HIDDEN, HEADS = 512, 8
 

@@ -18,9 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import workload
 from benchmarks.marks import BUILD, Marks
 from benchmarks.side_prospect import prepared, real_tokens, with_reference
-from prospect.engine import forest, forward, logprobs
-from prospect.train import gradient, z0
-from prospect.train.optimizer import make_optimizer
+from prospect.engine import forward
+from prospect.engine import head as logprobs
+from prospect.engine import packing as forest
+from prospect.training import gradient, z0
+from prospect.training.optimizer import make_optimizer
 
 
 def main() -> None:

@@ -25,16 +25,18 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak_rss, write_json
-from prospect import prepare, run, runfolder
-from prospect.blobs import Blobs
-from prospect.engine.forest import pack
+from prospect import run
+from prospect.data.blobs import Blobs
+from prospect.doctor import run_check
+from prospect.engine.packing import pack
 from prospect.engine.reference import ReferenceTable, row_key
 from prospect.engine.scoring import Query
-from prospect.feedback.formats import load
-from prospect.losses import table
-from prospect.train.batch import matched
-from prospect.train.config import from_dict
-from prospect.train.runlog import RunLog
+from prospect.feedback.load import load
+from prospect.losses import registry
+from prospect.training import setup as prepare
+from prospect.training.batch import matched
+from prospect.training.config import from_dict
+from prospect.training.runlog import RunLog
 
 SCRATCH = BUILD / "scratch-rows"
 STAGES = ("reading", "tokenising", "checking", "planning", "look-up")
@@ -79,12 +81,12 @@ def measured(path: Path, cache: Path) -> Facts:
     model = str(workload.model_folder("tiny"))
     given = {"model": model, "data": str(path), "out": str(SCRATCH / "out"), "cache": str(cache)}
     config = from_dict(given | {"batch_size": 32, "precision": "fp32", "device": "cpu"}, "rows")
-    loss = table.find("kto")
+    loss = registry.find("kto")
     policy = prepare.load_policy(config, model, frozen=False)
     feedback = timed("reading", lambda: load(path))
     corpus, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
     asked = (policy.tokenizer, prepare.longest(config, policy), loss.view)
-    timed("checking", lambda: runfolder.findings(config, feedback, None, *asked))
+    timed("checking", lambda: run_check.findings(config, feedback, None, *asked))
     (SCRATCH / "out").mkdir(parents=True, exist_ok=True)
     job = timed("planning", lambda: prepare.prepare(config, loss, policy, corpus, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():

@@ -22,18 +22,18 @@ from safetensors.torch import save_file
 
 from benchmarks.marks import Facts, Marks
 from benchmarks.switches import switched
-from prospect import prepare
-from prospect.corpus import Corpus
-from prospect.feedback.formats import load as load_feedback
-from prospect.losses import table
+from prospect.data.dataset import Corpus
+from prospect.data.schedule import Step
+from prospect.feedback.load import load as load_feedback
+from prospect.losses import registry
 from prospect.run import reference_table
-from prospect.schedule import Step
-from prospect.train import budget, loop
-from prospect.train.config import TrainConfig, from_dict
-from prospect.train.gradient import gradient
-from prospect.train.job import Job
-from prospect.train.runlog import RunLog
-from prospect.train.z0 import reference_point
+from prospect.training import budget, loop
+from prospect.training import setup as prepare
+from prospect.training.config import TrainConfig, from_dict
+from prospect.training.gradient import gradient
+from prospect.training.job import Job
+from prospect.training.runlog import RunLog
+from prospect.training.z0 import reference_point
 
 
 class ToldLog(RunLog):
@@ -74,7 +74,7 @@ def config_of(job: Facts) -> TrainConfig:
 def prepared(job: Facts, marks: Marks) -> Job:
     """Model in memory, clock started, rows tokenised and planned."""
     config = config_of(job)
-    loss = table.find(config.loss)
+    loss = registry.find(config.loss)
     torch.manual_seed(config.seed)
     policy = prepare.load_policy(config, config.model, frozen=False)
     folder = Path(config.out)
@@ -106,7 +106,7 @@ def timed(job: Facts, marks: Marks) -> None:
     ready.policy.checkpoint_activations(prepare.checkpointing(ready.config, ready.policy))
     loop.preflight(ready)
     budget.settle(ready)
-    with mock.patch("prospect.train.checkpoint.save"):  # no side writes any, and its 18 GB take 40 s
+    with mock.patch("prospect.training.checkpoint.save"):  # no side writes any, and its 18 GB take 40 s
         loop.fit(ready)
     marks("trained", budget=ready.token_budget)
 

@@ -22,13 +22,23 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.marks import ROOT, Facts
-from prospect.engine import forest, fused, gather, layers, logprobs
+from prospect.engine import (
+    fused,
+    gather,
+    layers,
+)
+from prospect.engine import (
+    head as logprobs,
+)
+from prospect.engine import (
+    packing as forest,
+)
 from prospect.engine.attention import Memory
-from prospect.engine.forest import Branches, Forest
 from prospect.engine.forward import forward_more
 from prospect.engine.gather import Layout, Shape, Spans
 from prospect.engine.live import LiveReference
-from prospect.engine.models import Policy
+from prospect.engine.packing import Branches, Forest
+from prospect.engine.policy import Policy
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.spans import How
 
@@ -178,7 +188,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 CPU: tuple[Literal["cpu"], ...] = ("cpu",)
 CUDA: tuple[Literal["cuda"], ...] = ("cuda",)
-ENGINE, TRAIN = "prospect.engine", "prospect.train"
+ENGINE, TRAIN = "prospect.engine", "prospect.training"
 SPANS = (f"{ENGINE}.spans", f"{ENGINE}.gather", f"{ENGINE}.attention:Segments.spans")
 OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
@@ -233,7 +243,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "reference table",
         "a second model in memory, asked in every step",
         f"{ENGINE}.reference.ReferenceTable.fill",
-        (f"{ENGINE}.reference", "prospect.blobs", "prospect.run:reference_table"),
+        (f"{ENGINE}.reference", "prospect.data.blobs", "prospect.run:reference_table"),
         {},
         {"prospect.run.ReferenceTable": _SecondModel},
     ),
@@ -241,7 +251,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "micro-batches of 4,096 tokens",
         "the step in one micro-batch, the reference pass in one batch",
         f"{ENGINE}.scoring._token_logp",
-        ("prospect.schedule:cut",),
+        ("prospect.data.schedule:cut",),
         options={"token_budget": 1 << 30},
         devices=CPU,
     ),

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import prospect
-from prospect import corpus as corpora
-from prospect.corpus import Corpus
+from prospect.data import dataset as corpora
+from prospect.data.dataset import Corpus
 from prospect.engine.forward import Branches, forward
-from prospect.engine.models import Policy, load
+from prospect.engine.policy import Policy, load
 from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
 

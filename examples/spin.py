@@ -10,11 +10,17 @@ import sys
 from pathlib import Path
 
 import prospect
+from prospect.data.template import Template
+from prospect.data.write import write as write_feedback
 from prospect.engine.generate import generate
-from prospect.engine.models import load
-from prospect.feedback import formats
-from prospect.feedback.records import Completion, Pair, Record, text
-from prospect.template import Template
+from prospect.engine.policy import load
+from prospect.feedback.load import load as load_feedback
+from prospect.feedback.records import (
+    Completion,
+    Pair,
+    Record,
+    text,
+)
 
 
 def self_play(model: str, records: list[Record], path: Path, seed: int) -> Path:
@@ -28,13 +34,13 @@ def self_play(model: str, records: list[Record], path: Path, seed: int) -> Path:
         own = Completion(f"{record.id}/own", answer.text, complete=answer.complete)
         if own.text.strip() and own.text != good.text:
             pairs.append(Record(record.id, record.prompt, (Completion(good.id, good.content), own), (Pair(0, 1),)))
-    formats.write(pairs, path)
+    write_feedback(pairs, path)
     return path
 
 
 def spin(model: str, data: str, out: str, rounds: int = 3) -> None:
     """Rounds of self-play; each starts from the model of the one before."""
-    records = [record for record in formats.load(data).records if text(record)]
+    records = [record for record in load_feedback(data).records if text(record)]
     for number in range(1, rounds + 1):
         folder = Path(out) / f"round-{number}"
         pairs = self_play(model, records, Path(out) / f"round-{number}.jsonl", seed=number)

@@ -12,8 +12,6 @@ Every public name is imported when it is first used, so that `import prospect` c
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -46,7 +44,7 @@ _HOMES = {
     "Completion": "prospect.feedback.records:Completion",
     "ConfigError": "prospect.errors:ConfigError",
     "DataError": "prospect.errors:DataError",
-    "Feedback": "prospect.feedback.formats:Feedback",
+    "Feedback": "prospect.feedback.load:Feedback",
     "MissingExtra": "prospect.errors:MissingExtra",
     "ModelError": "prospect.errors:ModelError",
     "Pair": "prospect.feedback.records:Pair",
@@ -54,12 +52,12 @@ _HOMES = {
     "Record": "prospect.feedback.records:Record",
     "Run": "prospect.run:Run",
     "RunError": "prospect.errors:RunError",
-    "TrainConfig": "prospect.train.config:TrainConfig",
+    "TrainConfig": "prospect.training.config:TrainConfig",
     "UserError": "prospect.errors:UserError",
-    "load_feedback": "prospect.feedback.formats:load",
+    "load_feedback": "prospect.feedback.load:load",
     "loss": "prospect.losses.own:loss",
     "reference_point": "prospect.losses.own:reference_point",
-    "write_feedback": "prospect.feedback.formats:write",
+    "write_feedback": "prospect.data.write:write",
 }
 
 
@@ -74,10 +72,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Importing one of its modules binds the package of the loop to the name `train`: so that happens before the function.
-importlib.import_module("prospect.train")
-
-
 def train(model: Any = "", data: Any = None, out: Any = None, **options: Any) -> Any:
     """Align a model with feedback, and return its Run.
 
@@ -88,13 +82,4 @@ def train(model: Any = "", data: Any = None, out: Any = None, **options: Any) ->
     return importlib.import_module("prospect.run").train(model, data, out, **options)
 
 
-class _Loop(ModuleType):
-    """The package `prospect.train`. Its modules can be reached through the function of the same name as well."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        setattr(train, name, value)
-
-
-sys.modules["prospect.train"].__class__ = _Loop
-train.__signature__ = importlib.import_module("prospect.train.signature").signature()  # type: ignore[attr-defined]
+train.__signature__ = importlib.import_module("prospect.training.signature").signature()  # type: ignore[attr-defined]

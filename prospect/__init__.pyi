@@ -1,9 +1,10 @@
-"""What type checkers and editors see: prospect.train.signature.stub wrote this file."""
+"""What type checkers and editors see: prospect.training.signature.stub wrote this file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from prospect.data.write import write as write_feedback
 from prospect.errors import (
     ConfigError as ConfigError,
     DataError as DataError,
@@ -13,10 +14,9 @@ from prospect.errors import (
     RunError as RunError,
     UserError as UserError,
 )
-from prospect.feedback.formats import (
+from prospect.feedback.load import (
     Feedback as Feedback,
     load as load_feedback,
-    write as write_feedback,
 )
 from prospect.feedback.records import (
     Completion as Completion,
@@ -29,7 +29,7 @@ from prospect.losses.own import (
 )
 from prospect.losses.rows import LOSSES as LOSSES
 from prospect.run import Run as Run
-from prospect.train.config import TrainConfig as TrainConfig
+from prospect.training.config import TrainConfig as TrainConfig
 
 __version__: str
 _HOMES: dict[str, str]

@@ -2,7 +2,7 @@
 
 import sys
 
-from prospect.cli import main
+from prospect.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,36 +18,50 @@ from typing import Any
 
 import torch
 
-from prospect import prepare, runfolder, store
-from prospect.corpus import Corpus
-from prospect.engine.adapters import LoraSpec, attach_lora, parse_lora
+from prospect.data import store
+from prospect.data.dataset import Corpus
+from prospect.doctor import run_check
 from prospect.engine.folders import cache_folder, no_cache
 from prospect.engine.generate import generate
 from prospect.engine.live import LiveReference
-from prospect.engine.models import Policy, save
+from prospect.engine.lora import LoraSpec, attach_lora, parse_lora
+from prospect.engine.policy import Policy, save
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query
 from prospect.engine.vocabulary import require_comparable
 from prospect.engine.weights import dtypes_to_save, round_to
-from prospect.errors import ConfigError, Interrupted, MissingExtra, RunError, UserError
-from prospect.evaluate import heldout
+from prospect.errors import (
+    ConfigError,
+    Interrupted,
+    MissingExtra,
+    RunError,
+    UserError,
+)
+from prospect.evaluate import heldout, results
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
-from prospect.feedback.files import source_path
 from prospect.feedback.findings import Findings
-from prospect.feedback.formats import Feedback
-from prospect.feedback.formats import load as load_feedback
+from prospect.feedback.load import Feedback
+from prospect.feedback.load import load as load_feedback
 from prospect.feedback.prompts import prompt_text
-from prospect.losses import functions, table
+from prospect.feedback.sources import source_path
+from prospect.losses import functions, registry
 from prospect.report.folder import read as read_folder
 from prospect.report.page import write_report
 from prospect.report.verdict import result_line
-from prospect.train import budget, checkpoint, loop, ranks
-from prospect.train.config import TrainConfig, from_dict, to_dict
-from prospect.train.interrupt import interruptible
-from prospect.train.job import Job
-from prospect.train.objective import Objective
-from prospect.train.runlog import Metrics, RunLog, read_metrics
+from prospect.training import (
+    budget,
+    checkpoint,
+    loop,
+    ranks,
+)
+from prospect.training import folder as runfolder
+from prospect.training import setup as prepare
+from prospect.training.config import TrainConfig, from_dict, to_dict
+from prospect.training.interrupt import interruptible
+from prospect.training.job import Job
+from prospect.training.objective import Objective
+from prospect.training.runlog import Metrics, RunLog, read_metrics
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Run:
     def evaluate(self, data: Any = None) -> Heldout | None:
         """The held-out measurement: of this run's own held-out feedback, or of other feedback `data`."""
         if data is None:
-            return runfolder.read_evaluation(self.folder).get("after")
+            return results.read_evaluation(self.folder).get("after")
         config = self.config
         return evaluate_feedback(
             self.policy,
@@ -133,7 +147,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     """Everything; what is entered into `claims` lasts to the end."""
     began = time.monotonic()
     config, resumed = runfolder.settle(config, typed)
-    folder, loss = Path(config.out), table.modified(table.find(config.loss), config.modify)
+    folder, loss = Path(config.out), registry.modified(registry.find(config.loss), config.modify)
     Objective(loss, functions.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     ranks.start(config.device)
@@ -159,7 +173,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
                 if resumed is None:
                     _begin_folder(job, feedback, held_feedback, held, inputs, command)
                 else:
-                    runfolder.write_check(folder, lambda: _findings(job, feedback, held_feedback))
+                    run_check.write_check(folder, lambda: _findings(job, feedback, held_feedback))
                     _mend(job)
         ranks.barrier()
         log.track(config.track)
@@ -243,7 +257,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     if first:
         sample(0)
         if ranks.rank() == 0:
-            runfolder.write_evaluation(folder, config, job.beta, before, None)
+            results.write_evaluation(folder, config, job.beta, before, None)
     loop.fit(job, stop)
     stored = dtypes_to_save(policy.model, policy.stored, config.save_dtype)
     round_to(stored)  # what is measured is what is saved
@@ -258,7 +272,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         if ranks.rank() == 0:
             with job.log.bar("saving the model"):
                 save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
-            runfolder.write_evaluation(folder, config, job.beta, before, after)
+            results.write_evaluation(folder, config, job.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
     if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
@@ -324,7 +338,7 @@ def _measured(job: Job, step: int, found: Heldout | None) -> Heldout | None:
 def _before(job: Job) -> Heldout | None:
     """What was measured before the first step, if it was and can be read."""
     try:
-        return runfolder.read_evaluation(Path(job.config.out))["before"]
+        return results.read_evaluation(Path(job.config.out))["before"]
     except ConfigError as error:
         job.log.say(f"{error}. What is missing is measured again", warning=True)
         return None
@@ -401,7 +415,7 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
     """What the doctor says of the run's feedback."""
     policy, longest = job.policy, prepare.longest(job.config, job.policy)
-    return runfolder.findings(job.config, feedback, held_feedback, policy.tokenizer, longest, job.loss.view)
+    return run_check.findings(job.config, feedback, held_feedback, policy.tokenizer, longest, job.loss.view)
 
 
 def _begin_folder(

@@ -17,8 +17,9 @@ import pytest
 from benchmarks import ablation, gpu, side_prospect, workload
 from benchmarks.marks import Facts
 from benchmarks.switches import OPTIMISATIONS, place
-from prospect import prepare
-from prospect.engine import gather, logprobs
+from prospect.engine import gather
+from prospect.engine import head as logprobs
+from prospect.training import setup as prepare
 
 IN_THE_LOOP = ["optimizer's state reserved", "AdamW in one kernel"]
 ON_CPU = [one for one in OPTIMISATIONS if not one.lacking("cpu")]

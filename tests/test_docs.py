@@ -16,16 +16,21 @@ import pytest
 import torch
 import yaml
 
-from prospect.cli import main
-from prospect.commands import help
-from prospect.commands.losses import markdown
-from prospect.commands.table import COMMANDS
-from prospect.losses import rows, table
-from prospect.losses.functions import CHOICES, defaults, keywords, load
+from prospect.cli import help
+from prospect.cli.losses import markdown
+from prospect.cli.main import main
+from prospect.cli.table import COMMANDS
+from prospect.losses import registry, rows
+from prospect.losses.functions import (
+    CHOICES,
+    defaults,
+    keywords,
+    load,
+)
 from prospect.losses.rows import LOSSES, MODIFIERS
 from prospect.losses.table import Loss, Term
-from prospect.train import names
-from prospect.train.config import from_dict
+from prospect.training import names
+from prospect.training.config import from_dict
 from tests.needs import OLD_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -250,11 +255,11 @@ def test_the_examples_of_own_loss_work(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     parts = ("# my_losses.py", "@prospect.reference_point", "def cautious")
     Path("my_losses.py").write_text("\n\n".join(block("docs/own-loss.md", part) for part in parts))
-    row = table.find("my_losses.py:exponential")
+    row = registry.find("my_losses.py:exponential")
     ratio, desirable = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
     values = load(row.terms[0].function)(ratio, desirable, beta=0.2)
     assert (row.view, row.terms[0].reads) == ("binary", ("log_ratio", "desirable"))
     assert values.tolist() == pytest.approx([math.exp(-0.2), math.exp(0.2)])
-    assert table.estimator("my_losses.py:median_of_partners").averages == "partners"
+    assert registry.estimator("my_losses.py:median_of_partners").averages == "partners"
     cautious = defaults(LOSSES["kto"], {"value": "my_losses.py:cautious"})
     assert cautious["steepness"] == 2.0

@@ -17,7 +17,7 @@ import pytest
 
 import prospect
 from prospect.errors import DISTRIBUTION
-from prospect.train import signature
+from prospect.training import signature
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -91,8 +91,8 @@ def test_import_is_lazy() -> None:
 def test_train_is_a_function_and_a_package() -> None:
     """Whatever was imported before."""
     code = """
-import prospect.train.config, prospect
-print(callable(prospect.train), prospect.train.config.TrainConfig is prospect.TrainConfig)
+import prospect.training.config, prospect
+print(callable(prospect.train), prospect.training.config.TrainConfig is prospect.TrainConfig)
 try:
     prospect.train(model="m", data="d", batch_size=0)
 except prospect.ConfigError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prospect.errors import DataError
-from prospect.feedback.formats import Feedback, load
+from prospect.feedback.load import Feedback, load
 
 GOOD = {"prompt": "2 + 2?", "completion": "4", "label": True}
 CHAT = [{"role": "user", "content": "hi"}]

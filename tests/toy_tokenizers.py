@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prospect.data.template import Template
 from prospect.feedback.records import Completion, Message, Record
-from prospect.template import Template
 
 SENTENCES = [
     "What is two plus two? It is four.",

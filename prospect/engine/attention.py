@@ -22,11 +22,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from prospect.engine.attention_flash import (
+    Flat,
+    attend_flat,
+    computed_in,
+    lay_out,
+    suits,
+)
 from prospect.engine.gather import Span, Spans
 from prospect.engine.groups import Grouped, attend_groups, segment
 from prospect.engine.spans import How, attend_spans
 from prospect.engine.transfer import Ints
-from prospect.engine.varlen import Flat, attend_flat, computed_in, lay_out, suits
 
 NAME = "prospect_tree"
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from prospect.engine.forest import Branches, Ids
 from prospect.engine.forward import forward_tree
 from prospect.engine.memory import is_out_of_memory, release
+from prospect.engine.packing import Branches, Ids
 from prospect.engine.padded import forward_padded
 from prospect.errors import ModelError
 
 if TYPE_CHECKING:
-    from prospect.engine.models import Policy
+    from prospect.engine.policy import Policy
 
 Engine = Literal["auto", "tree", "padded"]
 

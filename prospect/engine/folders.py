@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from prospect import store
+from prospect.data import store
 from prospect.errors import ModelError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -9,12 +9,20 @@ import numpy as np
 import torch
 
 from prospect.engine.attention import Memory
-from prospect.engine.forest import Branches, Forest, Ids, Output, Prompts, pack, pack_more
+from prospect.engine.packing import (
+    Branches,
+    Forest,
+    Ids,
+    Output,
+    Prompts,
+    pack,
+    pack_more,
+)
 from prospect.engine.padded import forward_padded
 from prospect.engine.transfer import move
 
 if TYPE_CHECKING:
-    from prospect.engine.models import Policy, Scored
+    from prospect.engine.policy import Policy, Scored
 
 __all__ = ["Branches", "Output", "forward", "forward_more", "forward_padded", "forward_tree", "on_trees"]
 

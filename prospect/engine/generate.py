@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from prospect.engine.memory import release, within_memory
-from prospect.engine.models import Policy
+from prospect.engine.policy import Policy
 from prospect.errors import RunError
 
 LEAVE = 0.2
@@ -146,7 +146,7 @@ def stream(
 
 def stop_ids(policy: Policy) -> tuple[int, ...]:
     """What ends an answer: the end-of-turn tokens of the chat template, the model's and the tokenizer's own."""
-    from prospect.template import Template
+    from prospect.data.template import Template
 
     assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
     found = list(Template(policy.tokenizer).end_of_turn_ids)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import Policy
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy
 from prospect.engine.precision import COMPUTED_IN
 
 LOGITS = 1 << 25

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prospect.engine.forest import Branches, Output, to_tensor
+from prospect.engine.packing import Branches, Output, to_tensor
 
 if TYPE_CHECKING:
-    from prospect.engine.models import Policy
+    from prospect.engine.policy import Policy
 
 
 def forward_padded(

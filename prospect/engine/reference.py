@@ -24,12 +24,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from prospect.blobs import Blobs
-from prospect.collector import waiting
-from prospect.engine.forest import Branches
-from prospect.engine.models import Policy
+from prospect.data.blobs import Blobs
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy
 from prospect.engine.scoring import Query, score
 from prospect.engine.transfer import move
+from prospect.feedback.collector import waiting
 
 ENGINE_VERSION = 2
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""

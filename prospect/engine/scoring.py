@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from prospect.engine.checks import nan_source
-from prospect.engine.forest import Branches, Ids
 from prospect.engine.forward import forward
 from prospect.engine.memory import release, within_memory
-from prospect.engine.models import Policy
+from prospect.engine.packing import Branches, Ids
+from prospect.engine.policy import Policy
 from prospect.errors import ModelError, RunError
 
 Query = tuple[Ids, Ids]

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine.gather import Block, Layout, Shape, Span, Spans
+from prospect.engine.gather import (
+    Block,
+    Layout,
+    Shape,
+    Span,
+    Spans,
+)
 
 KEPT_KEYS = 384
 """Keys of a segment up to which its weights are kept."""

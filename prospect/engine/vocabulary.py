@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prospect.engine.forest import Ids
-from prospect.engine.models import Policy
+from prospect.engine.packing import Ids
+from prospect.engine.policy import Policy
 from prospect.engine.scoring import Query
 from prospect.errors import ModelError
 

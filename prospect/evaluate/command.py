@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prospect import corpus as corpora
-from prospect import prepare
-from prospect.corpus import Corpus
+from prospect.data import dataset as corpora
+from prospect.data.dataset import Corpus
+from prospect.data.template import SpecialTokens
+from prospect.data.tokens import OverLong
 from prospect.engine.folders import cache_folder
-from prospect.engine.models import Policy, load
+from prospect.engine.policy import Policy, load
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.vocabulary import require_comparable, require_embedded
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import Heldout
-from prospect.feedback.formats import load as load_feedback
-from prospect.template import SpecialTokens
-from prospect.tokens import OverLong
+from prospect.feedback.load import load as load_feedback
+from prospect.training import setup as prepare
 
 TOKEN_BUDGET = 16384
 """Tokens of one pass without gradients."""
@@ -44,7 +44,7 @@ def evaluate_feedback(
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
 ) -> Heldout:
-    """Measure `policy` against the model `reference` on feedback `data` (whatever formats.load reads).
+    """Measure `policy` against the model `reference` on feedback `data` (whatever load.load reads).
 
     The reference runs in the policy's precision and on its device, for what its table lacks. Raises UserError for data
     or models that cannot be read.

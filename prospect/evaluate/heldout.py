@@ -18,15 +18,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from prospect.corpus import mismatch
+from prospect.data.dataset import mismatch
+from prospect.data.schedule import Row
+from prospect.data.tokens import Tree
 from prospect.engine.precision import ROUNDING
 from prospect.evaluate import statistics
-from prospect.evaluate.statistics import Bin, Bools, Floats, Interval, Ints
-from prospect.schedule import Row
-from prospect.tokens import Tree
+from prospect.evaluate.statistics import (
+    Bin,
+    Bools,
+    Floats,
+    Interval,
+    Ints,
+)
 
 if TYPE_CHECKING:
-    from prospect.engine.models import Policy
+    from prospect.engine.policy import Policy
 
 Ids = npt.NDArray[np.int32]
 Query = tuple[Ids, Ids]

@@ -1,1 +1,1 @@
-"""What people said about answers: files in (`formats.load`), records and their views, files out (`formats.write`)."""
+"""What people said about answers: files in (`load.load`), records and their views."""

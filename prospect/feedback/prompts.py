@@ -12,7 +12,12 @@ from collections.abc import Iterable
 from operator import is_
 
 from prospect.feedback.findings import cite
-from prospect.feedback.records import Message, Prompt, Record, message_text
+from prospect.feedback.records import (
+    Message,
+    Prompt,
+    Record,
+    message_text,
+)
 
 FEW = 8
 """Messages between two rated turns: a question, calls of tools and their results."""

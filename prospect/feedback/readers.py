@@ -1,6 +1,6 @@
 """One reader per public layout: a row of a file becomes records (usually one, a judged conversation several).
 
-A reader sees one row and trusts nothing. It raises DataError without a place; `formats.load` adds file and line, merges
+A reader sees one row and trusts nothing. It raises DataError without a place; `load.load` adds file and line, merges
 records that share a prompt and checks that the file's labels speak one vocabulary.
 """
 
@@ -11,8 +11,20 @@ from typing import Any
 
 from prospect.errors import DataError, nearest
 from prospect.feedback import messages as chat
-from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
-from prospect.feedback.rows import Row, complete, identifier, number, weight
+from prospect.feedback.records import (
+    Completion,
+    Message,
+    Pair,
+    Prompt,
+    Record,
+)
+from prospect.feedback.rows import (
+    Row,
+    complete,
+    identifier,
+    number,
+    weight,
+)
 
 ROW_TAGS = ("label", "kto_tag", "rating")
 """Columns that may hold the thumb of a whole conversation."""

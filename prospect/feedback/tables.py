@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from prospect.errors import DataError, written
-from prospect.feedback.files import EXPANSION, SMALL, Rows, Unreadable, decoded, too_large
+from prospect.feedback.files import (
+    EXPANSION,
+    SMALL,
+    Rows,
+    Unreadable,
+    decoded,
+    too_large,
+)
 from prospect.feedback.jsontext import TOO_DEEP, json_value, too_deep
 
 _NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")

@@ -16,7 +16,14 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from prospect.errors import ConfigError
 from prospect.feedback.records import View
-from prospect.losses.table import Loss, Part, Read, ReferencePoint, Term, Unit
+from prospect.losses.table import (
+    Loss,
+    Part,
+    Read,
+    ReferencePoint,
+    Term,
+    Unit,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prospect.losses.table import Change, Loss, Modifier, ReferencePoint, Term, Weigh
+from prospect.losses.table import (
+    Change,
+    Loss,
+    Modifier,
+    ReferencePoint,
+    Term,
+    Weigh,
+)
 
 _HERE = "prospect.losses."
 _BALANCED = _HERE + "constants:balanced_weights"
@@ -61,7 +68,7 @@ LOSSES: dict[str, Loss] = {
         _unpaired(
             "bco_density", "BCO with density-ratio weights on the undesirable", "arXiv 2404.04656", "log_ratio", "desirable",
             "z0", terms=(Term(_HERE + "unpaired:bco", "examples", ("log_ratio", "desirable", "z0")),),
-            reference_point="running_mean", row_weights="prospect.density:weights", learning_rate=5e-7,
+            reference_point="running_mean", row_weights="prospect.training.density:weights", learning_rate=5e-7,
         ),
         _unpaired(
             "npo", "Negative Preference Optimization: unlearn the bad, keep the good", "arXiv 2404.05868",
@@ -86,7 +93,7 @@ LOSSES: dict[str, Loss] = {
         Loss(
             name="csft", view="binary", terms=(Term(_HERE + "likelihood:sft", "tokens", ("token_logp",)),),
             title="Conditional SFT: imitate all answers behind a token that says how they were judged",
-            family="unpaired", paper="arXiv 2302.08582", prepare="prospect.conditional:prepare", learning_rate=1e-5,
+            family="unpaired", paper="arXiv 2302.08582", prepare="prospect.training.conditional:prepare", learning_rate=1e-5,
         ),
         Loss(
             name="ppo", view="binary",

@@ -11,8 +11,13 @@ from typing import Literal
 
 from prospect.evaluate.statistics import FEW, Interval
 from prospect.report.curves import ends, rise
-from prospect.report.folder import Data, RunFolder, number, section
-from prospect.train.rates import UsualRate, usual_rate
+from prospect.report.folder import (
+    Data,
+    RunFolder,
+    number,
+    section,
+)
+from prospect.training.rates import UsualRate, usual_rate
 
 Effect = Literal["unmeasured", "unchanged", "few", "reversed", "unclear", "free", "learnt"]
 """What held-out feedback shows, the first that holds: nothing was measured; the model has hardly changed; too few

@@ -11,7 +11,12 @@ from prospect.report import charts
 from prospect.report.charts import Bar, Line
 from prospect.report.curves import Curve, smooth, thin
 from prospect.report.evidence import interval, with_interval
-from prospect.report.folder import Data, RunFolder, number, section
+from prospect.report.folder import (
+    Data,
+    RunFolder,
+    number,
+    section,
+)
 from prospect.report.svg import minus
 
 LOSS_UNITS = {"kto": "mean of λ − value, no unit", "dpo": "nats per pair", "sft": "nats per token"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prospect import store
+from prospect.data import store
 from prospect.errors import ConfigError
 
 Data = dict[str, Any]

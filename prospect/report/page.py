@@ -17,11 +17,17 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from prospect import store
+from prospect.data import store
 from prospect.report import figures
 from prospect.report.advice import advise
 from prospect.report.evidence import Evidence, interval
-from prospect.report.folder import Data, RunFolder, number, read, section
+from prospect.report.folder import (
+    Data,
+    RunFolder,
+    number,
+    read,
+    section,
+)
 from prospect.report.svg import minus
 from prospect.report.verdict import verdict
 

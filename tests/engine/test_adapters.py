@@ -13,10 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prospect.engine import folders
-from prospect.engine.adapters import LoraSpec, attach_lora, merge, parse_lora
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import Policy, load, save
+from prospect.engine.lora import (
+    LoraSpec,
+    attach_lora,
+    merge,
+    parse_lora,
+)
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy, load, save
 from prospect.errors import ConfigError, ModelError
 
 Build = Callable[..., Any]

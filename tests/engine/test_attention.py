@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prospect.engine import gather, spans
 from prospect.engine.attention import attend
-from prospect.engine.forest import pack
 from prospect.engine.gather import Span, Spans
+from prospect.engine.packing import pack
 from prospect.engine.spans import How
 
 TWO_BRANCHES = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6))

@@ -11,7 +11,7 @@ import torch
 
 from prospect.engine import attention, groups
 from prospect.engine.attention import attend
-from prospect.engine.forest import Branches, pack
+from prospect.engine.packing import Branches, pack
 
 Build = Callable[..., Any]
 

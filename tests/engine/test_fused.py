@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.llama import modeling_llama
 
-from prospect.engine import checks, fused, models, reference
+from prospect.engine import (
+    checks,
+    fused,
+    reference,
+)
+from prospect.engine import (
+    policy as models,
+)
 from prospect.engine.forward import forward
-from prospect.engine.logprobs import Head
-from prospect.engine.models import load
+from prospect.engine.head import Head
+from prospect.engine.policy import load
 from prospect.engine.reference import ReferenceTable
 from prospect.errors import ConfigError, MissingExtra, ModelError
 

@@ -28,8 +28,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prospect.engine.generate import Sampling, generate, stop_ids, stream
-from prospect.engine.models import Policy
+from prospect.engine.generate import (
+    Sampling,
+    generate,
+    stop_ids,
+    stream,
+)
+from prospect.engine.policy import Policy
 from prospect.errors import RunError
 
 VOCABULARY = 50

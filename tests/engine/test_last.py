@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from prospect.engine.adapters import attach_lora, parse_lora
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward, forward_padded
-from prospect.engine.models import Policy
+from prospect.engine.lora import attach_lora, parse_lora
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy
 
 Tiny = Callable[..., Policy]
 Trees = Callable[..., list[Branches]]

@@ -14,10 +14,10 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from prospect.engine.forest import Branches, pack
 from prospect.engine.forward import forward
 from prospect.engine.layers import lighten
-from prospect.engine.models import Policy
+from prospect.engine.packing import Branches, pack
+from prospect.engine.policy import Policy
 
 
 def gradients(module: nn.Module, x: Tensor, pull: Tensor) -> list[Tensor]:

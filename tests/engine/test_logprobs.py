@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prospect.engine import logprobs
+from prospect.engine import head as logprobs
 from prospect.engine.forward import forward
-from prospect.engine.logprobs import Head, token_logp
+from prospect.engine.head import Head, token_logp
 
 Build = Callable[..., Any]
 

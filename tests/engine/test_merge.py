@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prospect.cli import main
-from prospect.engine import adapters
-from prospect.engine.adapters import merge
-from prospect.engine.forest import Branches
+from prospect.cli.main import main
+from prospect.engine import lora as adapters
 from prospect.engine.forward import forward
-from prospect.engine.models import load, save
+from prospect.engine.lora import merge
+from prospect.engine.packing import Branches
+from prospect.engine.policy import load, save
 from prospect.errors import ModelError
 
 Build = Callable[..., Any]

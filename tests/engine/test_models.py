@@ -14,10 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prospect.engine import folders, precision, pretrained
-from prospect.engine.forest import Branches
+from prospect.engine import folders, precision
+from prospect.engine import load as pretrained
 from prospect.engine.forward import forward
-from prospect.engine.models import UNLIMITED, Policy, load, save
+from prospect.engine.packing import Branches
+from prospect.engine.policy import (
+    UNLIMITED,
+    Policy,
+    load,
+    save,
+)
 from prospect.engine.precision import pick_device, pick_precision
 from prospect.errors import ConfigError, ModelError, RunError
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention, varlen
-from prospect.engine.forest import Branches, pack_more
+from prospect.engine import attention
+from prospect.engine import attention_flash as varlen
 from prospect.engine.forward import forward, forward_more, on_trees
+from prospect.engine.packing import Branches, pack_more
 from tests.engine.test_oracle import ON_TREES, SHAPES
 from tests.engine.test_varlen import plain_varlen
 

@@ -10,10 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine import attention, gather, groups, spans
-from prospect.engine.forest import Branches
+from prospect.engine import (
+    attention,
+    gather,
+    groups,
+    spans,
+)
 from prospect.engine.forward import forward, forward_padded, forward_tree
-from prospect.engine.models import Policy
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy
 
 Build = Callable[..., Any]
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from prospect.engine import reference, scoring
-from prospect.engine.adapters import LoraSpec, attach_lora
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import Policy, load, save
+from prospect.engine.lora import LoraSpec, attach_lora
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy, load, save
 from prospect.engine.reference import ReferenceTable, identity, row_key
 from prospect.engine.scoring import Query
 from prospect.errors import RunError

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prospect.data.schedule import Row
+from prospect.data.tokens import Tree
 from prospect.engine import scoring
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
 from prospect.engine.memory import is_out_of_memory
+from prospect.engine.packing import Branches
 from prospect.engine.reference import ReferenceTable
 from prospect.engine.scoring import Query, score
 from prospect.errors import ModelError, RunError
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import evaluate
 from prospect.losses.reference_point import Statistics, prompt_mean
-from prospect.schedule import Row
-from prospect.tokens import Tree
-from prospect.train.inputs import Tokens
+from prospect.training.inputs import Tokens
 
 Build = Callable[..., Any]
 

@@ -12,10 +12,11 @@ from needs import needs_gpu
 from torch import Tensor
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention, transfer, varlen
+from prospect.engine import attention, transfer
+from prospect.engine import attention_flash as varlen
 from prospect.engine.attention import attend
-from prospect.engine.forest import pack
 from prospect.engine.forward import forward, forward_padded, forward_tree
+from prospect.engine.packing import pack
 
 Build = Callable[..., Any]
 

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from prospect.engine.models import Policy, load
+from prospect.engine.policy import Policy, load
 from prospect.engine.scoring import Query
 from prospect.engine.vocabulary import require_comparable, require_embedded
 from prospect.errors import ModelError

@@ -11,12 +11,17 @@ import torch
 from scipy.special import expit
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.corpus import Corpus
-from prospect.engine.models import Policy
-from prospect.evaluate.heldout import Heldout, evaluate, measure, queries
+from prospect.data.dataset import Corpus
+from prospect.data.schedule import Row
+from prospect.data.tokens import TokenReport, Tree
+from prospect.engine.policy import Policy
+from prospect.evaluate.heldout import (
+    Heldout,
+    evaluate,
+    measure,
+    queries,
+)
 from prospect.evaluate.statistics import Interval
-from prospect.schedule import Row
-from prospect.tokens import TokenReport, Tree
 
 
 def known(value: Interval | None) -> Interval:

@@ -12,12 +12,8 @@ import pytest
 from toy_feedback import CHAT, GOOD, error_of, save
 
 from prospect.errors import ConfigError, DataError
-from prospect.feedback.formats import (
-    MOST_PROBLEMS,
-    Feedback,
-    load,
-)
 from prospect.feedback.layouts import LAYOUTS
+from prospect.feedback.load import MOST_PROBLEMS, Feedback, load
 from prospect.feedback.rows import COMMON
 
 # Columns

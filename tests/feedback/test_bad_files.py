@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from toy_feedback import GOOD, error_of, save
 
-from prospect.feedback.formats import (
-    load,
-)
+from prospect.feedback.load import load
 
 
 def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:

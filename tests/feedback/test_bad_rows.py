@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from toy_feedback import CHAT, GOOD, error_of, save
 
-from prospect.feedback.formats import (
-    load,
-)
+from prospect.feedback.load import load
 
 
 def test_broken_json_at_a_line(tmp_path: Path) -> None:

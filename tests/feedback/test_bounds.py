@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from toy_feedback import GOOD, error_of, save
 
+from prospect.data.write import write_problems
 from prospect.feedback import files, tables
-from prospect.feedback.formats import load, write_problems
 from prospect.feedback.jsontext import MOST_LEVELS
+from prospect.feedback.load import load
 
 DIGITS = "1" * 5000
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -131,7 +132,7 @@ def test_refusing_takes_little_memory(tmp_path: Path, kind: str) -> None:
     else:
         bomb(path, copies=400)
     code = (
-        "import resource, sys\nfrom prospect.errors import DataError\nfrom prospect.feedback.formats import load\n"
+        "import resource, sys\nfrom prospect.errors import DataError\nfrom prospect.feedback.load import load\n"
         "import pyarrow.parquet\nstart = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try:\n    load({str(path)!r})\nexcept DataError:\n"
         "    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) // 1024)\n"
@@ -231,7 +232,15 @@ def test_half_characters_are_named_and_written_as_escapes(tmp_path: Path) -> Non
 def test_check_prints_what_no_terminal_can(tmp_path: Path) -> None:
     row = '{"prompt": "a", "completion": "b", "label": "\\ud83d"}'
     path = save(tmp_path / "a.jsonl", GOOD, {**GOOD, "label": False}, row)
-    command = [sys.executable, "-m", "prospect.cli", "check", str(path), "--keep-going", str(tmp_path / "good.jsonl")]
+    command = [
+        sys.executable,
+        "-m",
+        "prospect.cli.main",
+        "check",
+        str(path),
+        "--keep-going",
+        str(tmp_path / "good.jsonl"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "\\ud83d" in done.stdout

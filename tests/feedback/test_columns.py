@@ -10,8 +10,8 @@ from toy_feedback import CHAT, GOOD, assistant, error_of, user
 
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.columns import Choice
-from prospect.feedback.formats import load
 from prospect.feedback.layouts import MOST_COLUMNS
+from prospect.feedback.load import load
 
 PLAIN = {"prompt": "a", "completion": "b"}
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from toy_feedback import BLUE, GREEN, SKY, SYSTEM, answers, assistant, user
 
-from prospect.feedback.formats import (
-    load,
-)
+from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
 
 

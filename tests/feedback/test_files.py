@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from prospect.data.write import write_problems
 from prospect.errors import DataError
-from prospect.feedback.files import Unreadable, read_rows
-from prospect.feedback.formats import load, write_problems
+from prospect.feedback.files import Unreadable
+from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
+from prospect.feedback.sources import read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},
@@ -320,7 +322,7 @@ def test_what_looks_like_a_file_is_never_asked_of_the_hub(monkeypatch: pytest.Mo
 def test_reading_json_imports_neither_torch_nor_tables(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
     code = (
-        "import sys; from prospect.feedback.formats import load, write;"
+        "import sys; from prospect.feedback.load import load, write;"
         "write(load('a.jsonl').records, 'b.jsonl');"
         "print(sorted({'torch', 'transformers', 'pandas', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

@@ -8,11 +8,8 @@ from typing import Any
 
 from toy_feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
-from prospect.feedback.formats import (
-    FORMATS,
-    load,
-)
 from prospect.feedback.layouts import LAYOUTS
+from prospect.feedback.load import FORMATS, load
 from prospect.feedback.records import Pair
 
 # Detection

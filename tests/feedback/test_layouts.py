@@ -7,9 +7,7 @@ from typing import Any
 
 from toy_feedback import BLUE, GREEN, SKY, SYSTEM, TOOLS, answers, assistant, user
 
-from prospect.feedback.formats import (
-    load,
-)
+from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record
 
 # Prospect's own

@@ -7,11 +7,11 @@ from typing import Any
 
 from toy_feedback import SKY, assistant, user
 
-from prospect.feedback.check import check
+from prospect.doctor.check import check
+from prospect.doctor.recommend.noise import noise
 from prospect.feedback.findings import Findings
-from prospect.feedback.formats import load
+from prospect.feedback.load import load
 from prospect.feedback.records import Completion
-from prospect.recommend.noise import noise
 
 
 def call(city: str, name: str = "c1") -> dict[str, Any]:

@@ -12,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
+from prospect.data.write import write, write_problems
 from prospect.errors import DataError
-from prospect.feedback.formats import (
-    digest,
-    load,
-    merge,
-    write,
-    write_problems,
-)
+from prospect.feedback.load import digest, load, merge
 from prospect.feedback.records import Completion, Pair, Record
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {

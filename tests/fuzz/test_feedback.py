@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_tokenizers import byte_level
 
-from prospect.feedback import check
-from prospect.feedback.formats import load, write
+from prospect.data.template import Template
+from prospect.data.write import write
+from prospect.doctor import check
+from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
-from prospect.template import Template
 from tests.fuzz.profile import BROKEN, as_bytes, fuzz, in_words
 
 TEXT = st.text(max_size=12) | st.sampled_from(["\u2028", "\ud800", "\x1b]52;c;x\x07", "<|im_end|>", "1" * 4999])

@@ -10,8 +10,9 @@ import math
 import pytest
 import torch
 
+from prospect.data.schedule import Row
 from prospect.errors import ConfigError
-from prospect.losses import table
+from prospect.losses import registry
 from prospect.losses.constants import balanced_weights, median_score
 from prospect.losses.functions import arguments, defaults, load
 from prospect.losses.likelihood import sft
@@ -28,7 +29,6 @@ from prospect.losses.reference_point import (
 )
 from prospect.losses.rows import LOSSES
 from prospect.losses.unpaired import kto
-from prospect.schedule import Row
 
 R = torch.tensor([3.0, -1.5], dtype=torch.float64)
 UP_DOWN = torch.tensor([True, False])
@@ -186,8 +186,8 @@ def test_table_rows_load_and_agree_with_their_functions() -> None:
         for term in row.terms:
             assert callable(load(term.function))
     expected = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "value": "logistic"}
-    assert defaults(table.find("kto")) == expected
-    assert not table.find("sft").needs_reference and table.find("dpo").needs_reference
+    assert defaults(registry.find("kto")) == expected
+    assert not registry.find("sft").needs_reference and registry.find("dpo").needs_reference
 
 
 def rows(desirable: list[bool], weights: list[float]) -> list[Row]:
@@ -209,23 +209,23 @@ def test_auto_weights_equalise_the_classes() -> None:
 
 
 def test_arguments_prefer_the_user_then_the_data_then_the_defaults() -> None:
-    found = arguments(table.find("kto"), {"beta": 0.3}, {"desirable_weight": 2.0, "beta": 9.0})
+    found = arguments(registry.find("kto"), {"beta": 0.3}, {"desirable_weight": 2.0, "beta": 9.0})
     assert found == {"beta": 0.3, "desirable_weight": 2.0, "undesirable_weight": 1.0, "value": "logistic"}
 
 
 @pytest.mark.parametrize("bad", [{"beta": -0.1}, {"beta": 0.0}, {"beta": "much"}, {"beta": math.nan}, {"beta": True}])
 def test_wrong_loss_arguments(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="--loss.beta must be a positive number"):
-        arguments(table.find("kto"), bad)
+        arguments(registry.find("kto"), bad)
 
 
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ConfigError, match='no loss "kot".*"kto"'):
-        table.find("kot")
+        registry.find("kot")
     with pytest.raises(ConfigError, match='no argument "betta".*"beta"'):
-        arguments(table.find("kto"), {"betta": 1.0})
+        arguments(registry.find("kto"), {"betta": 1.0})
     with pytest.raises(ConfigError, match='no reference point "mismatch".*"mismatched"'):
-        table.estimator("mismatch")
+        registry.estimator("mismatch")
 
 
 @pytest.mark.parametrize("module", ["unpaired", "paired", "paired_length", "reference_free", "likelihood", "tokenwise"])

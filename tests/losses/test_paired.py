@@ -11,7 +11,12 @@ import torch
 from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
-from prospect.losses.divergences import alpha_divergence, forward_kl, jensen_shannon, reverse_kl
+from prospect.losses.divergences import (
+    alpha_divergence,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+)
 from prospect.losses.paired import (
     aot,
     aot_unpaired,

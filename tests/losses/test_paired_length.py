@@ -13,7 +13,13 @@ from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.paired import dpo
-from prospect.losses.paired_length import dpo_norm, ipo, ipo_sum, ld_dpo, rdpo
+from prospect.losses.paired_length import (
+    dpo_norm,
+    ipo,
+    ipo_sum,
+    ld_dpo,
+    rdpo,
+)
 
 CASES = {
     "ipo": Case(ipo, "rrnn"),

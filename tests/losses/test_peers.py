@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from prospect.losses.functions import arguments
 from prospect.losses.table import find, modified
-from prospect.train.inputs import Batch, Tokens
-from prospect.train.objective import Objective
+from prospect.training.inputs import Batch, Tokens
+from prospect.training.objective import Objective
 
 FROZEN = Path(__file__).with_name("peers.json")
 VERSIONS = {"trl": "1.16.0", "liger_kernel": "0.8.5"}

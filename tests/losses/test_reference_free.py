@@ -12,7 +12,13 @@ from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.paired import dpo, hinge
-from prospect.losses.reference_free import alphapo, cpo, orpo, simpo, slic
+from prospect.losses.reference_free import (
+    alphapo,
+    cpo,
+    orpo,
+    simpo,
+    slic,
+)
 
 CASES = {
     "slic": Case(slic, "LL"),

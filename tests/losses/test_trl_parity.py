@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine.forest import Branches
 from prospect.engine.forward import forward
-from prospect.engine.models import Policy, load
+from prospect.engine.packing import Branches
+from prospect.engine.policy import Policy, load
 from prospect.losses.paired import dpo
 from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto

@@ -11,8 +11,21 @@ import torch
 from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
-from prospect.losses.unpaired import apo_zero_unpaired, bco, kto, kto_surprisal, npo, tgo
-from prospect.losses.values import hinge, identity, logistic, logsigmoid, power
+from prospect.losses.unpaired import (
+    apo_zero_unpaired,
+    bco,
+    kto,
+    kto_surprisal,
+    npo,
+    tgo,
+)
+from prospect.losses.values import (
+    hinge,
+    identity,
+    logistic,
+    logsigmoid,
+    power,
+)
 
 CASES = {
     "kto": Case(partial(kto, beta=0.3, undesirable_weight=2.0), "ryz"),

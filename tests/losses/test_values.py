@@ -9,7 +9,15 @@ import pytest
 import torch
 from loss_checks import f64, slopes
 
-from prospect.losses.values import Value, hinge, identity, logistic, logsigmoid, lost, power
+from prospect.losses.values import (
+    Value,
+    hinge,
+    identity,
+    logistic,
+    logsigmoid,
+    lost,
+    power,
+)
 
 VALUES: dict[str, Value] = {
     "logistic": logistic,

@@ -14,7 +14,7 @@ from prospect.report.advice import RULES, advise, holding
 from prospect.report.evidence import Evidence
 from prospect.report.folder import RunFolder
 from prospect.report.verdict import Verdict, result_line, verdict
-from prospect.train.rates import usual_rate
+from prospect.training.rates import usual_rate
 
 Data = dict[str, Any]
 

@@ -10,8 +10,20 @@ import pytest
 
 from prospect.report import charts
 from prospect.report.charts import Bar, Line
-from prospect.report.curves import POINTS, ends, rise, smooth, thin
-from prospect.report.svg import Frame, labels, minus, padded, ticks
+from prospect.report.curves import (
+    POINTS,
+    ends,
+    rise,
+    smooth,
+    thin,
+)
+from prospect.report.svg import (
+    Frame,
+    labels,
+    minus,
+    padded,
+    ticks,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -1,0 +1,174 @@
+"""`prospect losses`: the loss table for people, and one row of it explained by its own docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.padding import Padding
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from prospect.cli.flags import parse
+from prospect.losses import registry
+from prospect.losses.functions import defaults, keywords, load
+from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
+from prospect.losses.table import Loss, Modifier, ReferencePoint
+from prospect.training.console import Console
+
+VIEWS = {"binary": "thumbs", "pairs": "pairs", "scores": "scores", "text": "answers to imitate"}
+
+
+@dataclass(frozen=True)
+class LossesOptions:
+    """List the losses, modifiers and reference points, or explain one of them."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    """What to explain: a loss, a mixture, your own my_losses.py:my_loss, a modifier or a reference point."""
+    json: bool = False
+    """The list for machines."""
+    markdown: bool = False
+    """The list with every explanation, as docs/losses.md has it."""
+
+
+def losses(arguments: list[str]) -> int:
+    """`prospect losses [NAME]`"""
+    options = parse(LossesOptions, arguments, "losses")
+    console = Console(soft_wrap=True, highlight=False)
+    if options.json:
+        rows = [LOSSES[options.name]] if options.name in LOSSES else LOSSES.values()
+        print(json.dumps([_plain(row) for row in rows], indent=1))
+    elif options.markdown:
+        print(markdown(), end="")
+    elif options.name in MODIFIERS:
+        _explain_modifier(console, MODIFIERS[options.name])
+    elif options.name in REFERENCE_POINTS:
+        _explain_point(console, REFERENCE_POINTS[options.name])
+    elif options.name:
+        _explain(console, registry.find(options.name))
+    else:
+        _list(Console(highlight=False))
+    return 0
+
+
+def _list(console: Console) -> None:
+    """Every name with what it is, in 80 columns; arguments and papers are in what explains one."""
+    for family in dict.fromkeys(row.family for row in LOSSES.values()):
+        rows = [row for row in LOSSES.values() if row.family == family]
+        named = {f"{row.name}{' *' if row.halo else ''}": f"{row.title} ({VIEWS[row.view]})" for row in rows}
+        _section(console, family.capitalize(), named)
+    _section(console, "Modifiers: --modify", {row.name: row.title for row in MODIFIERS.values()})
+    _section(console, "Reference points: --reference-point", {p.name: p.title for p in REFERENCE_POINTS.values()})
+    console.print("* a HALO, a human-aware loss (docs/halo.md)")
+    console.print(f'{len(LOSSES)} losses. "prospect losses NAME" explains one; mixtures: --loss dpo:0.8,sft:1')
+
+
+def _section(console: Console, title: str, named: dict[str, str]) -> None:
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows.add_column(no_wrap=True, min_width=21)
+    rows.add_column()
+    for name, what in named.items():
+        rows.add_row(name, what)
+    console.print(title, style="bold")
+    console.print(Padding(rows, (0, 0, 1, 2)))
+
+
+def _explain(console: Console, row: Loss) -> None:
+    console.print(f"[bold]{row.name}[/]: {row.title}")
+    for name, value in _facts(row).items():
+        console.print(f"  {name + ':':17}{value}", markup=False)
+    for heading, text in _terms(row):
+        console.print(f"\n[bold]{heading}[/]")
+        console.print(text, markup=False)
+
+
+def _facts(row: Loss) -> dict[str, str]:
+    facts = {
+        "source": ", ".join(filter(None, (row.paper, row.equation))) or "no single one",
+        "reads": f"{VIEWS[row.view]}: {_inputs(row)}" + ("" if row.needs_reference else "; no reference model"),
+        "HALO": "yes" if row.halo else "no (docs/halo.md says why)",
+        "reference point": row.reference_point,
+        "learning rate": f"{row.learning_rate:g}, ten times that for LoRA",
+        "arguments": _given(defaults(row)) or "none",
+        "couples": "one answer's loss depends on the whole step's" if row.couples == "step" else None,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _terms(row: Loss) -> list[tuple[str, str]]:
+    """Each term's place in the objective, and its function's docstring."""
+    found = []
+    for number, term in enumerate(row.terms, start=1):
+        side = {"desirable": "chosen", "undesirable": "rejected"} if row.view == "pairs" else {}
+        about = "" if term.rows == "all" else f" of the {side.get(term.rows, term.rows)} answers"
+        count = f" (term {number} of {len(row.terms)})" if len(row.terms) > 1 else ""
+        times = "" if term.coefficient == 1 else f"{term.coefficient:g} times "
+        heading = f"{times}The mean per {term.unit.removesuffix('s')}{about}{count}".capitalize()
+        found.append((heading, inspect.getdoc(load(term.function)) or "(it has no docstring)"))
+    return found
+
+
+def markdown() -> str:
+    """The whole table for docs/losses.md."""
+    lines: list[str] = []
+    for family in dict.fromkeys(row.family for row in LOSSES.values()):
+        lines += [
+            f"## {family.capitalize()}",
+            "",
+            "| loss | what it is | HALO | arguments | paper |",
+            "|---|---|---|---|---|",
+        ]
+        mine = [row for row in LOSSES.values() if row.family == family]
+        for row in mine:
+            halo = "yes" if row.halo else "no"
+            lines.append(
+                f"| [{row.name}](#{row.name}) | {row.title} | {halo} | {_given(defaults(row))} | {row.paper} |"
+            )
+        for row in mine:
+            lines += ["", f"### {row.name}", "", f"{row.title}.", ""]
+            lines += [f"- {name}: {value}" for name, value in _facts(row).items()]
+            for heading, text in _terms(row):
+                lines += ["", f"{heading}:", "", *("    " + line if line else "" for line in text.splitlines())]
+        lines.append("")
+    lines += ["## Modifiers", "", "| --modify | what it does | arguments | paper |", "|---|---|---|---|"]
+    lines += [f"| {m.name} | {m.title} | {_given(_modifier_arguments(m))} | {m.paper} |" for m in MODIFIERS.values()]
+    lines += ["", "## Reference points", "", "| --reference-point | z0 is |", "|---|---|"]
+    lines += [f"| {point.name} | {point.title} |" for point in REFERENCE_POINTS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _explain_modifier(console: Console, modifier: Modifier) -> None:
+    console.print(f"[bold]--modify {modifier.name}[/]: {modifier.title} ({modifier.paper})")
+    console.print(f"  arguments: {_given(_modifier_arguments(modifier)) or 'none'}", markup=False)
+    for function in modifier.functions:
+        console.print("\n" + (inspect.getdoc(load(function)) or ""), markup=False)
+
+
+def _explain_point(console: Console, point: ReferencePoint) -> None:
+    console.print(f"[bold]--reference-point {point.name}[/]: {point.title}")
+    console.print("\n" + (inspect.getdoc(load(point.function)) or ""), markup=False)
+
+
+def _modifier_arguments(modifier: Modifier) -> dict[str, Any]:
+    return {k: v for function in modifier.functions for k, v in keywords(load(function)).items()}
+
+
+def _inputs(row: Loss) -> str:
+    return ", ".join(dict.fromkeys(name for term in row.terms for name in term.reads))
+
+
+def _given(arguments: dict[str, Any]) -> str:
+    def told(value: Any) -> str:
+        return "required" if value is inspect.Parameter.empty else value if isinstance(value, str) else f"{value:g}"
+
+    return ", ".join(f"{name} {told(value)}" for name, value in arguments.items())
+
+
+def _plain(row: Loss) -> dict[str, Any]:
+    return {
+        "name": row.name, "family": row.family, "view": row.view, "title": row.title, "paper": row.paper,
+        "equation": row.equation, "halo": row.halo, "reads": sorted(row.reads), "reference": row.needs_reference,
+        "reference_point": row.reference_point, "arguments": defaults(row), "learning_rate": row.learning_rate,
+    }  # fmt: skip

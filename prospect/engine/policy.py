@@ -1,0 +1,373 @@
+"""Policies: a model folder loaded in the right precision, with the engine path it can be trusted with. The only code
+that reaches for the decoder and the head of a model.
+
+    folder with config.json             a plain transformers folder
+    folder with adapter_config.json     a LoRA adapter; its base comes along, together they are the starting point
+    any other name                      a model on the Hugging Face Hub, out of the local cache or downloaded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prospect.data.template import Template
+from prospect.engine import folders, fused
+from prospect.engine.attention import attention_is_by_tree, by_tree
+from prospect.engine.checks import Engine, choose_path, require_same
+from prospect.engine.fused import Kernels
+from prospect.engine.head import Head, finish, pick
+from prospect.engine.last import shorten
+from prospect.engine.layers import cast_inputs_once, lighten
+from prospect.engine.load import (
+    generation_values,
+    read_adapter,
+    read_model,
+    read_tokenizer,
+    to_dtype,
+    write,
+)
+from prospect.engine.memory import must_fit
+from prospect.engine.pages import keep_freed, limit_caches
+from prospect.engine.precision import (
+    COMPUTED_IN,
+    TRAINED_IN,
+    Precision,
+    computing_in,
+    pick_device,
+    pick_precision,
+)
+from prospect.engine.weights import SaveDtype, dtypes_to_save, stored_dtypes
+from prospect.engine.work import Cost, cost_of
+from prospect.errors import ConfigError, ModelError
+
+UNLIMITED = 1 << 30
+"""The context of a model that names no limit."""
+
+
+class Scored(NamedTuple):
+    """Log-probs of M targets, the sums over the vocabulary of p^2, and the hidden states (M, H) they came from."""
+
+    logp: Tensor
+    sum_p2: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Policy:
+    """A model with what the engine found out about it.
+
+    `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
+    tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `wide`: frozen weights are
+    float32 as well, whatever they are stored in. `cache` remembers the digests of files. `stored` are
+    the dtypes of the folder's tensors, see weights.py. `path` says how `forward` runs
+    the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
+    `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts nothing
+    (last.py). `flops` counts what `score` has computed so far, see work.py.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase | None
+    device: torch.device
+    precision: Precision
+    folder: Path | None = None
+    name: str = ""
+    revision: str | None = None
+    chat_template: str | None = None
+    kernels: Kernels = "torch"
+    wide: bool = True
+    cache: Path | None = None
+    path: Literal["tree", "padded"] = "padded"
+    path_reason: str = ""
+    checked_length: int = UNLIMITED
+    chunked_head: bool = True
+    short_last: bool = True
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+    value_head: nn.Module | None = None
+    decoder: nn.Module = field(init=False)
+    head: Head = field(init=False)
+    configs: tuple[Any, ...] = field(init=False)
+    cost: Cost = field(init=False)
+    flops: float = field(init=False, default=0.0)
+    _checkpointed: list[GradientCheckpointingLayer] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.adopt(self.model)
+
+    def adopt(self, model: PreTrainedModel | PeftModel) -> None:
+        """Run `model` from now on, which may have gained an adapter: find its parts, switch its dropout off."""
+        self.model = model
+        self.decoder, self.head = cast(Any, self.base).get_decoder(), _head(self.base, self.kernels == "fused")
+        self.configs = tuple({id(m.config): m.config for m in self.base.modules() if hasattr(m, "config")}.values())
+        for config in self.configs:
+            if self.precision == "fp64":
+                config._experts_implementation = "eager"  # the faster ones know no float64
+            if getattr(config, "attn_logit_softcapping", None):
+                config._attn_implementation = "eager"  # the default of transformers before 5.23 forgets the cap
+        _no_dropout(model)
+        if self.kernels == "torch":
+            lighten(self.base)
+        cast_inputs_once(self.base)
+        embeddings = cast(Any, self.base).get_input_embeddings()
+        _sparse_where_tied(embeddings, self.head.module)
+        tail = shorten(self.decoder)
+        self.short_last = self.short_last and tail is not None
+        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config(), tail)
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is attached."""
+        return isinstance(self.model, PeftModel)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, any adapter's layers inside."""
+        return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def score(
+        self,
+        inputs: dict[str, Any],
+        index: Tensor,
+        targets: Tensor,
+        *,
+        want_sum_p2: bool,
+        want_hidden: bool = False,
+        before: Tensor | None = None,
+    ) -> Scored:
+        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T, and
+        first through the hidden states `before` (K, H).
+
+        Raises ModelError where hidden states are wanted of a model whose head the engine cannot run by itself.
+        """
+        if want_hidden and not self.chunked_head:
+            raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
+        tokens = inputs["input_ids"].numel()
+        short = self.short_last and self.chunked_head and before is None and "segments" in inputs
+        short = short and len(index) <= tokens  # a prompt's last token is there once for each of its answers
+        self._count(inputs, len(index), short)
+        wanted = {"wanted": index} if short else {}
+        with self.autocast(), self._training_layers():
+            if not self.chunked_head:
+                logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
+                return Scored(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
+            states = [] if before is None else [before]
+            if inputs["input_ids"].numel():
+                states.append(self.decoder(**inputs, **wanted, use_cache=False)[0].flatten(0, 1))
+            hidden = states[0] if len(states) == 1 else torch.cat(states)
+            hidden = hidden if short else hidden.index_select(0, index)
+        found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
+        return Scored(*found, hidden if want_hidden else None)
+
+    def _count(self, inputs: dict[str, Any], targets: int, short: bool) -> None:
+        rows, length = inputs["input_ids"].shape
+        pairs = inputs["segments"].pairs if "segments" in inputs else rows * length * (length + 1) // 2
+        tokens, backward = rows * length, torch.is_grad_enabled() and bool(self.cost.body_trained)
+        last = targets if short else tokens
+        self.flops += self.cost.flops(tokens=tokens, last=last, targets=targets, pairs=pairs, backward=backward)
+
+    def add_value_head(self, seed: int) -> None:
+        """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
+        the hidden states (as in the HALOs repository's offline PPO), drawn from `seed`, 0 at the start."""
+        size = self.base.config.get_text_config().hidden_size
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            layers = nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1)
+            nn.init.zeros_(layers[-1].weight)
+            nn.init.zeros_(layers[-1].bias)
+        self.value_head = cast(nn.Module, nn.Sequential(*layers)).to(self.device, TRAINED_IN[self.precision])
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The value head's (M,) of hidden states (M, H), which its gradient does not reach."""
+        assert self.value_head is not None, "add_value_head comes first"
+        (first, *_) = self.value_head.parameters()
+        found: Tensor = self.value_head(hidden.detach().to(first.dtype))[:, 0]
+        return found
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that a forward pass runs in, whatever the precision; see `computing_in`."""
+        return computing_in(self.precision, self.device)
+
+    def tree_attention(self) -> AbstractContextManager[None]:
+        """The context in which the model takes packed rows."""
+        return by_tree(self.configs)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that take gradients, by name; a tied one once."""
+        heads = [] if self.value_head is None else list(self.value_head.named_parameters(prefix="value_head"))
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad] + heads
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Keep only each layer's input for backward, and compute the layer again there: a third more time, far less
+        memory. Raises ConfigError where the model has no layers that can do it."""
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if on and not layers:
+            raise ConfigError(f"{self.architecture} cannot checkpoint activations: use --activation-checkpointing off")
+        for layer in layers:
+            layer.gradient_checkpointing = on
+            recompute = partial(checkpoint, use_reentrant=False, context_fn=self._recompute_contexts)
+            layer._gradient_checkpointing_func = recompute  # type: ignore[assignment]
+        self._checkpointed = layers if on else []
+
+    def _recompute_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """For the forward pass, and for the recomputation: by then the contexts of this pass have been left."""
+        return nullcontext(), self._same_again(attention_is_by_tree(self.configs))
+
+    @contextmanager
+    def _same_again(self, on_trees: bool) -> Iterator[None]:
+        with self.autocast(), self.tree_attention() if on_trees else nullcontext():
+            yield
+
+    @contextmanager
+    def _training_layers(self) -> Iterator[None]:
+        """transformers checkpoints layers in training mode only. They get it for this pass, without what is inside
+        them: dropout stays off, and between passes the model can generate with its cache."""
+        for layer in self._checkpointed:
+            layer.training = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in self._checkpointed:
+                layer.training = False
+
+    @property
+    def parameters(self) -> int:
+        """How many there are; a tied one counts once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for _, p in self.trainable())
+
+    @property
+    def architecture(self) -> str:
+        return type(self.base).__name__
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence."""
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else UNLIMITED
+
+    @cached_property
+    def digest(self) -> str:
+        """Fingerprint of what was loaded, whatever training has made of it since."""
+        assert self.folder is not None, "a policy made in memory has no folder"
+        return folders.fingerprint(self.folder, self.cache)
+
+
+def _head(base: PreTrainedModel, fused: bool) -> Head:
+    """The output embeddings, and what the config says is done to their logits; if that is not all, the check fails."""
+    config = base.config.get_text_config()
+    scale = 1.0
+    for name, exponent in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
+        scale *= float(getattr(config, name, None) or 1.0) ** exponent
+    module = cast(Any, base).get_output_embeddings()
+    return Head(module, config.vocab_size, scale, getattr(config, "final_logit_softcapping", None), fused)
+
+
+def _sparse_where_tied(embeddings: nn.Module, head: nn.Module) -> None:
+    """Trained embeddings that are the head's weight, too: the head's gradient is there already when theirs comes, and
+    takes its few rows as they are, instead of a second matrix of the whole vocabulary that is nearly all zeros. On CUDA
+    rows would be added in any order."""
+    weight = getattr(embeddings, "weight", None)
+    if isinstance(embeddings, nn.Embedding) and weight is getattr(head, "weight", None):
+        embeddings.sparse = bool(embeddings.weight.requires_grad and embeddings.weight.device.type == "cpu")
+
+
+def _no_dropout(model: nn.Module) -> None:
+    """Evaluation mode, and every rate at zero, whoever may switch to training mode later."""
+    model.eval()
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout))):
+                setattr(module, name, 0.0)
+
+
+def load(
+    model: str | Path,
+    *,
+    precision: Precision | Literal["auto"] = "auto",
+    device: str = "auto",
+    chat_template: str | None = None,
+    engine: Engine = "auto",
+    kernels: Kernels | Literal["auto"] = "auto",
+    revision: str | None = None,
+    frozen: bool = False,
+    wide: bool | None = None,
+    cache: str | Path | None = None,
+) -> Policy:
+    """Load a model or adapter folder, or a Hub name, and check which engine path it can be trusted with.
+
+    All parameters (of an adapter: its own) are trainable and float32, in "fp64" float64. With `frozen`, for references,
+    evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `wide` says
+    otherwise: a reference is loaded as its policy is, since a model that adds up in bfloat16 is another model by 0.03
+    nats a token. `chat_template`: None for the tokenizer's own, "plain", or a Jinja file. `cache` is where digests of
+    files are kept, None for the usual place. Raises ModelError, ConfigError, MissingExtra.
+    """
+    folder = folders.find(model, revision)
+    base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
+    adapted = base_folder != folder
+    where = pick_device(device)
+    kernels = fused.pick_kernels(kernels, where)
+    how = pick_precision(precision, where)
+    if where.type == "cpu":
+        keep_freed()
+        limit_caches()
+    wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
+    base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
+    network = read_adapter(base, folder, trainable=not frozen) if adapted else base
+    to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[how])
+    tokenizer = read_tokenizer(folder, base_folder)
+    if chat_template is not None:
+        Template(tokenizer, chat_template)
+    name = str(folder) if folders.local(model).exists() else str(model)
+    with must_fit(f"{model} on {where}"):
+        cast(nn.Module, network).to(where)
+        policy = Policy(
+            network,
+            tokenizer,
+            where,
+            how,
+            folder,
+            name,
+            revision,
+            chat_template,
+            kernels,
+            wide,
+            folders.cache_folder(cache),
+            stored=stored_dtypes(folder),
+        )
+        if kernels == "fused":
+            require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
+        choose_path(policy, engine)
+    return policy
+
+
+def save(policy: Policy, folder: str | Path, *, dtype: SaveDtype = "auto", ends: Iterable[int] = ()) -> None:
+    """Write the policy as a model folder (of an adapter: an adapter folder) with its tokenizer, chat template and
+    generation config. Tensors are stored as the start model's are, or in `dtype`; the generation config keeps the start
+    model's values and learns which tokens end an answer: `ends` and the chat template's. What stood there is replaced,
+    and only by the whole.
+
+    Raises RunError where the disk fails; then nothing has changed.
+    """
+    if policy.tokenizer is not None:
+        ends = (*ends, *Template(policy.tokenizer).end_of_turn_ids)
+    write(
+        policy.model,
+        policy.tokenizer,
+        Path(folder),
+        dtypes=dtypes_to_save(policy.model, policy.stored, dtype),
+        generation=generation_values(policy.base, policy.folder, ends),
+    )

@@ -1,0 +1,231 @@
+"""THE loop. Read it top to bottom: preflight, then for each step
+
+    z0 -> micro-batches forward and backward with global normalisers -> gradients summed over ranks once -> finite? ->
+    clip -> optimizer step -> log -> checkpoint
+
+It knows no loss by name: a row of the loss table says what to compute. It imports no leaf: evaluation and samples
+come in as callbacks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from prospect.data.schedule import Step
+from prospect.engine.checks import nan_source, nonfinite_tensors
+from prospect.engine.live import LiveReference
+from prospect.engine.precision import COMPUTED_IN
+from prospect.engine.work import matmul_peak
+from prospect.errors import Interrupted, ModelError, NonFiniteError
+from prospect.losses.motion import Motion
+from prospect.training import checkpoint, ranks
+from prospect.training import statistics as figures
+from prospect.training.batch import matched
+from prospect.training.gradient import gradient
+from prospect.training.job import Job
+from prospect.training.optimizer import learning_rate, make_optimizer, reserve
+from prospect.training.z0 import reference_point
+
+
+def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
+    """Train from the newest checkpoint, or from the start, to the end of the schedule.
+
+    Raises NonFiniteError with the step's row ids, Interrupted (after saving) when `stop()` says so, RunError on a
+    full disk.
+    """
+    parameters = job.policy.trainable()
+    optimizer = make_optimizer(parameters, job.config)
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "token_budget": job.token_budget}
+    z0_state, steps = None, job.schedule.steps
+    last = checkpoint.latest(job.checkpoints) if job.config.resume else None
+    if last is not None:
+        state, z0_state, earlier = checkpoint.restore(last, parameters, optimizer)
+        z0_state = None if z0_state is None else z0_state.to(job.policy.device)
+        job.token_budget = state["token_budget"]
+        if job.live is not None and earlier is not None:
+            job.live.restore(earlier)
+    elif job.policy.device.type == "cpu":
+        reserve(optimizer)
+    job.log.rewind(state["step"])
+    peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
+    job.log.log("device", step=0, matmul_flops_per_second=peak)
+    started = time.perf_counter() - state["seconds"]
+    with job.log.bar("train", len(steps), state["step"]) as bar:
+        for step in steps[state["step"] :]:
+            began, done = time.perf_counter(), job.policy.flops
+            point = reference_point(job, step, z0_state, at_reference=_at_reference(job, step.index))
+            totals = gradient(job, step, point)
+            norm = _norm(parameters)
+            # The one place of a step that waits for the device: no step is taken on what is not finite.
+            found = figures.read(point.figures | {"totals": totals, "grad_norm": norm})
+            found = figures.means(found.pop("totals")) | found
+            _require_finite(job, step, found["loss"], found["grad_norm"])
+            if found["grad_norm"] > job.config.clip:
+                torch.nn.utils.clip_grads_with_norm_([p for _, p in parameters], job.config.clip, norm, foreach=True)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
+            _move_reference(job.live, job.motion, step.index, behind=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            _move_reference(job.live, job.motion, step.index, behind=False)
+            z0_state = point.state
+
+            now, tokens = time.perf_counter(), _tokens(job, step)
+            found |= {"lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
+            found |= {"tokens_per_second": tokens / (now - began), "seconds": now - started}
+            found |= {"utilisation": (job.policy.flops - done) / (now - began) / peak}
+            job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **found)
+            bar(step.index, figures.line(found))
+            _guard(job)
+
+            ended, halted = step.index == len(steps), ranks.any_rank(stop(), job.policy.device)
+            if _due(step.index, job.config.eval_every) and not ended:
+                state["best"] = _evaluate(job, step.index, state["best"])
+            if ended or halted or _due(step.index, job.config.save_every) or _epoch_ends(job, step):
+                state |= {"seconds": time.perf_counter() - started, "token_budget": job.token_budget}
+                _save(job, step, optimizer, state, z0_state)
+            if halted and not ended:
+                raise Interrupted(f"stopped after step {step.index} of {len(steps)}; the checkpoint is saved")
+
+
+def _save(
+    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], z0_state: torch.Tensor | None
+) -> None:
+    """A checkpoint, by the first rank."""
+    if ranks.rank() == 0:
+        with job.log.bar("saving the checkpoint"):
+            checkpoint.save(
+                job.checkpoints,
+                step.index,
+                job.policy.trainable(),
+                optimizer,
+                state,
+                reference_point=z0_state,
+                live=job.live.weights if job.live is not None and job.motion is not None else None,
+                keep=job.config.keep,
+            )
+
+
+def preflight(job: Job) -> None:
+    """Before the first step: something is trainable, and where the policy is the reference, every r is 0 up to
+    rounding.
+
+    Raises ModelError. The noise floor of r is logged: in bf16, packing alone moves it.
+    """
+    if not job.policy.trainable():
+        raise ModelError(
+            "nothing in this model is trainable: every parameter is frozen. Train the full model or add --lora r=16"
+        )
+    if job.reference is None or not _at_reference(job, 1):
+        return
+
+    @torch.no_grad()
+    def log_ratios() -> torch.Tensor:
+        """(2, N) |r| and tokens of the first step's answers."""
+        parts = [job.compute(part) for part in matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]]
+        columns = [torch.stack([part.read("log_ratio").abs(), part.read("length")]) for part in parts]
+        return torch.cat(columns, dim=1).double().cpu()
+
+    r, lengths = job.fitting(log_ratios)
+    worst, mean = float((r / lengths).max()), float(r.sum() / lengths.sum())
+    job.rounding = max(job.rounding, 2 * float(r.max()))
+    job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
+    if not (mean <= 5e-3 if job.policy.precision == "bf16" else worst <= 1e-4):
+        raise ModelError(
+            f"the policy should start as the reference, but its log-ratios are not 0: {mean:.2g} nats per token on "
+            f"average, {worst:.2g} at most. Choose --engine padded or --precision fp32, or "
+            "report the model's architecture"
+        )
+
+
+def _at_reference(job: Job, step: int) -> bool:
+    """Whether the policy is the reference as this step begins, so that every r is 0 up to rounding: at the start, and
+    where the reference has just become the policy."""
+    if step == 1:
+        return job.config.reference is None
+    motion = job.motion
+    return motion is not None and motion.mix == 1.0 and not motion.behind and (step - 1) % motion.every == 0
+
+
+def _norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:
+    """Of all gradients together. Here, so that nobody holds them when the next step makes its own."""
+    return torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None], foreach=True)
+
+
+def _move_reference(live: LiveReference | None, motion: Motion | None, step: int, *, behind: bool) -> None:
+    """Before and after the optimizer's step, a moving reference follows the policy where it is due."""
+    if live is not None and motion is not None and motion.behind == behind and step % motion.every == 0:
+        live.follow(motion.mix)
+
+
+def _tokens(job: Job, step: Step) -> int:
+    """Real tokens of a step: each prompt once per tree, each row's completions."""
+    trees = {job.corpus.rows[i].tree for i in step.rows}
+    prompts = sum(len(job.corpus.trees[tree].prompt) for tree in trees)
+    return prompts + sum(job.corpus.length(job.corpus.rows[i]) for i in step.rows)
+
+
+def _require_finite(job: Job, step: Step, loss: float, norm: float) -> None:
+    """Nothing hides a NaN: the step is not taken, and the rows are named."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    names = [job.corpus.rows[i].id for i in step.rows]
+    last = checkpoint.latest(job.checkpoints)
+    raise NonFiniteError(
+        f"step {step.index}: the loss is {loss} and the gradient norm {norm}. Its rows: {', '.join(names[:8])}"
+        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. {_remedy(job, step)}"
+        + (f"; the last good checkpoint is {last}" if last else ""),
+        names,
+    )
+
+
+def _remedy(job: Job, step: Step) -> str:
+    """What to do about a step that is not finite. No step has changed the model before the first."""
+    if nonfinite_tensors(job.policy.model):
+        return f"The model has {nan_source(job.policy)}. Take an intact copy of the start model"
+    if step.index == 1:
+        return (
+            "The model is still the start model, so the learning rate had no part in it: look at those rows and at the "
+            "loss's arguments, or use --precision fp32"
+        )
+    return "Lower --learning-rate, use --precision fp32, or look at those rows"
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _epoch_ends(job: Job, step: Step) -> bool:
+    steps = job.schedule.steps
+    return not job.config.save_every and step.index < len(steps) and steps[step.index].epoch != step.epoch
+
+
+def _guard(job: Job) -> None:
+    """Say once when the run shows the sign of too high a learning rate."""
+    steps = [m for m in job.log.metrics[-80:] if m["event"] == "step"]
+    if figures.both_fall(steps) and not any("learning rate" in m.get("message", "") for m in job.log.metrics):
+        job.log.say(
+            "the rewards of desirable and undesirable answers both fall, often the sign of too high a learning rate: "
+            "the report weighs it against held-out feedback",
+            warning=True,
+        )
+
+
+def _evaluate(job: Job, step: int, best: float | None) -> float | None:
+    """Measure, keep the weights where they are the best so far, and take samples. Returns the best AUC."""
+    if job.sample is not None:
+        job.sample(step)
+    found = job.measure(step) if job.measure is not None else {}
+    if found:
+        job.log.log("eval", step=step, **found)
+    score = found.get("auc")
+    if job.config.keep_best and score is not None and (best is None or score > best):
+        if ranks.rank() == 0:
+            checkpoint.save_best(job.checkpoints, job.policy.trainable(), {"step": step, "auc": score})
+        return score
+    return best

@@ -1,0 +1,167 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar, and trackers through their own libraries."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from prospect.data import store
+from prospect.errors import ConfigError, MissingExtra, ProspectError
+from prospect.training.console import Console
+from prospect.training.progress import Bars, Update
+from prospect.training.terminal import quiet
+
+Metrics = dict[str, Any]
+Send = Callable[[str, Metrics, int], None]
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Every readable line of a metrics.jsonl; one that a kill cut short, or a disk has damaged, is left out, and so is
+    one whose event or step is none."""
+    lines = store.json_lines(path)[0]
+    return [line for line in lines if isinstance(line.get("event"), str) and isinstance(line.get("step", 0), int)]
+
+
+class RunLog:
+    """Appends to metrics.jsonl and to the trackers, and prints for people; silent on ranks other than 0.
+
+    An event of a step is logged once: a resumed run that comes by again adds no second line.
+    """
+
+    def __init__(
+        self, folder: Path, *, rank: int = 0, track: tuple[str, ...] = (), config: Metrics | None = None
+    ) -> None:
+        self.folder, self.config = folder, config or {}
+        self.path = folder / "metrics.jsonl"
+        self.console = Console(stderr=True, quiet=rank != 0)
+        self._bars = Bars(self.console)
+        self.metrics: list[Metrics] = read_metrics(self.path)
+        self._main = rank == 0
+        self._trackers: dict[str, Send] = {}
+        self._step = 0
+        self._logged = set(map(_event_of, self.metrics))
+        self.track(track)
+
+    def track(self, names: tuple[str, ...]) -> None:
+        """Log to these trackers as well from now on. Raises MissingExtra, ConfigError."""
+        if self._main:
+            self._trackers |= {name: _started(name, self.folder, self.config) for name in names}
+
+    def rewind(self, step: int) -> None:
+        """Forget what a lost part of the run had logged after `step`."""
+        self.metrics, self._step = [m for m in self.metrics if _event_of(m)[1] <= step], step
+        self._logged = set(map(_event_of, self.metrics))
+        if self._main:
+            store.write(self.path, "".join(json.dumps(m) + "\n" for m in self.metrics))
+
+    def log(self, event: str, **values: Any) -> None:
+        """One line of metrics.jsonl; numbers that are not finite are written as null."""
+        self._step = max(self._step, int(values.get("step", 0)))
+        line = {"event": event} | {k: None if _nonfinite(v) else v for k, v in values.items()}
+        if self.has(line):
+            return
+        self.metrics.append(line)
+        self._logged.add(_event_of(line))
+        if self._main:
+            store.append(self.path, json.dumps(line) + "\n")
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        if numbers:
+            self._send(event, numbers, int(values.get("step", 0)))
+
+    def has(self, line: Metrics) -> bool:
+        """Whether this event of this step (of warnings: this message) is logged already."""
+        return _event_of(line) in self._logged
+
+    def say(self, message: str, *, warning: bool = False) -> None:
+        """A line for people; a warning is kept in metrics.jsonl, for the report, too."""
+        text = escape(message)
+        if warning or not quiet():
+            self.console.print(f"[yellow]warning:[/] {text}" if warning else text, highlight=False, soft_wrap=True)
+        self._bars.heard()
+        if warning:
+            self.log("warning", step=self._step, message=message)
+
+    def bar(self, title: str, total: int | None = None, start: int = 0) -> AbstractContextManager[Update]:
+        """A progress bar; the yielded function takes what is done and a text of figures."""
+        return self._bars.bar(title, total, start)
+
+    def close(self) -> None:
+        """Tell the trackers that the run has ended."""
+        self._send("end", {}, 0)
+
+    def _send(self, event: str, numbers: Metrics, step: int) -> None:
+        """To every tracker. One that fails, its server gone say, is left out from then on: the run is worth more."""
+        for name, send in list(self._trackers.items()):
+            try:
+                send(event, numbers, step)
+            except Exception as error:
+                del self._trackers[name]
+                self.say(f"--track {name} stopped working and is left out from here on: {error}", warning=True)
+
+
+def _event_of(line: Metrics) -> tuple[str, int, str]:
+    """What a line is about: event, step and message."""
+    step = line.get("step", 0)
+    return str(line.get("event")), step if isinstance(step, int) else 0, str(line.get("message", ""))
+
+
+def _nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _library(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingExtra(module.split(".")[0], extra, f"--track {extra}") from None
+
+
+def _started(name: str, folder: Path, config: Metrics) -> Send:
+    """A tracker that is ready. Raises MissingExtra, or ConfigError with its library's own words."""
+    try:
+        return tracker(name, folder, config)
+    except ProspectError:
+        raise
+    except Exception as error:  # no login, no network, no room: each library has its own kinds
+        raise ConfigError(f"--track {name} cannot start: {error}") from error
+
+
+def tracker(name: str, folder: Path, config: Metrics) -> Send:
+    """A function (event, numbers, step) that sends to one experiment tracker; the event "end" closes it."""
+    if name == "tensorboard":
+        writer = _library("torch.utils.tensorboard", name).SummaryWriter(str(folder / "tensorboard"))
+
+        def to_tensorboard(event: str, numbers: Metrics, step: int) -> None:
+            for key, value in numbers.items():
+                writer.add_scalar(f"{event}/{key}", value, step)
+            if event == "end":
+                writer.close()
+
+        return to_tensorboard
+    library = _library(name, name)
+    if name == "mlflow":
+        library.start_run(run_name=folder.name)
+        library.log_params({k: str(v)[:500] for k, v in config.items()})
+
+        def to_mlflow(event: str, numbers: Metrics, step: int) -> None:
+            library.log_metrics({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
+            if event == "end":
+                library.end_run()
+
+        return to_mlflow
+    run = library.init(project="prospect", name=folder.name, config=config)
+
+    def to_run(event: str, numbers: Metrics, step: int) -> None:
+        if event == "end":
+            run.finish()
+        else:
+            run.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
+
+    return to_run

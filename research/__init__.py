@@ -1,0 +1,1 @@
+"""What argues for the science and is not shipped."""

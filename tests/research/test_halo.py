@@ -1,0 +1,86 @@
+"""The definition of a HALO as a test, on the losses whose verdict is known, and on every row of the table."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from prospect.losses import (
+    likelihood,
+    paired,
+    tokenwise,
+    unpaired,
+)
+from prospect.losses.rows import LOSSES
+from prospect.losses.table import Loss
+from research.halo import judge, verdict
+
+KTO_READS = ("log_ratio", "desirable", "z0")
+
+
+@pytest.mark.parametrize("row", LOSSES.values(), ids=lambda row: row.name)
+def test_the_table_agrees_with_the_definition(row: Loss) -> None:
+    found = verdict(row)
+    assert row.halo == found.halo, f"{row.name}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("name", "halo"), [("logistic", True), ("identity", True), ("hinge", True), ("power", True), ("logsigmoid", False)]
+)
+def test_value_functions_of_kto(name: str, halo: bool) -> None:
+    found = verdict(LOSSES["kto"], {"value": name})
+    assert found.halo is halo, found
+    assert found.invariant and found.relative and found.monotone
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.25])
+def test_unequal_class_weights_need_a_value_per_class(weight: float) -> None:
+    """One v per example is what the test grants; with it, weights do not matter."""
+    assert verdict(LOSSES["kto"], {"undesirable_weight": weight}).halo
+
+
+def test_the_first_condition_that_fails_is_the_reason() -> None:
+    sft = judge("text", [(likelihood.sft, ("token_logp",), "all")])
+    assert not sft.invariant and sft.relative is sft.monotone is sft.concave is None and not sft.halo
+    npo = judge("binary", [(unpaired.npo, ("log_ratio",), "undesirable")])
+    assert npo.invariant and npo.relative and npo.monotone and npo.concave is False
+    assert verdict(LOSSES["ipo"]).monotone is False
+    assert verdict(LOSSES["aot"]).relative is False
+    assert verdict(LOSSES["dpop"]).relative is False
+    assert verdict(LOSSES["ld_dpo"]).relative is False
+
+
+def test_pairs_may_be_one_difference_or_two_answers() -> None:
+    assert judge("pairs", [(paired.dpo, ("log_ratio",), "all")]).halo
+
+    def two_sides(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return torch.sigmoid(-0.1 * chosen) + torch.sigmoid(0.1 * rejected)
+
+    assert judge("pairs", [(two_sides, ("log_ratio",), "all")]).halo
+    pulled = [(paired.dpo, ("log_ratio",), "all"), (unpaired.npo, ("log_ratio",), "undesirable")]
+    assert judge("pairs", pulled).relative is False
+
+
+def test_a_reference_point_that_is_not_subtracted_is_found() -> None:
+    def squeezed(log_ratio: Tensor, desirable: Tensor, z0: Tensor) -> Tensor:
+        return torch.where(desirable, 1, -1) * torch.sigmoid(-0.1 * log_ratio * (1 + z0**2))
+
+    assert judge("binary", [(squeezed, KTO_READS, "all")]).relative is False
+
+
+def test_offline_ppo_passes_only_with_a_reward_linear_in_the_ratio() -> None:
+    """With r = log q the clipped value is convex on (0, log(1 + clip)) and the KL term adds a slope the other way; in
+    z = q - 1 it is min(A z, A clip), a HALO's value for both signs of A."""
+    reads = ("token_log_ratio", "offsets", "desirable", "value")
+    assert verdict(LOSSES["ppo"]).monotone is False
+    without_kl = judge("binary", [(partial(tokenwise.ppo, kl_weight=0.0), reads, "all")])
+    assert without_kl.monotone and without_kl.concave is False
+
+    def linear(token_log_ratio: Tensor, offsets: Tensor, desirable: Tensor, value: Tensor) -> Tensor:
+        q = (1 + token_log_ratio).clamp(min=1e-300)
+        return tokenwise.ppo(torch.log(q), offsets, desirable, value, kl_weight=0.0)
+
+    assert judge("binary", [(linear, reads, "all")]).halo

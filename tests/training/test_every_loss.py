@@ -1,0 +1,283 @@
+"""Every row of the table through the loop, against a computation that knows nothing of trees and micro-batches."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from tests.train.conftest import MakeJob, pairs, thumbs
+from tests.train.test_loop import close, expected_gradient, gradients, logp, move
+from torch import Tensor
+
+from prospect.engine.live import LiveReference
+from prospect.errors import ConfigError, DataError
+from prospect.losses.functions import bound
+from prospect.losses.rows import LOSSES
+from prospect.training import loop
+from prospect.training.gradient import gradient
+from prospect.training.inputs import Tokens
+from prospect.training.job import Job
+from prospect.training.z0 import reference_point
+
+SCORED = {"tgo"}
+
+
+def scored(rows: int) -> list[dict[str, Any]]:
+    draw = random.Random(4)
+    return [{**row, "score": draw.uniform(-2, 2)} | {"label": None} for row in _without_label(thumbs(rows))]
+
+
+def _without_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "label"} for row in rows]
+
+
+def data(name: str) -> list[dict[str, Any]]:
+    """Feedback that fits a loss, several answers to some prompts."""
+    view = LOSSES[name].view
+    if view == "scores":
+        draw = random.Random(4)
+        return [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(8, per_prompt=2))]
+    if name in ("odpo", "margin_dpo"):
+        draw = random.Random(4)
+        rows = [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(12, per_prompt=2))]
+        return rows
+    return pairs(6) if view == "pairs" else thumbs(8 if view == "binary" else 16, per_prompt=2, weights=True)
+
+
+def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) -> Job:
+    options = {"batch_size": 8, "loss": name, "weights": "none"} | options
+    job = make_job(data(name.partition(":")[0] if name not in LOSSES else name), folder, **options)
+    if job.loss.value_head:
+        job.policy.add_value_head(0)
+    return job
+
+
+def with_live(job: Job) -> None:
+    if job.needs_live:
+        job.live = LiveReference(job.policy)
+        if job.loss.live:
+            job.reference = job.live
+
+
+def independent(job: Job, start: Job) -> Tensor:
+    """The objective of the first step, each sequence by itself through the models' own forward, each term by hand."""
+    rows = [job.corpus.rows[i] for i in job.schedule.steps[0].rows]
+    sides = 2 if job.loss.view == "pairs" else 1
+    tokens: list[list[Tensor]] = [[] for _ in range(sides)]
+    before: list[list[Tensor]] = [[] for _ in range(sides)]
+    for row in rows:
+        for side in range(sides):
+            prompt, answer = job.corpus.trees[row.tree].prompt, job.corpus.completion(row, side)
+            tokens[side].append(logp(job, prompt, answer))
+            before[side].append(logp(start, prompt, answer).detach())
+    point = reference_point(job, job.schedule.steps[0], None)
+    there = {"device": job.policy.device}
+    up = torch.tensor([bool(row.desirable) for row in rows], **there)
+    total = torch.zeros((), dtype=torch.float64)
+    for term in job.loss.terms:
+        keep = [
+            k for k in range(len(rows))
+            if term.rows == "all" or job.loss.view in ("pairs", "text") or bool(up[k]) == (term.rows == "desirable")
+        ]  # fmt: skip
+        every = range(sides) if term.rows == "all" else [0] if sides == 1 or term.rows == "desirable" else [1]
+        found: list[Any] = []
+        for name in term.reads:
+            if name in ("desirable", "z0", "score", "margin"):
+                scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
+                found.append({"desirable": up[keep], "z0": point.z0, "score": scores, "margin": scores}[name])
+                continue
+            for side in every:
+                mine, theirs = [tokens[side][k] for k in keep], [before[side][k] for k in keep]
+                lengths = torch.tensor([len(x) for x in mine], **there)
+                found.append({
+                    "log_ratio": lambda a=mine, b=theirs: torch.stack([d.sum() for d in map(torch.sub, a, b)]),
+                    "logp": lambda a=mine: torch.stack([x.sum() for x in a]),
+                    "reference_logp": lambda b=theirs: torch.stack([y.sum() for y in b]),
+                    "length": lambda n=lengths: n,
+                    "token_logp": lambda a=mine: torch.cat(a),
+                    "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
+                    "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
+                    "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
+                }[name]())  # fmt: skip
+        loss = bound(term.function, job.arguments)(*found)
+        weight = torch.tensor([rows[k].weight for k in keep], dtype=torch.float64, **there)
+        if term.unit == "tokens":
+            lengths = torch.tensor([len(tokens[every[0]][k]) for k in keep], **there)
+            total = total + term.coefficient * (loss * weight.repeat_interleave(lengths)).sum() / int(lengths.sum())
+        else:
+            total = total + term.coefficient * (loss * weight).sum() / len(keep)
+    return total
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("csft", "bco_density")])
+def test_gradient_of_every_loss(make_job: MakeJob, name: str) -> None:
+    """In float64 the gradient of the objective written down term by term, and the same in many micro-batches."""
+    job, start = job_of(make_job, name), make_job(thumbs(2), "start")
+    move(job)
+    if job.policy.value_head is not None:
+        with torch.no_grad():
+            for last in list(job.policy.value_head.parameters())[-2:]:
+                last.zero_()  # the independent computation takes every value to be 0
+    expected = independent(job, start)
+    got, _, totals = gradients(job)
+    assert totals[0] == pytest.approx(expected.item(), rel=1e-11)
+    wanted = expected_gradient_of_model(job, expected)
+    close({k: v for k, v in got.items() if k in wanted}, wanted, 1e-10)
+    job.token_budget = 24
+    parts, _, in_parts = gradients(job)
+    assert in_parts[0] == pytest.approx(totals[0], rel=1e-11)
+    close(parts, got, 1e-10)
+
+
+def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]:
+    """Without the value head, which the independent computation holds at its start of 0."""
+    head, job.policy.value_head = job.policy.value_head, None
+    try:
+        return expected_gradient(job, objective)
+    finally:
+        job.policy.value_head = head
+
+
+@pytest.mark.parametrize(
+    ("name", "modify", "arguments"),
+    [
+        ("dpo", ("wpo",), {}),
+        ("kto", ("wpo",), {}),
+        ("simpo", ("wpo",), {}),
+        ("dpo", ("humanline",), {}),
+        ("kto", ("humanline", "wpo"), {}),
+        ("ppo", ("humanline",), {}),
+        ("dpo", ("gate",), {"sharpness": 5.0, "threshold": 0.1}),
+        ("kto", ("gate",), {"sharpness": 5.0, "threshold": 0.1}),
+        ("kto", ("tr",), {}),
+        ("dpo:0.8,bco_pair:0.2,sft:1", (), {}),
+        ("kto:0.5,sft:0.1", (), {}),
+    ],
+)
+def test_modifiers_and_mixtures_do_not_depend_on_micro_batches(
+    make_job: MakeJob, name: str, modify: tuple[str, ...], arguments: dict[str, float]
+) -> None:
+    job = job_of(make_job, name, modify=modify, loss_args=arguments)
+    with_live(job)
+    move(job)
+    got = gradients(job)[0]
+    job.token_budget = 24
+    close(gradients(job)[0], got, 1e-10)
+
+
+def test_a_mixture_is_the_weighted_sum(make_job: MakeJob) -> None:
+    name = "dpo:0.8,bco_pair:0.2,sft:1"
+    jobs = {part: job_of(make_job, part, str(k), batch_size=6) for k, part in enumerate(("dpo", "bco_pair", name))}
+    sums = {}
+    for part, job in jobs.items():
+        move(job)
+        sums[part] = gradients(job)
+    likelihood = independent(jobs[name], make_job(thumbs(2), "start")) - (
+        0.8 * independent(jobs["dpo"], make_job(thumbs(2), "s2"))
+        + 0.2 * independent(jobs["bco_pair"], make_job(thumbs(2), "s3"))
+    )
+    assert sums[name][2][0] == pytest.approx(
+        0.8 * sums["dpo"][2][0] + 0.2 * sums["bco_pair"][2][0] + likelihood.item(), rel=1e-10
+    )
+
+
+def test_gating_weakens_the_rejected_side_alone(make_job: MakeJob) -> None:
+    """Closed (threshold far above any probability) the gate stops the push on rejected answers: only chosen move."""
+    closed = job_of(make_job, "dpo", "a", modify=("gate",), loss_args={"sharpness": 1e4, "threshold": 2.0})
+    opened = job_of(make_job, "dpo", "b", modify=("gate",), loss_args={"sharpness": 1e4, "threshold": -2.0})
+    plain = job_of(make_job, "dpo", "c")
+    for job in (closed, opened, plain):
+        move(job)
+    found = {name: gradients(job) for name, job in (("closed", closed), ("open", opened), ("plain", plain))}
+    close(found["open"][0], found["plain"][0], 1e-12)
+    assert found["closed"][2][0] == pytest.approx(found["plain"][2][0], rel=1e-12)
+    assert any((found["closed"][0][k] - g).norm() > 1e-3 * g.norm() for k, g in found["plain"][0].items())
+
+
+def test_a_moving_reference_moves_when_it_is_due(make_job: MakeJob) -> None:
+    """TR-DPO: reference = mix * policy + (1 - mix) * reference after every second step, weight by weight."""
+    job = make_job(thumbs(16), loss="kto", modify=("tr",), loss_args={"every": 2, "mix": 0.25}, epochs=1, batch_size=4)
+    with_live(job)
+    start = {name: p.detach().clone() for name, p in job.policy.trainable()}
+    seen: list[dict[str, Tensor]] = []
+    original = loop._move_reference
+
+    def watch(live: Any, motion: Any, step: int, *, behind: bool) -> None:
+        original(live, motion, step, behind=behind)
+        if not behind:
+            seen.append({name: p.detach().clone() for name, p in job.policy.trainable()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_move_reference", watch)
+        loop.fit(job)
+    assert job.live is not None
+    expected = start
+    for step, weights in enumerate(seen, start=1):
+        if step % 2 == 0:
+            expected = {k: 0.25 * weights[k] + 0.75 * expected[k] for k in weights}
+    assert all(torch.allclose(job.live.weights[k], expected[k], atol=1e-14) for k in expected)
+
+
+def test_humanline_looks_one_step_back(make_job: MakeJob) -> None:
+    """Its reference is the policy before the last step, so that from the second step on ratios are not 0."""
+    job = make_job(thumbs(16), loss="kto", modify=("humanline",), batch_size=4)
+    with_live(job)
+    loop.fit(job)
+    assert job.live is not None
+    moved = [float((p.detach() - job.live.weights[name]).abs().max()) for name, p in job.policy.trainable()]
+    assert max(moved) > 0
+    steps = [m for m in job.log.metrics if m["event"] == "step"]
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-12) and abs(steps[2]["margin"]) > 1e-6
+
+
+def test_the_value_head_learns(make_job: MakeJob) -> None:
+    job = make_job(thumbs(32), loss="ppo", batch_size=16, epochs=3)
+    job.policy.add_value_head(0)
+    loop.fit(job)
+    assert job.policy.value_head is not None
+    last = list(job.policy.value_head.parameters())[-2]
+    assert last.abs().max() > 0
+
+
+def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
+    with pytest.raises(DataError, match=r"this loss reads a score per completion.*Losses that fit: kto, .* more"):
+        make_job(thumbs(8), loss="tgo")
+    with pytest.raises(DataError, match="odpo reads a score for both answers"):
+        make_job(pairs(4), loss="odpo")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "kto:0.5,dpo:1"}, "mixes losses that read different kinds"),
+        ({"loss": "kto", "modify": ("gate",)}, "gate.* needs|kto needs --loss.sharpness VALUE --loss.threshold VALUE"),
+        ({"loss": "sft", "modify": ("humanline",)}, "it has no reference"),
+        ({"loss": "kto", "modify": ("tr", "humanline")}, "only one of them can move the reference"),
+        ({"loss": "kto", "modify": ("wpoo",)}, 'no modifier "wpoo".*"wpo"'),
+        ({"loss": "dpo", "z0_gradient": True}, "has no reference point: leave out --z0-gradient"),
+        ({"loss": "bco_pair", "reference_point": "mismatched"}, "asks for single answers"),
+        ({"loss": "kto", "loss_args": {"value": "logistics"}}, 'no "logistics".*"logistic"'),
+        ({"loss": "cdpo", "loss_args": {"epsilon": 0.6}}, "epsilon must be from 0 to below 0.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make_job: MakeJob, options: dict[str, Any], message: str) -> None:
+    rows = pairs(4) if options["loss"] in ("dpo", "bco_pair", "cdpo") else thumbs(8)
+    with pytest.raises(ConfigError, match=message):
+        make_job(rows, **options)
+
+
+def test_tokens_tell_the_sums() -> None:
+    tokens = Tokens(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0, 1, 3]), torch.tensor([-1.5, -2.0, -1.0]))
+    assert tokens.read("logp").tolist() == [-1.0, -5.0] and tokens.read("length").tolist() == [1, 2]
+    assert tokens.read("log_ratio").tolist() == [0.5, -2.0] and tokens.read("reference_logp").tolist() == [-1.5, -3.0]
+
+
+def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: MakeJob) -> None:
+    job = job_of(make_job, "ppo")
+    move(job)
+    assert job.policy.value_head is not None
+    step = job.schedule.steps[0]
+    gradient(job, step, reference_point(job, step, None))
+    assert all(p.grad is not None for p in job.policy.value_head.parameters())

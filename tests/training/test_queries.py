@@ -1,0 +1,42 @@
+"""What the reference table is asked before training is what the steps then read of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.conftest import MakeJob, pairs, thumbs
+
+from prospect.engine.reference import row_key
+from prospect.engine.scoring import Query
+from prospect.run import reference_table
+from prospect.training.batch import matched, mismatched
+
+
+def keys(queries: list[Query]) -> set[bytes]:
+    return {row_key(query) for query in queries}
+
+
+@pytest.mark.parametrize(("loss", "rows"), [("kto", thumbs(24, per_prompt=3)), ("dpo", pairs(12))])
+@pytest.mark.parametrize("context", [9, 64])
+def test_the_rows_queries_are_those_of_their_micro_batches(
+    make_job: MakeJob, loss: str, rows: list[dict[str, Any]], context: int
+) -> None:
+    job = make_job(rows, loss=loss)
+    numbers, partners = range(len(job.corpus.rows)), job.schedule.partners
+    micros = matched(job.corpus, numbers, 1, 50)[0]
+    assert keys(job.corpus.answered(numbers)) == keys([q for micro in micros for q in micro.queries])
+    if loss == "kto":
+        micros = mismatched(job.corpus, partners, numbers, 1, 50, context)[0]
+        assert keys(job.corpus.mismatched(numbers, partners, context)) == keys([q for m in micros for q in m.queries])
+        assert job.corpus.mismatched(numbers, [-1] * len(numbers), context) == []
+        assert job.corpus.mismatched(numbers, partners, 1) == []
+
+
+def test_a_second_run_asks_the_model_nothing(make_job: MakeJob, cache: Path) -> None:
+    job = make_job(thumbs(24, per_prompt=3), loss="kto")
+    assert job.reference.forwards > 24
+    again = reference_table(make_job(thumbs(24, per_prompt=3), "again", loss="kto", seed=5), None, (), lambda: False)
+    assert again.forwards == 0
+    assert (cache / "tokens").exists()

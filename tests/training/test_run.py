@@ -1,0 +1,347 @@
+"""Whole runs through `prospect.train`: the folder, resume to the same bits, sweeps, ranks, and accidents."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train.conftest import make_model, pairs, thumbs, write_rows
+
+import prospect
+from prospect.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    ModelError,
+    RunError,
+)
+from prospect.run import Run, run, train
+from prospect.training import checkpoint, loop
+from prospect.training.config import from_dict
+from prospect.training.job import Job
+
+FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 4}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same_bits(a: Path, b: Path) -> None:
+    one, two = weights(a), weights(b)
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def steps(run: Run | Path) -> list[dict[str, Any]]:
+    """The logged steps without what a clock decides."""
+    lines = (run if isinstance(run, Path) else run.folder).joinpath("metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    clocked = ("seconds", "tokens_per_second", "utilisation")
+    return [{k: v for k, v in m.items() if k not in clocked} for m in found if m["event"] == "step"]
+
+
+def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "thumbs.jsonl", thumbs(96))
+    run = train(model, data, tmp_path / "run", epochs=8, eval_fraction=0.25, keep_best=True, eval_every=20, **FAST)
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "evaluation.json",
+        "report.html",
+        "check.json",
+        "samples.jsonl",
+        ".lock",
+    }
+    assert {path.name for path in run.folder.iterdir()} == names
+    after = run.evaluate()
+    assert after is not None and after.auc is not None and after.auc.value > 0.8
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["config"]["data"] == str(data) and config["versions"]["torch"] in torch.__version__
+    assert config["command"] == "prospect.train(...)" and config["started"] <= config["finished"]
+    assert 0 < config["seconds"] < 600 and config["hardware"]["cores"] >= 1
+    assert config["engine"]["path"] == "tree" and config["engine"]["token_budget"] > 0
+    again = run.evaluate(thumbs(40, seed=9))
+    assert again is not None and again.auc is not None and again.auc.value > 0.7
+    assert run.report().stat().st_size > 10_000
+    assert run.model.num_parameters() == sum(p.numel() for p in run.model.parameters())
+
+
+def test_the_same_config_gives_the_same_bits(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(model, thumbs(32), tmp_path / name, **FAST)
+    same_bits(tmp_path / "a", tmp_path / "b")
+    assert steps(tmp_path / "a") == steps(tmp_path / "b")
+    train(model, thumbs(32), tmp_path / "c", **FAST | {"seed": 1})
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(weights(tmp_path / "a").values(), weights(tmp_path / "c").values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimizer": "rmsprop", "learning_rate": 1e-3}, {"lora": "r=4"}, {"decay": "cosine", "loss": "sft"}],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    rows, given = thumbs(48), FAST | {"epochs": 2} | options
+    whole = train(model, rows, tmp_path / "whole", **given)
+    original = loop.reference_point
+
+    def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
+        if step.index == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(job, step, state, **options)
+
+    monkeypatch.setattr(loop, "reference_point", interrupt)
+    with pytest.raises(Interrupted, match="stopped after step 5 of .*--resume --out"):
+        train(model, rows, tmp_path / "parts", **given)
+    assert not (tmp_path / "parts" / "model").exists()
+    monkeypatch.setattr(loop, "reference_point", original)
+    parts = train(data=rows, out=tmp_path / "parts", resume=True)
+    assert steps(parts) == steps(whole)
+    for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_several_files_train_like_one(model: Path, tmp_path: Path) -> None:
+    rows = thumbs(32)
+    whole = write_rows(tmp_path / "whole.jsonl", [{"id": f"r{i}", **row} for i, row in enumerate(rows)])
+    halves = [
+        write_rows(tmp_path / f"{name}.jsonl", [{"id": f"r{i}", **rows[i]} for i in part])
+        for name, part in (("a", range(16)), ("b", range(16, 32)))
+    ]
+    one = train(model, whole, tmp_path / "one", **FAST)
+    config = from_dict({"model": str(model), "data": list(map(str, halves)), "out": str(tmp_path / "two"), **FAST})
+    two = run(config)
+    same_bits(one.folder, two.folder)
+    assert json.loads((two.folder / "config.json").read_text())["config"]["data"] == list(map(str, halves))
+    pattern = train(model, str(tmp_path / "[ab].jsonl"), tmp_path / "three", **FAST)
+    names = train(model, halves, tmp_path / "four", **FAST)
+    assert steps(pattern) == steps(names) == steps(one)
+    with pytest.raises(ConfigError, match="where data is"):
+        train(model, halves[:1], tmp_path / "four", resume=True)
+
+
+def test_a_kill_in_mid_checkpoint_leaves_a_run_that_resumes(model: Path, tmp_path: Path) -> None:
+    """kill -9 between the two files of the second checkpoint; then on to the same bits."""
+    data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48))
+    code = f"""
+import os, prospect
+from prospect.training import checkpoint
+calls, save = [], checkpoint.save_file
+def dying(tensors, path):
+    calls.append(path)
+    if len(calls) == 4:
+        os.kill(os.getpid(), 9)
+    save(tensors, path)
+checkpoint.save_file = dying
+prospect.train(model={str(model)!r}, data={str(data)!r}, out={str(tmp_path / "killed")!r}, save_every=2, **{FAST!r})
+"""
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert dead.returncode == -9, dead.stderr
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert left == ["step-000002", "step-000004.part"]
+    train(out=tmp_path / "killed", resume=True)
+    train(model, data, tmp_path / "whole", save_every=2, **FAST)
+    same_bits(tmp_path / "killed", tmp_path / "whole")
+    assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, calls = checkpoint.save_file, []
+
+    def full(tensors: Any, path: Any) -> None:
+        calls.append(path)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match="No space left on device.*last good checkpoint is .*step-000002.*--resume"):
+        train(model, thumbs(48), tmp_path / "run", save_every=2, **FAST)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    train(data=thumbs(48), out=tmp_path / "run", resume=True)
+    train(model, thumbs(48), tmp_path / "whole", save_every=2, **FAST)
+    same_bits(tmp_path / "run", tmp_path / "whole")
+
+
+def forwards(run: Run) -> int:
+    return next(m["forwards"] for m in run.metrics if m["event"] == "reference")
+
+
+def test_a_sweep_computes_its_reference_once(model: Path, tmp_path: Path) -> None:
+    """Another beta, learning rate, seed, loss or LoRA rank asks the table and nobody else."""
+    rows = pairs(20)
+    assert forwards(train(model, rows, tmp_path / "first", **FAST)) > 0
+    for i, options in enumerate(
+        ({"loss_args": {"beta": 0.5}}, {"learning_rate": 1e-3, "seed": 7}, {"lora": "r=2"}, {"loss": "dpo"})
+    ):
+        assert forwards(train(model, rows, tmp_path / f"again{i}", **FAST | options)) == 0, options
+    assert forwards(train(model, rows, tmp_path / "other", **FAST | {"precision": "fp64"})) > 0
+
+
+def test_another_reference_model(model: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", seed=5)
+    run = train(model, thumbs(32), tmp_path / "run", reference=str(other), **FAST)
+    assert steps(run)[0]["margin"] != pytest.approx(0, abs=1e-3)
+
+
+def test_continuing_from_an_adapter_starts_at_r_0(model: Path, tmp_path: Path) -> None:
+    """The adapter a run continues from is its reference, not the bare model below it."""
+    first = train(model, thumbs(48), tmp_path / "first", lora="r=4", epochs=3, **FAST)
+    assert abs(steps(first)[-1]["margin"]) > 0.05
+    second = train(tmp_path / "first" / "model", thumbs(48), tmp_path / "second", **FAST)
+    assert steps(second)[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert (second.folder / "model" / "adapter_config.json").exists()
+
+
+IN_TWO: list[dict[str, Any]] = [
+    {},
+    {"loss": "ppo"},  # couples the rows of a step
+    {"loss": "aot"},
+    {"loss": "bco"},  # a running mean over the step's own answers
+    {"loss": "kto", "modify": ["tr", "wpo"], "loss_args": {"every": 2.0}},
+    {"loss": "kto", "reference_point": "token_kl", "z0_gradient": True},
+    {"loss": "kto", "reference_point": "on_policy"},
+    {"loss": "kto:0.5,ppo:0.5", "reference_point": "batch_mean", "z0_gradient": True},
+]
+
+
+def test_two_ranks_equal_one_process(model: Path, tmp_path: Path) -> None:
+    """Plain data parallel on gloo under torchrun, float64: the weights after six steps agree to 1e-10."""
+    data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48, per_prompt=2, weights=True))
+    given = FAST | {"device": "cpu", "precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
+    code = f"""
+import prospect
+for k, options in enumerate({IN_TWO!r}):
+    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "two")!r} + str(k), **({given!r} | options))
+"""
+    (tmp_path / "go.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PROSPECT_CACHE": str(tmp_path / "other-cache")}
+    command = [*torchrun, str(tmp_path / "go.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for k, options in enumerate(IN_TWO):
+        train(model, data, tmp_path / f"one{k}", **(given | options))
+        one, two = weights(tmp_path / f"one{k}"), weights(tmp_path / f"two{k}")
+        for name, a in one.items():
+            assert (a - two[name]).norm() <= 1e-10 * a.norm(), (options, name)
+        for a, b in zip(steps(tmp_path / f"one{k}"), steps(tmp_path / f"two{k}"), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-9), options
+            assert a.get("z0_raw", 0) == pytest.approx(b.get("z0_raw", 0), abs=1e-9), options
+
+
+def test_lora_trains_the_adapter_alone_and_merges(model: Path, tmp_path: Path) -> None:
+    from prospect.engine.lora import merge
+
+    run = train(model, thumbs(48), tmp_path / "run", lora="r=4,alpha=8,targets=q_proj+v_proj", **FAST)
+    assert all("lora_" in name for name, _ in run.policy.trainable())
+    merge(run.folder / "model", tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_bf16_trains_near_float32(model: Path, tmp_path: Path) -> None:
+    one = train(model, thumbs(32), tmp_path / "a", **FAST)
+    two = train(model, thumbs(32), tmp_path / "b", **FAST | {"precision": "bf16"})
+    for a, b in zip(steps(one), steps(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
+
+
+def test_activation_checkpointing_changes_nothing(model: Path, tmp_path: Path) -> None:
+    for name in ("on", "off"):
+        train(model, thumbs(32), tmp_path / name, activation_checkpointing=name, **FAST)
+    same_bits(tmp_path / "on", tmp_path / "off")
+
+
+def test_data_from_memory(model: Path, tmp_path: Path) -> None:
+    import datasets
+    import pandas
+
+    rows = thumbs(32)
+    for name, data in {
+        "dicts": rows,
+        "dataset": datasets.Dataset.from_list(rows),
+        "frame": pandas.DataFrame(rows),
+    }.items():
+        prospect.train(model=model, data=data, out=tmp_path / name, **FAST)
+    same_bits(tmp_path / "dicts", tmp_path / "dataset")
+    same_bits(tmp_path / "dicts", tmp_path / "frame")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"data": thumbs(8)[1::2]}, DataError, "every thumb is up.*--loss sft"),
+        (
+            {"data": [{**r, "prompt": "w1 w2 "} for r in thumbs(8)]},
+            DataError,
+            "every prompt is the same.*--reference-point zero",
+        ),
+        ({"loss": "dpo"}, DataError, "reads pairs .*but the data has"),
+        ({"loss_args": {"beta": -1.0}}, ConfigError, "--loss.beta must be a positive number, not -1.0"),
+        ({"max_length": 2}, DataError, "all 8 rows are longer than 2 tokens"),
+        ({"loss": "kt0"}, ConfigError, 'no loss "kt0".*Did you mean "kto"'),
+        ({"epoch": 3}, ConfigError, '"epoch".*Did you mean "epochs"'),
+        ({"model": "nowhere/at-all"}, ModelError, "nowhere/at-all"),
+        ({"loss": "dpo", "data": pairs(4), "reference_point": "zero"}, ConfigError, '"dpo" has no reference point'),
+        ({"resume": True}, ConfigError, "nothing to resume"),
+        ({"keep_best": True}, ConfigError, "--keep-best needs held-out feedback"),
+        ({"lora": "rank=4"}, ConfigError, "rank"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_written(
+    model: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(**{"model": model, "data": thumbs(8), "out": tmp_path / "run"} | FAST | options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_same_prompts_train_with_a_zero_reference_point(model: Path, tmp_path: Path) -> None:
+    rows = [{**row, "prompt": "w1 w2 "} for row in thumbs(8)]
+    assert steps(train(model, rows, tmp_path / "run", reference_point="zero", **FAST))[0]["z0"] == 0
+
+
+def test_an_existing_folder_is_never_overwritten(model: Path, tmp_path: Path) -> None:
+    train(model, thumbs(16), tmp_path / "run", **FAST)
+    before = weights(tmp_path / "run")
+    with pytest.raises(ConfigError, match="exists and is not empty: add --resume"):
+        train(model, thumbs(16), tmp_path / "run", **FAST | {"seed": 3})
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), weights(tmp_path / "run").values(), strict=True))
+
+
+def test_resume_refuses_other_data(model: Path, tmp_path: Path) -> None:
+    train(model, thumbs(16), tmp_path / "run", **FAST)
+    with pytest.raises(ConfigError, match="the data has changed"):
+        train(data=thumbs(16, seed=1), out=tmp_path / "run", resume=True)
+
+
+def test_old_checkpoints_go(model: Path, tmp_path: Path) -> None:
+    train(model, thumbs(48), tmp_path / "run", save_every=1, keep=2, **FAST)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+
+
+def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
+    """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
+    rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]
+    run = train(model, rows, tmp_path / "run", eval_fraction=0.25, **FAST)
+    held = run.evaluate()
+    assert held is not None and (held.n, held.prompts, held.groups) == (8, 8, 2)
+    again = run.evaluate(rows)
+    assert again is not None and (again.prompts, again.groups) == (32, 8)
+    with pytest.raises(DataError, match='the conversation id "chat_id 0": if that is none, remove the column'):
+        train(model, [row | {"chat_id": 0} for row in rows], tmp_path / "one", eval_fraction=0.25, **FAST)
