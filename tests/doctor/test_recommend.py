@@ -7,7 +7,22 @@ import random
 from itertools import combinations
 
 import pytest
-from tests.recommend.made_feedback import (
+
+from prospect.doctor.recommend.facts import AfterSft, Model
+from prospect.doctor.recommend.noise import noise
+from prospect.doctor.recommend.render import to_json
+from prospect.doctor.recommend.rules_settings import held_out, rows_to_tell
+from prospect.evaluate.statistics import wilson
+from prospect.feedback import records as views
+from prospect.feedback.records import (
+    Completion,
+    Pair,
+    Record,
+    pair_count,
+)
+from prospect.losses.registry import find
+from prospect.training.rates import usual_rate
+from tests.doctor.made_feedback import (
     EIGHT,
     THIRTEEN,
     THREE,
@@ -23,21 +38,6 @@ from tests.recommend.made_feedback import (
     thumbs,
     tuned,
 )
-
-from prospect.doctor.recommend.facts import AfterSft, Model
-from prospect.doctor.recommend.noise import noise
-from prospect.doctor.recommend.render import to_json
-from prospect.doctor.recommend.rules_settings import held_out, rows_to_tell
-from prospect.evaluate.statistics import wilson
-from prospect.feedback import records as views
-from prospect.feedback.records import (
-    Completion,
-    Pair,
-    Record,
-    pair_count,
-)
-from prospect.losses.table import find
-from prospect.training.rates import usual_rate
 
 # Facts
 

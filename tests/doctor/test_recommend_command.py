@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.recommend.made_feedback import Rows, lines, parses, thumbs
 from toy_models import tiny
 from toy_tokenizers import CHATML
 
@@ -18,6 +17,7 @@ from prospect.doctor.recommend.render import broken_lines
 from prospect.doctor.recommend.rules import recommend
 from prospect.errors import DataError, ModelError
 from prospect.feedback.load import load
+from tests.doctor.made_feedback import Rows, lines, parses, thumbs
 
 # The command
 

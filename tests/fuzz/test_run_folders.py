@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import make_model, thumbs, write_rows
-from tests.train.test_faults import OPTIONS, stop_at
 
 from prospect.errors import ProspectError
 from prospect.report.page import write_report
 from prospect.run import train
 from tests.fuzz.profile import BROKEN, LONG, as_bytes, in_words
+from tests.training.conftest import make_model, thumbs, write_rows
+from tests.training.test_faults import OPTIONS, stop_at
 
 
 @pytest.fixture(scope="module")

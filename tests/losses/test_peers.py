@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prospect.losses.functions import arguments
-from prospect.losses.table import find, modified
+from prospect.losses.registry import find, modified
 from prospect.training.inputs import Batch, Tokens
 from prospect.training.objective import Objective
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from needs import needs_gpu
-from tests.train.conftest import MakeJob, pairs, thumbs
-from tests.train.test_loop import close, gradients, move
 
 from prospect import training as train
 from prospect.training import budget, ranks
@@ -23,6 +21,8 @@ from prospect.training.budget import (
     CudaMeter,
     tokens_that_fit,
 )
+from tests.training.conftest import MakeJob, pairs, thumbs
+from tests.training.test_loop import close, gradients, move
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeJob, pairs, thumbs
-from tests.train.test_loop import close, expected_gradient, gradients, logp, move
 from torch import Tensor
 
 from prospect.engine.live import LiveReference
@@ -20,6 +18,8 @@ from prospect.training.gradient import gradient
 from prospect.training.inputs import Tokens
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
+from tests.training.conftest import MakeJob, pairs, thumbs
+from tests.training.test_loop import close, expected_gradient, gradients, logp, move
 
 SCORED = {"tgo"}
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import make_model, thumbs, write_rows
 
 from prospect.cli.main import main
 from prospect.data import store
@@ -34,6 +33,7 @@ from prospect.losses import functions
 from prospect.run import train
 from prospect.training import folder as runfolder
 from prospect.training import interrupt, loop
+from tests.training.conftest import make_model, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 2, "sample_tokens": 4}
 OPTIONS: dict[str, Any] = FAST | {"save_every": 2, "eval_fraction": 0.25, "eval_every": 3, "keep_best": True}

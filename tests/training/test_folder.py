@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from prospect.doctor import check
+from prospect.doctor.run_check import findings
 from prospect.engine import folders
 from prospect.errors import ConfigError
 from prospect.feedback.load import load
 from prospect.training.config import TrainConfig, to_dict
 from prospect.training.folder import (
     digests,
-    findings,
     note_time,
     provenance,
     settle,

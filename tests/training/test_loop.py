@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeJob, pairs, thumbs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +23,7 @@ from prospect.training.gradient import gradient
 from prospect.training.inputs import Batch, Tokens
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
+from tests.training.conftest import MakeJob, pairs, thumbs
 
 Gradients = dict[str, Tensor]
 

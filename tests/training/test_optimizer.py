@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeJob, thumbs
 from torch import Tensor, nn
 
 from prospect.training import loop
 from prospect.training.config import from_dict
 from prospect.training.optimizer import make_optimizer, reserve
+from tests.training.conftest import MakeJob, thumbs
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])

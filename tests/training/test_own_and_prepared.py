@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.train.conftest import MakeJob, make_model, pairs, thumbs, write_rows
-from tests.train.test_loop import gradients, move
-from tests.train.test_run import FAST, steps
 
 from prospect.data.dataset import Corpus
 from prospect.data.schedule import Row
@@ -31,6 +28,9 @@ from prospect.run import train
 from prospect.training import conditional, density, loop
 from prospect.training.job import Job
 from prospect.training.objective import Objective
+from tests.training.conftest import MakeJob, make_model, pairs, thumbs, write_rows
+from tests.training.test_loop import gradients, move
+from tests.training.test_run import FAST, steps
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MINE = f"{EXAMPLES / 'my_losses.py'}:"

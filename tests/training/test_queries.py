@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.conftest import MakeJob, pairs, thumbs
 
 from prospect.engine.reference import row_key
 from prospect.engine.scoring import Query
 from prospect.run import reference_table
 from prospect.training.batch import matched, mismatched
+from tests.training.conftest import MakeJob, pairs, thumbs
 
 
 def keys(queries: list[Query]) -> set[bytes]:

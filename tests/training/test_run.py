@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import make_model, pairs, thumbs, write_rows
 
 import prospect
 from prospect.errors import (
@@ -27,6 +26,7 @@ from prospect.run import Run, run, train
 from prospect.training import checkpoint, loop
 from prospect.training.config import from_dict
 from prospect.training.job import Job
+from tests.training.conftest import make_model, pairs, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 4}
 

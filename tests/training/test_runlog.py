@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.train.conftest import thumbs, write_rows
 
 from prospect.errors import ConfigError, MissingExtra
 from prospect.run import train
 from prospect.training.config import TRACKERS, TrainConfig
 from prospect.training.runlog import RunLog, read_metrics
+from tests.training.conftest import thumbs, write_rows
 
 
 class Tracker:

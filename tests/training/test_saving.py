@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import make_model, thumbs, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prospect.engine.policy import load
@@ -17,6 +16,7 @@ from prospect.errors import Interrupted
 from prospect.evaluate.command import evaluate_feedback
 from prospect.run import train
 from prospect.training import loop
+from tests.training.conftest import make_model, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 0}
 

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import MakeJob, thumbs
-from tests.train.test_loop import gradients
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from prospect import run as run_module
@@ -20,6 +18,8 @@ from prospect.errors import RunError
 from prospect.run import train
 from prospect.training import density, inputs, loop
 from prospect.training import job as job_module
+from tests.training.conftest import MakeJob, thumbs
+from tests.training.test_loop import gradients
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "max_steps": 2}
 

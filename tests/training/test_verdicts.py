@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.train.conftest import thumbs
 
 from prospect.evaluate.heldout import measure
 from prospect.report.advice import advise
 from prospect.report.folder import RunFolder, read
 from prospect.report.verdict import Verdict, result_line, verdict
 from prospect.run import train
+from tests.training.conftest import thumbs
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "sample_tokens": 8, "eval_fraction": 0.3}
 Rows = list[dict[str, Any]]

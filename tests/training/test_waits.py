@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from needs import needs_gpu
-from tests.train.conftest import MakeJob, thumbs
-from tests.train.test_every_loss import job_of, with_live
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +22,8 @@ from prospect.training.batch import matched
 from prospect.training.gradient import gradient
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
+from tests.training.conftest import MakeJob, thumbs
+from tests.training.test_every_loss import job_of, with_live
 
 aten = torch.ops.aten
 ASKS = {

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.conftest import MakeJob, thumbs
-from tests.train.test_every_loss import job_of, with_live
-from tests.train.test_loop import close, gradients, move
 
 from prospect.errors import ConfigError
 from prospect.losses.rows import REFERENCE_POINTS
 from prospect.training import job as job_module
 from prospect.training.batch import matched
 from prospect.training.z0 import reference_point
+from tests.training.conftest import MakeJob, thumbs
+from tests.training.test_every_loss import job_of, with_live
+from tests.training.test_loop import close, gradients, move
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])
