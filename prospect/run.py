@@ -21,6 +21,7 @@ import torch
 from prospect.data import store
 from prospect.data.dataset import Corpus
 from prospect.doctor import run_check
+from prospect.doctor.findings import Findings
 from prospect.engine.folders import cache_folder, no_cache
 from prospect.engine.generate import generate
 from prospect.engine.live import LiveReference
@@ -40,10 +41,9 @@ from prospect.errors import (
 from prospect.evaluate import heldout, results
 from prospect.evaluate.command import evaluate_feedback, mismatched_partners
 from prospect.evaluate.heldout import Heldout
-from prospect.feedback.findings import Findings
 from prospect.feedback.load import Feedback
 from prospect.feedback.load import load as load_feedback
-from prospect.feedback.prompts import prompt_text
+from prospect.feedback.records import readable
 from prospect.feedback.sources import source_path
 from prospect.losses import functions, registry
 from prospect.report.folder import read as read_folder
@@ -406,7 +406,7 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
         job.log.say(f"no samples after step {step}: {type(error).__name__}: {error}", warning=True)
         return
     lines = [
-        {"step": step, "prompt": prompt_text(record.prompt), "completion": answer.text}
+        {"step": step, "prompt": readable(record.prompt), "completion": answer.text}
         for record, answer in zip(corpus.records, answers, strict=False)
     ]
     runfolder.write_samples(Path(job.config.out), step, lines)

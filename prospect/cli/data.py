@@ -65,7 +65,7 @@ def check(arguments: list[str]) -> int:
     options = parse(CheckOptions, arguments, "check")
     from prospect.doctor import check as doctor
     from prospect.doctor.show import print_findings, show_rows
-    from prospect.feedback.columns import Choice
+    from prospect.feedback.columns import ColumnChoice
     from prospect.feedback.load import load
     from prospect.training.console import Console, json_text
     from prospect.training.progress import Bars
@@ -76,7 +76,7 @@ def check(arguments: list[str]) -> int:
         options.files,
         format=options.format,
         keep_going=True,
-        choice=Choice.parse(options.map, options.ignore),
+        choice=ColumnChoice.parse(options.map, options.ignore),
         any_size=options.any_size,
     )
     heldout = None
@@ -84,7 +84,7 @@ def check(arguments: list[str]) -> int:
         heldout = load(
             options.heldout,
             format=options.format,
-            choice=Choice.parse(options.map, options.ignore),
+            choice=ColumnChoice.parse(options.map, options.ignore),
             any_size=options.any_size,
         )
     options = _as_in_run(options)
@@ -187,7 +187,7 @@ def convert(arguments: list[str]) -> int:
     """`prospect convert`"""
     options = parse(ConvertOptions, arguments, "convert")
     from prospect.data.write import write
-    from prospect.feedback.columns import Choice
+    from prospect.feedback.columns import ColumnChoice
     from prospect.feedback.load import load
     from prospect.feedback.records import as_chat, inventory
     from prospect.training.console import printable
@@ -196,7 +196,7 @@ def convert(arguments: list[str]) -> int:
         raise ConfigError("expected prospect convert IN OUT.jsonl: the feedback, and the file to create")
     *inputs, output = options.files
     refuse_existing(output)
-    choice = Choice.parse(options.map, options.ignore)
+    choice = ColumnChoice.parse(options.map, options.ignore)
     feedback = load(inputs, format=options.format, choice=choice, any_size=options.any_size)
     records = [as_chat(record) for record in feedback.records] if options.chat else feedback.records
     write(records, Path(output))

@@ -19,7 +19,7 @@ from prospect.data.tokens import (
     build_trees,
 )
 from prospect.errors import DataError
-from prospect.feedback.collector import waiting
+from prospect.feedback.load import collector_paused
 from prospect.feedback.records import Record, View, examples
 
 
@@ -102,7 +102,7 @@ def digest(ids: Ids) -> bytes:
     return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
 
-@waiting()
+@collector_paused()
 def build(
     records: Sequence[Record],
     tokenizer: Any,
@@ -144,7 +144,7 @@ def build(
     return Corpus(tuple(records), tuple(trees), tuple(rows), report)
 
 
-@waiting()
+@collector_paused()
 def schedule(
     corpus: Corpus,
     *,

@@ -28,9 +28,9 @@ from prospect.data.near_duplicates import (
     signatures,
     words,
 )
-from prospect.feedback.collector import waiting
-from prospect.feedback.prompts import MessageTree, prompt_or_text, text_of
-from prospect.feedback.records import Message, Record
+from prospect.feedback.load import collector_paused
+from prospect.feedback.prompts import MessageTree, prompt_or_text
+from prospect.feedback.records import Message, Record, readable
 
 TELLING_WORDS = 8
 """An answer of so many words that stands in another prompt shows one conversation; a shorter one only together with
@@ -56,7 +56,7 @@ class Groups:
     group: tuple[int, ...]
 
 
-@waiting()
+@collector_paused()
 def groups(records: Sequence[Record]) -> Groups:
     """What belongs together among `records`."""
     prompts = _Prompts.of(records)
@@ -103,7 +103,7 @@ class _Prompts:
             speaks.append(speaks[tree.parent[node]] or role not in (*_SYSTEM, "assistant"))
             if number not in said:
                 # The system's messages are the same in many conversations, and count for nothing.
-                spoken = [] if role in _SYSTEM else words(text_of(message))
+                spoken = [] if role in _SYSTEM else words(readable(message))
                 digest = hashlib.blake2b(" ".join(spoken).encode("utf-8", "surrogatepass"), digest_size=16).digest()
                 said[number] = _Said(digest if spoken else b"", shingle(spoken))
         return cls(tree, nodes, sorted(set(nodes)), speaks, said)
@@ -160,7 +160,7 @@ def _join_text_beginnings(prompts: _Prompts, records: Sequence[Record], componen
 
 def _ends_turn(prompts: _Prompts, beginning: int, node: int) -> bool:
     """Whether a text that begins another one ends where a turn may end."""
-    start, text = text_of(prompts.tree.message[beginning]).strip(), text_of(prompts.tree.message[node])
+    start, text = readable(prompts.tree.message[beginning]).strip(), readable(prompts.tree.message[node])
     return "\n" in start or text.lstrip()[len(start) :].lstrip(" \t\r").startswith("\n")
 
 
@@ -176,7 +176,7 @@ def _join_answers(prompts: _Prompts, records: Sequence[Record], components: Comp
             message = _as_message(completion.content)
             answer = tree.find_message(message)
             if answer is not None:
-                before = _ANY_TURN if _is_telling(text_of(message)) else tree.number[node]
+                before = _ANY_TURN if _is_telling(readable(message)) else tree.number[node]
                 prompts_of.setdefault(answer, {}).setdefault(before, set()).add(node)
     answered: dict[int, int] = {}  # {where an answer ends inside a prompt: the prompt that it answers}
     for node in range(1, len(tree)):

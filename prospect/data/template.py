@@ -35,8 +35,7 @@ from prospect.data.thoughts import (
 )
 from prospect.errors import DataError, ModelError
 from prospect.feedback.arguments import with_objects
-from prospect.feedback.findings import cite
-from prospect.feedback.records import Completion, Message, Record
+from prospect.feedback.records import Completion, Message, Record, cite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,8 +28,7 @@ from prospect.data.cache import Coded
 from prospect.data.growing import Ids
 from prospect.data.template import SpecialTokens, Template
 from prospect.errors import DataError
-from prospect.feedback.findings import EXAMPLES, at
-from prospect.feedback.records import Message, Record
+from prospect.feedback.records import EXAMPLES, Message, Record, at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

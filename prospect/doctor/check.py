@@ -25,23 +25,13 @@ from prospect.doctor import (
 from prospect.doctor import (
     texts as check_text,
 )
+from prospect.doctor.findings import Finding, Findings, first, worst_first
 from prospect.doctor.labels import Thumb
 from prospect.doctor.lengths import Lengths, OverLong
 from prospect.errors import UserError
-from prospect.feedback.findings import (
-    Finding,
-    Findings,
-    first,
-    worst_first,
-)
 from prospect.feedback.load import Feedback
 from prospect.feedback.prompts import prompt_numbers
-from prospect.feedback.records import (
-    Record,
-    View,
-    binary,
-    threshold_of,
-)
+from prospect.feedback.records import Record, View, binary, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

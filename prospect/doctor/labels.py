@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prospect.feedback.findings import (
-    Finding,
-    Level,
-    at,
-    both,
-    cite,
-    first,
-    of,
-)
-from prospect.feedback.records import Completion, Record
+from prospect.doctor.findings import Finding, Level, both, first, of
+from prospect.feedback.records import Completion, Record, at, cite
 
 MOST_WEIGHT = 10.0
 """Above this ratio of the two weights a few rows speak for many: the doctor warns."""

@@ -7,15 +7,8 @@ from collections.abc import Iterator, Sequence
 from math import exp, lgamma
 
 from prospect.data.groups import Groups
-from prospect.feedback.findings import (
-    EXAMPLES,
-    Finding,
-    at,
-    first,
-    of,
-)
-from prospect.feedback.prompts import has_text, prompt_text, tail
-from prospect.feedback.records import Record
+from prospect.doctor.findings import Finding, first, of
+from prospect.feedback.records import EXAMPLES, Record, at, cite_end, readable
 
 FRACTION = 0.1
 """The share that the split by row, to which groups are compared, would hold out."""
@@ -71,7 +64,7 @@ def near_prompts(records: Sequence[Record], together: Groups) -> Iterator[Findin
 def held_out(records: Sequence[Record], heldout: Sequence[Record], together: Groups) -> Iterator[Finding]:
     """Held-out prompts that were trained on: as they are, as part of a conversation, or nearly. `together` are the
     groups of both files, `records` first."""
-    rest = [i for i, record in enumerate((*records, *heldout)) if i >= len(records) and has_text(record)]
+    rest = [i for i, record in enumerate((*records, *heldout)) if i >= len(records) and _has_text(record)]
     total, leaked = len(rest), 0
     for key, numbers, what in (
         ("shared_prompts", together.prompt, "are also trained on"),
@@ -100,8 +93,13 @@ def held_out(records: Sequence[Record], heldout: Sequence[Record], together: Gro
         yield Finding("shared_prompts", "ok", "no held-out prompt, conversation or near repeat of one is trained on")
 
 
+def _has_text(record: Record) -> bool:
+    turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
+    return any(readable(turn).strip() for turn in turns)
+
+
 def _cited(pairs: Sequence[tuple[Record, Record]], second: str = "") -> tuple[str, ...]:
-    return first([f"{_place(a)} and {second}{_place(b)}: {tail(prompt_text(b.prompt))}" for a, b in pairs[:EXAMPLES]])
+    return first([f"{_place(a)} and {second}{_place(b)}: {cite_end(readable(b.prompt))}" for a, b in pairs[:EXAMPLES]])
 
 
 def _place(record: Record) -> str:

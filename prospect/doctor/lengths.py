@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from prospect.doctor.findings import Finding, Level, first, of
 from prospect.errors import ModelError, UserError
-from prospect.feedback.findings import (
-    Finding,
-    Level,
-    at,
-    first,
-    of,
-)
 from prospect.feedback.prompts import prompt_sizes
-from prospect.feedback.records import Record
+from prospect.feedback.records import Record, at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from prospect.data import cache as tokentable
 from prospect.data import store, tokens
 from prospect.data.template import Template
 from prospect.doctor import check
+from prospect.doctor.findings import Findings
 from prospect.engine.folders import cache_folder
-from prospect.feedback.findings import Findings
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import View
 from prospect.training.config import TrainConfig

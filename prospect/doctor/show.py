@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from prospect.feedback.findings import Findings, at
-from prospect.feedback.records import (
-    Completion,
-    Prompt,
-    Record,
-    binary,
-    message_text,
-)
+from prospect.doctor.findings import Findings
+from prospect.feedback.records import Completion, Record, at, binary, readable
 from prospect.training.console import Console
 
 if TYPE_CHECKING:
@@ -65,7 +59,7 @@ def show_rows(
         if not completion.complete:
             head.append("  cut off")
         if trees is None or tokenizer is None:
-            prompt, said = prompt_as_text(record.prompt), Text(completion.readable, style=colour)
+            prompt, said = readable(record.prompt), Text(completion.readable, style=colour)
         else:
             tree = trees[place]
             prompt = str(tokenizer.decode(tree.prompt.tolist()))
@@ -76,13 +70,6 @@ def show_rows(
         console.print(Text(prompt if len(prompt) <= MOST_PROMPT else f"… {prompt[-MOST_PROMPT:]}", style="dim"))
         console.print(said)
         console.print()
-
-
-def prompt_as_text(prompt: Prompt) -> str:
-    """A prompt to read: text as it is, a chat with its roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{m.get('role')}: {message_text(m)}" for m in prompt)
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:

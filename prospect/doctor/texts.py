@@ -6,17 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from prospect.data.near_duplicates import near_twins, words
+from prospect.doctor.findings import Finding, both, first, of
 from prospect.doctor.labels import Thumb
-from prospect.feedback.findings import (
-    Finding,
-    at,
-    both,
-    cite,
-    first,
-    of,
-)
-from prospect.feedback.prompts import prompt_text, tail
-from prospect.feedback.records import Completion, Record
+from prospect.feedback.records import Completion, Record, at, cite, cite_end, readable
 
 OPENING = 5
 """Words of an opening."""
@@ -87,13 +79,13 @@ def untemplated(records: Sequence[Record]) -> Iterator[Finding]:
     plain = [record for record in records if isinstance(record.prompt, str) and record.prompt]
     if plain:
         first_one = plain[0]
-        trained = f"{prompt_text(first_one.prompt)}{first_one.completions[0].readable if first_one.completions else ''}"
+        trained = f"{readable(first_one.prompt)}{first_one.completions[0].readable if first_one.completions else ''}"
         message = (
             f"{of(len(plain), len(records))} prompts are plain text, but the model has a chat template: they train as "
             "they stand, and chat will never look like that. Write them as messages (prospect convert IN OUT.jsonl "
             "--chat), unless the model is to go on with a text"
         )
-        yield Finding("text_for_chat", "warning", message, (f"trained: {tail(trained)}",), {"prompts": len(plain)})
+        yield Finding("text_for_chat", "warning", message, (f"trained: {cite_end(trained)}",), {"prompts": len(plain)})
 
 
 def templated(thumbs: Sequence[Thumb]) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
 from prospect.engine.scoring import Query, score
 from prospect.engine.transfer import move
-from prospect.feedback.collector import waiting
+from prospect.feedback.load import collector_paused
 
 ENGINE_VERSION = 2
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
@@ -95,7 +95,7 @@ class ReferenceTable:
         found = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
         return move(torch.from_numpy(np.concatenate(found)).to(like.dtype), like.device)
 
-    @waiting()
+    @collector_paused()
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""
         wanted = {key: q for q in queries if (key := row_key(q)) not in self._memory}

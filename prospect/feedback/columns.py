@@ -58,7 +58,7 @@ _NO_TURNS = ("tools", "completions", "pairs", "history")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ColumnChoice:
     """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. What
     lies inside is written with its column: "messages.vote", "metadata.rating"."""
 
@@ -66,7 +66,7 @@ class Choice:
     ignore: Collection[str] = ()
 
     @classmethod
-    def parse(cls, rename: str, ignore: str) -> Choice:
+    def parse(cls, rename: str, ignore: str) -> ColumnChoice:
         """From `--map NEW=COLUMN,...` and `--ignore COLUMN,...`. Raises ConfigError where an equals sign is missing."""
         pairs = {}
         for part in filter(None, rename.split(",")):

@@ -12,7 +12,7 @@ from prospect.feedback import messages as chat
 from prospect.feedback import readers
 from prospect.feedback.columns import is_side, overlooked
 from prospect.feedback.records import Record
-from prospect.feedback.rows import COMMON, CONVERSATION_IDS, Row
+from prospect.feedback.rows import COMMON, CONVERSATION_IDS, FeedbackLine
 
 MOST_COLUMNS = 1000
 """A file with more columns than this has values where names of columns should be."""
@@ -26,7 +26,7 @@ class Layout:
 
     name: str
     needs: tuple[str, ...]
-    read: Callable[[Row], list[Record]]
+    read: Callable[[FeedbackLine], list[Record]]
     reads: tuple[str, ...] = ()
     judged_by: tuple[str, ...] = ()
     turns: str = ""

@@ -7,16 +7,17 @@ docs/data-format.md describes the layouts.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prospect.errors import DataError, brief
-from prospect.feedback.collector import waiting
-from prospect.feedback.columns import Choice
+from prospect.feedback.columns import ColumnChoice
 from prospect.feedback.files import Unreadable
 from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import (
@@ -34,15 +35,28 @@ from prospect.feedback.messages import (
 from prospect.feedback.prompts import prompt_digests, prompt_numbers
 from prospect.feedback.readers import raw_thumbs
 from prospect.feedback.records import Completion, Pair, Record
-from prospect.feedback.rows import Row
+from prospect.feedback.rows import FeedbackLine
 from prospect.feedback.sources import Source, read_rows, source_name, source_path, sources
 
 FORMATS = ("auto", *LAYOUTS)
-AS_NAMED = Choice()
+AS_NAMED = ColumnChoice()
 """Every column under the name that it has."""
 
 MOST_PROBLEMS = 20
 """How many problems are collected before loading gives up."""
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection in this block, or in the function that this decorates: rows are many small objects without
+    cycles, and a collection while they are made walks over all of them to find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +93,13 @@ class Feedback:
     notes: tuple[str, ...] = ()
 
 
-@waiting()
+@collector_paused()
 def load(
     source: Source,
     *,
     format: str = "auto",
     keep_going: bool = False,
-    choice: Choice = AS_NAMED,
+    choice: ColumnChoice = AS_NAMED,
     any_size: bool = False,
 ) -> Feedback:
     """Read feedback. One DataError lists up to 20 problems and carries them as `problems`; with `keep_going`, rows with
@@ -140,7 +154,7 @@ class _Part:
     notes: Sequence[str]
 
 
-def _open(source: Source, format: str, choice: Choice, keep_going: bool, any_size: bool, several: bool) -> _File:
+def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, any_size: bool, several: bool) -> _File:
     """The rows of one file with its layout and labels. Raises DataError where the file as a whole has none."""
     path = source if isinstance(source, str | Path) else None
     rows = list(read_rows(source, any_size=any_size, names={old: new for new, old in choice.rename.items()}))
@@ -185,7 +199,9 @@ def _read(file: _File, keep_going: bool) -> _Part:
         try:
             if isinstance(values, Unreadable):
                 raise DataError(values.reason)
-            made = file.layout.read(Row(line, values, file.columns, file.labels, file.judged_turns, file.prefix))
+            made = file.layout.read(
+                FeedbackLine(line, values, file.columns, file.labels, file.judged_turns, file.prefix)
+            )
         except DataError as error:
             problems.append(_problem(error.message, file.path, line, values))
         else:

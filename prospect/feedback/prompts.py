@@ -11,13 +11,7 @@ import json
 from collections.abc import Iterable
 from operator import is_
 
-from prospect.feedback.findings import cite
-from prospect.feedback.records import (
-    Message,
-    Prompt,
-    Record,
-    message_text,
-)
+from prospect.feedback.records import Message, Prompt, Record, readable
 
 FEW = 8
 """Messages between two rated turns: a question, calls of tools and their results."""
@@ -87,39 +81,13 @@ class MessageTree:
             self.number.append(number)
             text = dumps(message).encode("utf-8", "surrogatepass")
             self.digest.append(hashlib.blake2b(self.digest[node] + text, digest_size=16).digest())
-            self.size.append(self.size[node] + len(text_of(message)))
+            self.size.append(self.size[node] + len(readable(message)))
         return child
-
-
-def text_of(message: Message | str) -> str:
-    """What a message says; a text prompt says itself."""
-    return message if isinstance(message, str) else message_text(message)
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt for people to read: a text or a lone message as it is, a conversation with its roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return message_text(prompt[0])
-    return "\n".join(f"{message.get('role')}: {message_text(message)}" for message in prompt)
-
-
-def tail(text: str) -> str:
-    """The end of a prompt, to cite: conversations often begin alike."""
-    text = " ".join(text.split())
-    return cite(text if len(text) <= 60 else f"…{text[-58:]}")
 
 
 def prompt_or_text(record: Record) -> Prompt:
     """The prompt, or what stands for it where there is none: the text itself."""
     return record.prompt or "\n".join(completion.text for completion in record.completions)
-
-
-def has_text(record: Record) -> bool:
-    """Whether anything is said in the prompt."""
-    turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
-    return any(text_of(turn).strip() for turn in turns)
 
 
 def prompt_numbers(records: Iterable[Record]) -> list[int]:

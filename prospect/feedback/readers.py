@@ -11,20 +11,8 @@ from typing import Any
 
 from prospect.errors import DataError, nearest
 from prospect.feedback import messages as chat
-from prospect.feedback.records import (
-    Completion,
-    Message,
-    Pair,
-    Prompt,
-    Record,
-)
-from prospect.feedback.rows import (
-    Row,
-    complete,
-    identifier,
-    number,
-    weight,
-)
+from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
+from prospect.feedback.rows import FeedbackLine, complete, identifier, number, weight
 
 ROW_TAGS = ("label", "kto_tag", "rating")
 """Columns that may hold the thumb of a whole conversation."""
@@ -58,7 +46,7 @@ def _same_form(prompt: Prompt, side: Any, where: str) -> None:
 # Prospect's own lines
 
 
-def prospect(row: Row) -> list[Record]:
+def prospect(row: FeedbackLine) -> list[Record]:
     """{"prompt", "completions": [...], "pairs": [...]}, or a flat line."""
     if "completions" not in row.values:
         if row.get("pairs"):
@@ -82,7 +70,7 @@ def prospect(row: Row) -> list[Record]:
     return [row.record(prompt, completions, tuple(_own_pair(pair, len(completions)) for pair in pairs))]
 
 
-def _own_completion(row: Row, index: int, value: Any) -> Completion:
+def _own_completion(row: FeedbackLine, index: int, value: Any) -> Completion:
     where = f"completions[{index}]"
     if isinstance(value, str):
         value = {"content": value}
@@ -119,7 +107,7 @@ def _own_pair(value: Any, count: int) -> Pair:
 # One answer per row
 
 
-def flat(row: Row) -> list[Record]:
+def flat(row: FeedbackLine) -> list[Record]:
     """{"prompt", "completion"} with "label", "score", both or neither."""
     prompt = chat.prompt(row.get("prompt"))
     _same_form(prompt, row.get("completion"), "completion")
@@ -130,7 +118,7 @@ def flat(row: Row) -> list[Record]:
     return [row.record(prompt, (row.completion(answer, label, score),))]
 
 
-def halos(row: Row) -> list[Record]:
+def halos(row: FeedbackLine) -> list[Record]:
     """{"prompt", "output": [message], "label", "reward"} as HALOs labels its samples."""
     prompt = chat.prompt(row.get("prompt"))
     _same_form(prompt, row.get("output"), "output")
@@ -139,7 +127,7 @@ def halos(row: Row) -> list[Record]:
     return [row.record(prompt, (row.completion(answer, label, row.score("reward", label)),))]
 
 
-def text(row: Row) -> list[Record]:
+def text(row: FeedbackLine) -> list[Record]:
     """{"text"}: imitated as it is, without a prompt."""
     value = chat.plain_text(row.get("text"), "text")
     if not value.strip():
@@ -150,7 +138,9 @@ def text(row: Row) -> list[Record]:
 # Pairs
 
 
-def _pair(row: Row, prompt: Prompt, sides: tuple[Any, Any], names: tuple[str, str], scores: tuple[str, str]) -> Record:
+def _pair(
+    row: FeedbackLine, prompt: Prompt, sides: tuple[Any, Any], names: tuple[str, str], scores: tuple[str, str]
+) -> Record:
     """`sides` are (chosen, rejected), `names` their columns, `scores` the columns of their scores. The row's weight is
     the pair's."""
     for side, name in zip(sides, names, strict=True):
@@ -168,7 +158,7 @@ def _pair(row: Row, prompt: Prompt, sides: tuple[Any, Any], names: tuple[str, st
     return row.record(prompt, done, (Pair(0, 1, weight(row.values)),))
 
 
-def paired(row: Row) -> list[Record]:
+def paired(row: FeedbackLine) -> list[Record]:
     """{"prompt", "chosen", "rejected"}; without a prompt, the turns that two conversations share are it."""
     sides = row.get("chosen"), row.get("rejected")
     given = row.get("prompt")
@@ -199,7 +189,7 @@ def _shared_turns(given: Any, chosen: Any, rejected: Any) -> tuple[Prompt, tuple
     return (shared if shared[: len(prompt)] == prompt else prompt + shared), rest
 
 
-def halos_pairs(row: Row) -> list[Record]:
+def halos_pairs(row: FeedbackLine) -> list[Record]:
     """{"prompt", "output_A", "output_B", "label": 1 if A is the better one, "reward_A", "reward_B"}."""
     order = ("A", "B") if row.thumb("label") else ("B", "A")
     names = (f"output_{order[0]}", f"output_{order[1]}")
@@ -210,7 +200,7 @@ def halos_pairs(row: Row) -> list[Record]:
 # LLaMA-Factory
 
 
-def _tagged(row: Row, prompt: Prompt, answer: Any, where: str) -> Record:
+def _tagged(row: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> Record:
     """One answer with the row's own thumb and score, where it has them."""
     tags = [tag for tag in ROW_TAGS if tag in row.columns]
     if len(tags) > 1:
@@ -219,7 +209,7 @@ def _tagged(row: Row, prompt: Prompt, answer: Any, where: str) -> Record:
     return row.record(prompt, (row.completion(chat.answer(answer, where), label, row.score("score", label)),))
 
 
-def alpaca(row: Row) -> list[Record]:
+def alpaca(row: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with a pair [better, worse] of texts as
     its output."""
     prompt, output = _instruction(row), row.get("output")
@@ -232,12 +222,12 @@ def alpaca(row: Row) -> list[Record]:
     return [_tagged(row, prompt, output, "output")]
 
 
-def alpaca_pairs(row: Row) -> list[Record]:
+def alpaca_pairs(row: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "chosen", "rejected", "score_chosen", "score_rejected"}."""
     return [_pair(row, _instruction(row), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
 
 
-def _instruction(row: Row) -> tuple[Message, ...]:
+def _instruction(row: FeedbackLine) -> tuple[Message, ...]:
     """The prompt of a row of Alpaca."""
     turns: list[Message] = _system(row)
     for question, reply in _history(row.get("history")):
@@ -249,7 +239,7 @@ def _instruction(row: Row) -> tuple[Message, ...]:
     return (*turns, {"role": "user", "content": question})
 
 
-def _system(row: Row) -> list[Message]:
+def _system(row: FeedbackLine) -> list[Message]:
     text = row.get("system")
     return [{"role": "system", "content": chat.plain_text(text, "system")}] if text else []
 
@@ -264,7 +254,7 @@ def _history(value: Any) -> list[tuple[str, str]]:
 # Conversations
 
 
-def conversation(row: Row) -> list[Record]:
+def conversation(row: FeedbackLine) -> list[Record]:
     """{"messages"} or {"conversations"}: judged turn by turn, or as a whole (then its last answer is meant), or not at
     all (then every answer is imitated)."""
     column = "conversations" if "conversations" in row.columns else "messages"
@@ -289,13 +279,13 @@ def conversation(row: Row) -> list[Record]:
     return done
 
 
-def conversation_pairs(row: Row) -> list[Record]:
+def conversation_pairs(row: FeedbackLine) -> list[Record]:
     """{"conversations", "chosen", "rejected"}: the conversation is the prompt of the pair."""
     turns = (*_system(row), *_turns(row, "conversations"))
     return [_pair(row, chat.spoken(turns), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
 
 
-def _turns(row: Row, column: str) -> tuple[Message, ...]:
+def _turns(row: FeedbackLine, column: str) -> tuple[Message, ...]:
     turns = chat.messages(row.get(column), column)
     for i, raw in enumerate(row.get(column), 1):
         chat.check_flags(raw, f"{column}: message {i}")
@@ -303,7 +293,7 @@ def _turns(row: Row, column: str) -> tuple[Message, ...]:
 
 
 def _turn(
-    row: Row, prompt: tuple[Message, ...], said: Message, raw: Mapping[str, Any], turn: int, column: str
+    row: FeedbackLine, prompt: tuple[Message, ...], said: Message, raw: Mapping[str, Any], turn: int, column: str
 ) -> Record:
     """One turn (`raw` with its judgement, `said` without) as the answer to the turns before it."""
     where, name = f"{column}: message {turn}", f"{row.name}/turn{turn}"
@@ -325,7 +315,7 @@ def _turn(
 # Anthropic's transcripts
 
 
-def transcripts(row: Row) -> list[Record]:
+def transcripts(row: FeedbackLine) -> list[Record]:
     """{"chosen", "rejected"}, both "\\n\\nHuman: ...\\n\\nAssistant: ...", alike up to the last answer."""
     chosen, rejected = (chat.transcript(row.get(side), side) for side in _SIDES)
     if chosen[:-1] != rejected[:-1]:

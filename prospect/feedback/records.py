@@ -24,20 +24,41 @@ Message = dict[str, Any]
 """A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
 
 
-def message_text(message: Message) -> str:
-    """What a message says, line by line: its reasoning, its text, and its tool calls as name(arguments)."""
-    texts = [message.get(key) for key in ("reasoning_content", "content")]
-    said = [text for text in texts if isinstance(text, str) and text]
-    for call in message.get("tool_calls") or ():
+Prompt = str | tuple[Message, ...]
+View = Literal["binary", "pairs", "scores", "text"]
+
+EXAMPLES = 5
+"""Examples that a message to people gives of whatever it counts."""
+
+
+def readable(content: Prompt | Message) -> str:
+    """A prompt, message or answer for people: text as it is, a message as its reasoning, text and tool calls, a
+    conversation as its messages with their roles (a lone one without)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, dict):
+        if len(content) == 1:
+            return readable(content[0])
+        return "\n".join(f"{message.get('role')}: {readable(message)}" for message in content)
+    texts = [text for key in ("reasoning_content", "content") if isinstance(text := content.get(key), str) and text]
+    for call in content.get("tool_calls") or ():
         function = call.get("function", call)
         if isinstance(function, dict):
             arguments = json.dumps(function.get("arguments"), ensure_ascii=False, default=str)
-            said.append(f"{function.get('name')}({arguments})")
-    return "\n".join(said)
+            texts.append(f"{function.get('name')}({arguments})")
+    return "\n".join(texts)
 
 
-Prompt = str | tuple[Message, ...]
-View = Literal["binary", "pairs", "scores", "text"]
+def cite(text: str, size: int = 60) -> str:
+    """The beginning of a text on one line, in quotation marks."""
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= size else f'"{line[: size - 1]}…"'
+
+
+def cite_end(text: str) -> str:
+    """The end of a text on one line, in quotation marks: conversations often begin alike."""
+    line = " ".join(text.split())
+    return cite(line if len(line) <= 60 else f"…{line[-58:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,7 @@ class Completion:
     @property
     def readable(self) -> str:
         """All that the answer says, tool calls included, for people."""
-        return self.content if isinstance(self.content, str) else message_text(self.content)
+        return readable(self.content)
 
     @property
     def key(self) -> str:
@@ -75,6 +96,11 @@ class Completion:
             return self.content
         calls = [{k: v for k, v in call.items() if k != "id"} for call in self.content.get("tool_calls") or ()]
         return json.dumps({**self.content, "tool_calls": calls}, sort_keys=True, ensure_ascii=False)
+
+
+def at(completion: Completion) -> str:
+    """Where a completion stands: "line 12 (r0/1)"."""
+    return f"line {completion.line} ({completion.id})" if completion.line else completion.id
 
 
 @dataclass(frozen=True, slots=True)

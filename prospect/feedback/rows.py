@@ -10,13 +10,7 @@ from typing import Any
 from prospect.errors import DataError, written
 from prospect.feedback import messages as chat
 from prospect.feedback.labels import Labels
-from prospect.feedback.records import (
-    Completion,
-    Message,
-    Pair,
-    Prompt,
-    Record,
-)
+from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
 
 COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete")
 """Optional columns of every layout."""
@@ -35,7 +29,7 @@ CONVERSATION_IDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FeedbackLine:
     """One row, with what its reader must know of the file: all its `columns`, and whether any turn in it is judged."""
 
     line: int

@@ -14,7 +14,7 @@ import pytest
 
 from prospect.data.blobs import CHUNK, SCAN, Blobs
 from prospect.errors import RunError
-from prospect.feedback.collector import waiting
+from prospect.feedback.load import collector_paused
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
 
 def test_the_collector_waits_and_goes_on() -> None:
     assert gc.isenabled()
-    with waiting():
+    with collector_paused():
         assert not gc.isenabled()
-        with waiting():
+        with collector_paused():
             pass
         assert not gc.isenabled()
-    with pytest.raises(ValueError, match="x"), waiting():
+    with pytest.raises(ValueError, match="x"), collector_paused():
         raise ValueError("x")
     assert gc.isenabled()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from prospect.data.groups import groups
 from prospect.data.split import split
 from prospect.doctor.check import check
+from prospect.doctor.findings import Finding
 from prospect.errors import DataError
-from prospect.feedback.findings import Finding
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
 

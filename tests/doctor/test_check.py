@@ -12,15 +12,10 @@ import pytest
 
 from prospect.data.tokens import build_trees
 from prospect.doctor.check import check
+from prospect.doctor.findings import Finding, Findings
 from prospect.errors import ConfigError
-from prospect.feedback.findings import Finding, Findings
 from prospect.feedback.load import load
-from prospect.feedback.records import (
-    Completion,
-    Pair,
-    Record,
-    as_chat,
-)
+from prospect.feedback.records import Completion, Pair, Record, as_chat
 from tests.toy_tokenizers import CHATML, NO_PREFIX, byte_level
 
 ANSWERS = [

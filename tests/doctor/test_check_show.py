@@ -59,7 +59,7 @@ def test_rows_are_shown_with_their_tokens() -> None:
     assert "weight 2" in out
     assert "[dropped] never" in out
     plain = shown(lambda c: show_rows(records, 1, c))
-    assert "user: Is [it] so?" in plain
+    assert "Is [it] so?" in plain
     assert "c2" not in plain
 
 

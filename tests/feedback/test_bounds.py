@@ -15,7 +15,7 @@ import pytest
 from toy_feedback import GOOD, error_of, save
 
 from prospect.data.write import write_problems
-from prospect.feedback import files, tables
+from prospect.feedback import files, sources, tables
 from prospect.feedback.jsontext import MOST_LEVELS
 from prospect.feedback.load import load
 
@@ -38,7 +38,7 @@ def bomb(path: Path, copies: int = 100) -> Path:
 
 def test_a_gzip_bomb_is_refused_before_a_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bomb(tmp_path / "a.jsonl.gz")
-    monkeypatch.setattr(files, "_json", lambda *arguments: pytest.fail("read"))
+    monkeypatch.setattr(sources, "json_rows", lambda *arguments: pytest.fail("read"))
     message = str(error_of(path))
     assert "unpacks to more than 67 MB from 0.3 MB, over 100 times its size" in message
     assert f"prospect convert {path} OUT.jsonl --any-size" in message

@@ -9,7 +9,7 @@ import pytest
 from toy_feedback import CHAT, GOOD, assistant, error_of, user
 
 from prospect.errors import ConfigError, DataError
-from prospect.feedback.columns import Choice
+from prospect.feedback.columns import ColumnChoice
 from prospect.feedback.layouts import MOST_COLUMNS
 from prospect.feedback.load import load
 
@@ -51,7 +51,7 @@ def test_a_judgement_under_another_name_is_never_passed_over(row: dict[str, Any]
     message = str(error_of([row, row]))
     assert f'the column "{column}" looks like a judgement' in message
     assert f"--ignore {column}" in message
-    read = load([dict(row)], choice=Choice(ignore=(column,)))
+    read = load([dict(row)], choice=ColumnChoice(ignore=(column,)))
     assert len(read.records) == 1
 
 
@@ -72,7 +72,7 @@ def test_all_of_them_are_named_at_once() -> None:
 
 def test_a_column_may_be_read_under_another_name() -> None:
     rows = [{"question": "a", "answer": "b", "vote": "up"}, {"question": "a", "answer": "c", "vote": "down"}]
-    choice = Choice.parse("prompt=question, completion=answer,label=vote", "")
+    choice = ColumnChoice.parse("prompt=question, completion=answer,label=vote", "")
     (record,) = load(rows, choice=choice).records
     assert [(c.content, c.label) for c in record.completions] == [("b", True), ("c", False)]
     assert rows[0] == {"question": "a", "answer": "b", "vote": "up"}  # the caller's rows are left alone
@@ -81,13 +81,13 @@ def test_a_column_may_be_read_under_another_name() -> None:
 def test_stars_are_scores_where_one_says_so(tmp_path: Path) -> None:
     path = tmp_path / "stars.csv"
     path.write_text("prompt,completion,label\na,b,5\na,c,1\n")
-    feedback = load(path, choice=Choice.parse("score=label", ""))
+    feedback = load(path, choice=ColumnChoice.parse("score=label", ""))
     assert [(c.score, c.label) for c in feedback.records[0].completions] == [(5.0, None), (1.0, None)]
 
 
 def test_keys_of_messages_are_renamed_with_their_column() -> None:
     rows = [{"messages": [user("a"), assistant("b", vote="up"), user("c"), assistant("d", vote="down")]}]
-    feedback = load(rows, choice=Choice.parse("messages.rating=messages.vote", ""))
+    feedback = load(rows, choice=ColumnChoice.parse("messages.rating=messages.vote", ""))
     assert [c.label for r in feedback.records for c in r.completions] == [True, False]
 
 
@@ -96,17 +96,17 @@ def test_judgements_are_taken_out_of_the_objects_that_they_lie_in() -> None:
         {"prompt": "q", "completion": text, "more": {"vote": vote, "by": "x"}} for text, vote in (("a", 1), ("b", 0))
     ]
     assert "--map NAME=more.vote" in str(error_of(rows))
-    records = load(rows, choice=Choice.parse("label=more.vote", "")).records
+    records = load(rows, choice=ColumnChoice.parse("label=more.vote", "")).records
     assert [c.label for r in records for c in r.completions] == [True, False]
     turns = [user("a"), assistant("b", about={"vote": "up"}), user("c"), assistant("d", about={"vote": "down"})]
-    feedback = load([{"messages": turns}], choice=Choice.parse("messages.rating=messages.about.vote", ""))
+    feedback = load([{"messages": turns}], choice=ColumnChoice.parse("messages.rating=messages.about.vote", ""))
     assert [c.label for r in feedback.records for c in r.completions] == [True, False]
 
 
 def test_a_key_of_several_messages_is_no_judgement_of_the_row() -> None:
     rows = [{"messages": [user("a"), assistant("b", vote="up"), user("c"), assistant("d")]}]
     with pytest.raises(DataError, match="a key of each of several objects"):
-        load(rows, choice=Choice.parse("rating=messages.vote", ""))
+        load(rows, choice=ColumnChoice.parse("rating=messages.vote", ""))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_a_key_of_several_messages_is_no_judgement_of_the_row() -> None:
 )
 def test_choices_that_fit_no_column(rename: str, ignore: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load([GOOD], choice=Choice.parse(rename, ignore))
+        load([GOOD], choice=ColumnChoice.parse(rename, ignore))
 
 
 @pytest.mark.parametrize("rename", ["label", "label=", "=vote", "messages.rating=vote", "messages.rating=turns.vote"])
 def test_choices_that_say_nothing(rename: str) -> None:
     with pytest.raises(ConfigError, match="--map"):
-        load([GOOD], choice=Choice.parse(rename, ""))
+        load([GOOD], choice=ColumnChoice.parse(rename, ""))
 
 
 def test_keys_that_are_values_are_refused_at_once() -> None:
@@ -205,7 +205,7 @@ def test_a_flat_line_has_no_pairs() -> None:
 )
 def test_where_nothing_is_judged_more_names_are_telling(row: dict[str, Any], column: str) -> None:
     assert f'the column "{column}" looks like a judgement' in str(error_of([row]))
-    assert len(load([row], choice=Choice(ignore=(column,))).records) == 1
+    assert len(load([row], choice=ColumnChoice(ignore=(column,))).records) == 1
 
 
 @pytest.mark.parametrize("values", [(True, False), (1, 0), ("1", "0"), (1.0, None, -1.0), ("true", "", "False")])

@@ -322,7 +322,7 @@ def test_what_looks_like_a_file_is_never_asked_of_the_hub(monkeypatch: pytest.Mo
 def test_reading_json_imports_neither_torch_nor_tables(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
     code = (
-        "import sys; from prospect.feedback.load import load, write;"
+        "import sys; from prospect.feedback.load import load; from prospect.data.write import write;"
         "write(load('a.jsonl').records, 'b.jsonl');"
         "print(sorted({'torch', 'transformers', 'pandas', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )

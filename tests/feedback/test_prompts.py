@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prospect.feedback.prompts import prompt_text
-from prospect.feedback.records import Prompt
+from prospect.feedback.records import Prompt, readable
 
 QUESTION = {"role": "user", "content": "2 + 2?"}
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]}
@@ -22,4 +21,4 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
     ],
 )
 def test_a_conversation_is_shown_with_its_roles_and_calls(prompt: Prompt, text: str) -> None:
-    assert prompt_text(prompt) == text
+    assert readable(prompt) == text

@@ -8,8 +8,8 @@ from typing import Any
 from toy_feedback import SKY, assistant, user
 
 from prospect.doctor.check import check
+from prospect.doctor.findings import Findings
 from prospect.doctor.recommend.noise import noise
-from prospect.feedback.findings import Findings
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion
 

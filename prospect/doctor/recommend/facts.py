@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from prospect.doctor.check import check
+from prospect.doctor.findings import Finding, Findings
 from prospect.doctor.recommend.noise import Noise, noise
 from prospect.errors import DataError
-from prospect.feedback.findings import Finding, Findings
 from prospect.feedback.load import Feedback
 from prospect.feedback.prompts import prompt_numbers
-from prospect.feedback.records import (
-    Record,
-    binary,
-    pair_count,
-    text,
-    threshold_of,
-)
+from prospect.feedback.records import Record, binary, pair_count, text, threshold_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

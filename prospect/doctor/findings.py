@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from prospect.feedback.records import Completion
+from prospect.feedback.records import EXAMPLES, Completion, at
 
 Level = Literal["ok", "info", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info", "ok")
 """Worst first."""
-
-EXAMPLES = 5
-"""Examples kept per finding: enough to find the cause, few enough to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +54,6 @@ def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: LEVELS.index(f.level)))
 
 
-def at(completion: Completion) -> str:
-    """Where a completion stands: "line 12 (r0/1)"."""
-    return f"line {completion.line} ({completion.id})" if completion.line else completion.id
-
-
 def both(a: Completion, b: Completion) -> str:
     """Where two completions stand."""
     return f"{at(a)} and {at(b)}"
@@ -75,9 +67,3 @@ def of(count: int, total: int) -> str:
     """ "3 of 60 (5 %)"."""
     share = 100 * count / total if total else 0.0
     return f"{count} of {total} ({share:.{0 if share >= 10 or share == round(share) else 1}f} %)"
-
-
-def cite(text: str, size: int = 60) -> str:
-    """The beginning of a text on one line, in quotation marks."""
-    line = " ".join(text.split())
-    return f'"{line}"' if len(line) <= size else f'"{line[: size - 1]}…"'
