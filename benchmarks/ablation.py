@@ -28,7 +28,7 @@ from benchmarks.marks import BUILD, RESULTS, Facts, commit, hardware, read, sour
 from benchmarks.switches import NOT_MEASURED, OPTIMISATIONS, Optimisation
 from benchmarks.table import summary
 from prospect.data.store import read_json
-from prospect.engine.precision import pick_precision
+from prospect.engine.device import pick_precision
 
 STEPS = {"hh": (8, 5), "tulu": (4, 6), "cje": (4, 5)}
 """Rows of a step and steps, of which the first warms up, by the kind of text: seconds for each run on two cores."""

@@ -28,7 +28,8 @@ from prospect.data.write import write as write_feedback
 from prospect.demo import story as demo
 from prospect.demo import users, world
 from prospect.demo.question import Question
-from prospect.engine.policy import Policy, load
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
 from prospect.feedback.records import Completion, Record
 from prospect.losses.functions import defaults
 from prospect.losses.rows import LOSSES

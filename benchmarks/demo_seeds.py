@@ -30,7 +30,7 @@ from prospect.demo.story import (
     answer,
     run_demo,
 )
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.training.console import Console
 from prospect.training.runlog import read_metrics
 

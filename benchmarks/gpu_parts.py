@@ -16,8 +16,8 @@ from benchmarks.kernels import random_trees
 from benchmarks.marks import Facts, spread
 from prospect.engine import attention
 from prospect.engine import attention_flash as varlen
-from prospect.engine.packing import Forest, pack
-from prospect.engine.work import matmul_peak
+from prospect.engine.device import matmul_peak
+from prospect.engine.packing import Packed, pack
 
 
 def clock(work: Callable[[], Any], device: torch.device, repeats: int = 10, warm: int = 2) -> Facts:
@@ -38,7 +38,7 @@ def matmul_rate(device: torch.device, tiny: bool) -> float:
     return max(matmul_peak(device, torch.bfloat16, size) for size in ((64,) if tiny else (4096, 8192, 16384)))
 
 
-def forest_of(device: torch.device, tiny: bool, branches: int) -> Forest:
+def forest_of(device: torch.device, tiny: bool, branches: int) -> Packed:
     """About 16,000 tokens of trees with this many answers each, no two of the same length."""
     trees, prompt, answer = (3, 6, 5) if tiny else (20 // branches, 256, 512)
     lengths = [answer - (answer // 8) * k for k in range(branches)]
@@ -71,7 +71,7 @@ def _both(work: Callable[[], Tensor], states: list[Tensor]) -> None:
     torch.autograd.grad(work().sum(), states)
 
 
-def _tree(states: list[Tensor], forest: Forest, flash: bool) -> Tensor:
+def _tree(states: list[Tensor], forest: Packed, flash: bool) -> Tensor:
     with mock.patch.multiple(attention, suits=lambda *_: flash, on_cpu=lambda _: False):
         query, key, value = states
         return attention.attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)[0]
@@ -87,7 +87,7 @@ def _flex(states: list[Tensor], mask: Any, kernel: Any) -> Tensor:
     return found.transpose(1, 2)
 
 
-def _block_mask(forest: Forest) -> Any:
+def _block_mask(forest: Packed) -> Any:
     """For FlexAttention; made once per forest, so it is not measured."""
     piece, tree, is_prompt = _pieces(forest)
 
@@ -98,7 +98,7 @@ def _block_mask(forest: Forest) -> Any:
     return create_block_mask(seen, None, None, forest.tokens, forest.tokens, device=str(piece.device))
 
 
-def _pieces(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(forest: Packed) -> tuple[Tensor, Tensor, Tensor]:
     """Of each packed token: its piece (a prompt or an answer), its tree, and whether it is in the prompt."""
     starts = forest.segments.prompt_starts
     trees = torch.zeros(forest.tokens, dtype=torch.int64)

@@ -14,11 +14,10 @@ from torch.nn import functional
 from benchmarks.marks import Facts, peak_rss, spread
 from prospect.data.schedule import Row, cut, plan
 from prospect.engine.attention import attend
+from prospect.engine.device import COMPUTED_IN, matmul_peak, pick_precision
 from prospect.engine.head import token_logp
 from prospect.engine.packing import Branches, pack
 from prospect.engine.pages import keep_freed
-from prospect.engine.precision import COMPUTED_IN, pick_precision
-from prospect.engine.work import matmul_peak
 
 HIDDEN, HEADS = 512, 8
 

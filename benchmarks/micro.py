@@ -23,14 +23,14 @@ from benchmarks import kernels, workload
 from benchmarks.kernels import clock, in_turn
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, Marks, commit, hardware, spread, write_json
 from benchmarks.side_prospect import prepared, with_reference
+from prospect.engine.device import COMPUTED_IN, matmul_peak
 from prospect.engine.forward import forward
-from prospect.engine.packing import Branches
-from prospect.engine.policy import Policy, load
-from prospect.engine.precision import COMPUTED_IN
-from prospect.engine.scoring import Query, score
+from prospect.engine.load import load
+from prospect.engine.packing import Branches, Query
+from prospect.engine.policy import Policy
+from prospect.engine.reference import score
 from prospect.engine.spans import How
 from prospect.engine.transfer import move
-from prospect.engine.work import matmul_peak
 from prospect.losses.segments import segment_sum
 from prospect.training import gradient, loop, z0
 from prospect.training.batch import Micro, matched

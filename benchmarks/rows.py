@@ -28,9 +28,8 @@ from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak
 from prospect import run
 from prospect.data.blobs import Blobs
 from prospect.doctor import run_check
-from prospect.engine.packing import pack
+from prospect.engine.packing import Query, pack
 from prospect.engine.reference import ReferenceTable, row_key
-from prospect.engine.scoring import Query
 from prospect.feedback.load import load
 from prospect.losses import registry
 from prospect.training import setup as prepare

@@ -33,13 +33,12 @@ from prospect.engine import (
 from prospect.engine import (
     packing as forest,
 )
-from prospect.engine.attention import Memory
+from prospect.engine.attention import KeyValues
 from prospect.engine.forward import forward_more
 from prospect.engine.gather import Layout, Shape, Spans
-from prospect.engine.live import LiveReference
-from prospect.engine.packing import Branches, Forest
+from prospect.engine.packing import Branches, Packed
 from prospect.engine.policy import Policy
-from prospect.engine.reference import ReferenceTable
+from prospect.engine.reference import LiveReference, ReferenceTable
 from prospect.engine.spans import How
 
 HUGE = 1 << 40
@@ -110,8 +109,8 @@ def switched(name: str) -> AbstractContextManager[Any]:
 
 
 def _prompt_for_each(
-    trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None
-) -> Forest:
+    trees: Sequence[Branches], device: torch.device | str = "cpu", memory: KeyValues | None = None
+) -> Packed:
     apart = [Branches(tree.prompt, (completion,)) for tree in trees for completion in tree.completions]
     return forest.pack(apart, device, memory)
 
@@ -216,8 +215,8 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "shared prompts for z0",
         "a pass of its own for the mismatched answers",
         f"{TRAIN}.inputs.forward_more",
-        tuple(f"{ENGINE}.forest:{name}" for name in ("Prompts", "pack_more"))
-        + tuple(f"{ENGINE}.attention:{name}" for name in ("Memory", "Segments.with_past", "Segments.remember"))
+        tuple(f"{ENGINE}.forest:{name}" for name in ("PromptCache", "pack_more"))
+        + tuple(f"{ENGINE}.attention:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
         + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_on", "trees_of"))
         + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "remembers"))
         + (f"{ENGINE}.forward:forward_more", f"{TRAIN}.inputs:compute_with"),

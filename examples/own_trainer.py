@@ -17,7 +17,8 @@ import prospect
 from prospect.data import dataset as corpora
 from prospect.data.dataset import Corpus
 from prospect.engine.forward import Branches, forward
-from prospect.engine.policy import Policy, load
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
 from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
 

@@ -13,7 +13,7 @@ import prospect
 from prospect.data.template import Template
 from prospect.data.write import write as write_feedback
 from prospect.engine.generate import generate
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import (
     Completion,

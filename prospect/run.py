@@ -24,13 +24,11 @@ from prospect.doctor import run_check
 from prospect.doctor.findings import Findings
 from prospect.engine.folders import cache_folder, no_cache
 from prospect.engine.generate import generate
-from prospect.engine.live import LiveReference
 from prospect.engine.lora import LoraSpec, attach_lora, parse_lora
-from prospect.engine.policy import Policy, save
-from prospect.engine.reference import ReferenceTable
-from prospect.engine.scoring import Query
-from prospect.engine.vocabulary import require_comparable
-from prospect.engine.weights import dtypes_to_save, round_to
+from prospect.engine.packing import Query
+from prospect.engine.policy import Policy
+from prospect.engine.reference import LiveReference, ReferenceTable, require_comparable
+from prospect.engine.weights import dtypes_to_save, round_to, save
 from prospect.errors import (
     ConfigError,
     Interrupted,

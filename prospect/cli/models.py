@@ -74,7 +74,7 @@ def evaluate(arguments: list[str]) -> int:
     if options.out is not None:
         refuse_existing(options.out)
     from prospect.engine.folders import no_cache
-    from prospect.engine.policy import load
+    from prospect.engine.load import load
     from prospect.evaluate.command import evaluate_feedback
     from prospect.training.console import Console
     from prospect.training.progress import Bars
@@ -193,7 +193,7 @@ def chat(arguments: list[str]) -> int:
         converse,
         typed,
     )
-    from prospect.engine.policy import load
+    from prospect.engine.load import load
     from prospect.training import folder as runfolder
     from prospect.training.console import Console
 

@@ -29,7 +29,8 @@ from prospect.demo import show, users, world
 from prospect.demo.question import Question
 from prospect.doctor.check import check
 from prospect.engine.generate import Generated, generate
-from prospect.engine.policy import Policy, load
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
 from prospect.errors import ConfigError
 from prospect.evaluate.statistics import wilson
 from prospect.feedback.load import load as load_feedback

@@ -38,7 +38,7 @@ NAME = "prospect_tree"
 
 
 @dataclass(slots=True)
-class Memory:
+class KeyValues:
     """Keys and values of every layer, (1, H, T, D) each, for a packed row, kept for more branches of its prompts; when
     it is full, backward may compute the row again."""
 
@@ -60,7 +60,7 @@ class Segments:
     starts: Ints
     lengths: Ints
     device: torch.device | str = "cpu"
-    memory: Memory | None = None
+    memory: KeyValues | None = None
     past: int = 0
 
     @cached_property

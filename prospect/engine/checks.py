@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prospect.engine.forward import forward_tree
-from prospect.engine.memory import is_out_of_memory, release
+from prospect.engine.device import is_out_of_memory, release
+from prospect.engine.forward import forward_padded, forward_tree
 from prospect.engine.packing import Branches, Ids
-from prospect.engine.padded import forward_padded
 from prospect.errors import ModelError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.engine.memory import release, within_memory
+from prospect.engine.device import release, within_memory
 from prospect.engine.policy import Policy
 from prospect.errors import RunError
 

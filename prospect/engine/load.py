@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,18 +15,19 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
-from prospect.engine import folders
-from prospect.engine.weights import Dtypes, stored_as
-from prospect.errors import ModelError, ProspectError, RunError
-
-RESIZED = "has_embeddings_of_its_adapter"
-"""The attribute of a base whose embeddings are its adapter's, with which they must be saved."""
+from prospect.data.template import Template
+from prospect.engine import folders, fused
+from prospect.engine.checks import Engine, choose_path, require_same
+from prospect.engine.device import TRAINED_IN, Precision, must_fit, pick_device, pick_precision
+from prospect.engine.fused import Kernels
+from prospect.engine.pages import keep_freed, limit_caches
+from prospect.engine.policy import Policy
+from prospect.engine.weights import RESIZED, stored_dtypes, without_bars
+from prospect.errors import ModelError, ProspectError
 
 
 def read_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
@@ -131,18 +130,6 @@ def loading(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """transformers' bars for reading and writing files say nothing that a user waits for."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
 def without_warnings() -> Iterator[None]:
     """What peft and transformers warn of here is between them: old names, settings that peft corrects by itself."""
     with warnings.catch_warnings():
@@ -166,83 +153,61 @@ def to_dtype(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def write(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
+def load(
+    model: str | Path,
     *,
-    dtypes: Dtypes | None = None,
-    generation: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a folder that `read_*` reads: into a folder beside it first, which then takes its name. Tensors are stored
-    in `dtypes`, where they are named there; `generation` is what generation_config.json will say.
+    precision: Precision | Literal["auto"] = "auto",
+    device: str = "auto",
+    chat_template: str | None = None,
+    engine: Engine = "auto",
+    kernels: Kernels | Literal["auto"] = "auto",
+    revision: str | None = None,
+    frozen: bool = False,
+    wide: bool | None = None,
+    cache: str | Path | None = None,
+) -> Policy:
+    """Load a model or adapter folder, or a Hub name, and check which engine path it can be trusted with.
 
-    Raises RunError where the disk fails; then nothing has changed.
+    All parameters (of an adapter: its own) are trainable and float32, in "fp64" float64. With `frozen`, for references,
+    evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `wide` says
+    otherwise: a reference is loaded as its policy is, since a model that adds up in bfloat16 is another model by 0.03
+    nats a token. `chat_template`: None for the tokenizer's own, "plain", or a Jinja file. `cache` is where digests of
+    files are kept, None for the usual place. Raises ModelError, ConfigError, MissingExtra.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # what another process was killed at
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        with stored_as(dtypes or {}):
-            _write(model, tokenizer, partial, generation)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise RunError(
-            f"cannot write the model to {folder}: {error}. Free some space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
-    generation: Mapping[str, Any] | None,
-) -> None:
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    own = base.generation_config
-    try:
-        # Some published ones load and are refused when they are saved. Ours is written by ourselves.
-        base.generation_config = GenerationConfig()
-        with without_bars():
-            if isinstance(model, PeftModel):
-                # peft would ask the Hub whether the base's vocabulary grew, and leave a model card without content.
-                model.save_pretrained(str(folder), save_embedding_layers=getattr(base, RESIZED, False))
-                (folder / "README.md").unlink(missing_ok=True)
-            else:
-                model.save_pretrained(folder)
-    finally:
-        base.generation_config = own
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    path = folder / "generation_config.json"
-    if generation is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_text(json.dumps(generation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def generation_values(model: PreTrainedModel, folder: Path | None, ends: Iterable[int]) -> dict[str, Any] | None:
-    """What generation_config.json should say: what the start folder's says, or else what transformers makes of the
-    model's config, and that an answer also ends with `ends`. None for a model without."""
-    if model.generation_config is None:
-        return None
-    values: dict[str, Any] = model.generation_config.to_diff_dict()
-    if folder is not None and (folder / "generation_config.json").exists():
-        values = folders.read_json(folder / "generation_config.json")
-    before = values.get("eos_token_id")
-    known = before if isinstance(before, list) else [] if before is None else [before]
-    every = list(dict.fromkeys([*known, *ends]))
-    if every != known:
-        values["eos_token_id"] = every[0] if len(every) == 1 else every
-    return values
+    folder = folders.find(model, revision)
+    base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
+    adapted = base_folder != folder
+    where = pick_device(device)
+    kernels = fused.pick_kernels(kernels, where)
+    how = pick_precision(precision, where)
+    if where.type == "cpu":
+        keep_freed()
+        limit_caches()
+    wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
+    base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
+    network = read_adapter(base, folder, trainable=not frozen) if adapted else base
+    to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[how])
+    tokenizer = read_tokenizer(folder, base_folder)
+    if chat_template is not None:
+        Template(tokenizer, chat_template)
+    name = str(folder) if folders.local(model).exists() else str(model)
+    with must_fit(f"{model} on {where}"):
+        cast(nn.Module, network).to(where)
+        policy = Policy(
+            network,
+            tokenizer,
+            where,
+            how,
+            folder,
+            name,
+            revision,
+            chat_template,
+            kernels,
+            wide,
+            folders.cache_folder(cache),
+            stored=stored_dtypes(folder),
+        )
+        if kernels == "fused":
+            require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
+        choose_path(policy, engine)
+    return policy

@@ -16,23 +16,10 @@ from transformers import PreTrainedModel
 
 from prospect.data.template import Template
 from prospect.engine import folders
-from prospect.engine.load import (
-    generation_values,
-    read_adapter,
-    read_model,
-    read_tokenizer,
-    to_dtype,
-    without_warnings,
-    write,
-)
+from prospect.engine.device import TRAINED_IN
+from prospect.engine.load import read_adapter, read_model, read_tokenizer, to_dtype, without_warnings
 from prospect.engine.policy import Policy
-from prospect.engine.precision import TRAINED_IN
-from prospect.engine.weights import (
-    SaveDtype,
-    dtypes_to_save,
-    round_to,
-    stored_dtypes,
-)
+from prospect.engine.weights import SaveDtype, dtypes_to_save, generation_values, round_to, stored_dtypes, write
 from prospect.errors import ConfigError, ModelError, nearest
 
 ALL_LINEAR = "all-linear"

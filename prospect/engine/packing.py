@@ -19,10 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prospect.engine.attention import Memory, Segments
+from prospect.engine.attention import KeyValues, Segments
 from prospect.engine.transfer import Ints, move, move_all
 
 Ids = npt.NDArray[np.int32]
+
+Query = tuple[Ids, Ids]
+"""Prompt ids and completion ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Branches:
 
 
 @dataclass(frozen=True, slots=True)
-class Forest:
+class Packed:
     """Trees in one row. The hidden state at `predict[k]` predicts `targets[k]`; completion n owns the targets
     `offsets[n]:offsets[n + 1]`."""
 
@@ -56,18 +59,18 @@ class Forest:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class PromptCache:
     """What a pass remembers of its K prompts, without graph, so that other completions of them can be scored."""
 
     starts: Ints  # (K,)
     lengths: Ints  # (K,)
     last: Tensor  # (K, H), the hidden states that the first tokens are predicted from
-    memory: Memory
+    memory: KeyValues
     past: int  # tokens of the pass
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class TokenLogps:
     """Log-probs of completion tokens in nats, completions in the order given; float32, for a float64 model float64.
 
     Where it was asked for, `token_sum_p2` is the sum over the vocabulary of p^2 at each token, `hidden` the state that
@@ -78,10 +81,10 @@ class Output:
     offsets: Tensor  # (N + 1,) int64, on the CPU
     token_sum_p2: Tensor | None = None  # (M,)
     hidden: Tensor | None = None  # (M, H)
-    prompts: Prompts | None = None
+    prompts: PromptCache | None = None
 
 
-def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: Memory | None = None) -> Forest:
+def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: KeyValues | None = None) -> Packed:
     """Lay at least one tree out in one row, in the order given; no token is padding, no prompt is repeated. `memory`
     will note the keys and values of the row."""
     pieces = [piece for tree in trees for piece in (tree.prompt, *(c[:-1] for c in tree.completions))]
@@ -106,10 +109,10 @@ def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: 
     arrays = [np.concatenate(pieces)[None], positions[None], predict, np.concatenate(completions)]
     segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device, memory)
     input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
-    return Forest(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
+    return Packed(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
 
-def pack_more(prompts: Prompts, completions: Sequence[Sequence[Ids]], device: torch.device | str = "cpu") -> Forest:
+def pack_more(prompts: PromptCache, completions: Sequence[Sequence[Ids]], device: torch.device | str = "cpu") -> Packed:
     """Lay out further completions, of every prompt any number but in all at least one. `predict` counts through the
     prompts' K last states first, then through this row."""
     tree = np.repeat(np.arange(len(completions)), [len(some) for some in completions])
@@ -124,7 +127,7 @@ def pack_more(prompts: Prompts, completions: Sequence[Sequence[Ids]], device: to
     where = prompts.starts[tree], prompts.lengths[tree], prompts.past + starts, lengths
     input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
     segments = Segments(*where, device, prompts.memory, prompts.past)
-    return Forest(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
+    return Packed(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
 
 def to_tensor(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:

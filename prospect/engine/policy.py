@@ -8,7 +8,7 @@ that reaches for the decoder and the head of a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,50 +18,52 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prospect.data.template import Template
-from prospect.engine import folders, fused
+from prospect.engine import folders
 from prospect.engine.attention import attention_is_by_tree, by_tree
-from prospect.engine.checks import Engine, choose_path, require_same
+from prospect.engine.device import COMPUTED_IN, TRAINED_IN, Precision
 from prospect.engine.fused import Kernels
 from prospect.engine.head import Head, finish, pick
 from prospect.engine.last import shorten
 from prospect.engine.layers import cast_inputs_once, lighten
-from prospect.engine.load import (
-    generation_values,
-    read_adapter,
-    read_model,
-    read_tokenizer,
-    to_dtype,
-    write,
-)
-from prospect.engine.memory import must_fit
-from prospect.engine.pages import keep_freed, limit_caches
-from prospect.engine.precision import (
-    COMPUTED_IN,
-    TRAINED_IN,
-    Precision,
-    computing_in,
-    pick_device,
-    pick_precision,
-)
-from prospect.engine.weights import SaveDtype, dtypes_to_save, stored_dtypes
-from prospect.engine.work import Cost, cost_of
 from prospect.errors import ConfigError, ModelError
 
 UNLIMITED = 1 << 30
 """The context of a model that names no limit."""
 
 
-class Scored(NamedTuple):
+class TargetScores(NamedTuple):
     """Log-probs of M targets, the sums over the vocabulary of p^2, and the hidden states (M, H) they came from."""
 
     logp: Tensor
     sum_p2: Tensor | None = None
     hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Weights that a token meets in the decoder, how many of them are trained, the same of what may run on fewer
+    tokens (last.py; part of the body) and of the head, and attention's multiplications for a query and a key."""
+
+    body: float = 0.0
+    body_trained: float = 0.0
+    last: float = 0.0
+    last_trained: float = 0.0
+    head: float = 0.0
+    head_trained: float = 0.0
+    attention: float = 0.0
+
+    def flops(self, *, tokens: int, last: int, targets: int, pairs: float, backward: bool) -> float:
+        """Of a pass over `tokens`, of which the last layer computes `last`, with log-probs of `targets` and `pairs` of
+        a query and a key that it sees."""
+        spared, others = tokens - last, self.attention * pairs
+        forward = 2 * (self.body * tokens - self.last * spared + self.head * targets + others)
+        trained = 2 * (self.body_trained * tokens - self.last_trained * spared + self.head_trained * targets + others)
+        return 2 * forward + trained if backward else forward
 
 
 @dataclass(eq=False, repr=False)
@@ -144,7 +146,7 @@ class Policy:
         want_sum_p2: bool,
         want_hidden: bool = False,
         before: Tensor | None = None,
-    ) -> Scored:
+    ) -> TargetScores:
         """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T, and
         first through the hidden states `before` (K, H).
 
@@ -160,14 +162,14 @@ class Policy:
         with self.autocast(), self._training_layers():
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
-                return Scored(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
+                return TargetScores(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
             states = [] if before is None else [before]
             if inputs["input_ids"].numel():
                 states.append(self.decoder(**inputs, **wanted, use_cache=False)[0].flatten(0, 1))
             hidden = states[0] if len(states) == 1 else torch.cat(states)
             hidden = hidden if short else hidden.index_select(0, index)
         found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
-        return Scored(*found, hidden if want_hidden else None)
+        return TargetScores(*found, hidden if want_hidden else None)
 
     def _count(self, inputs: dict[str, Any], targets: int, short: bool) -> None:
         rows, length = inputs["input_ids"].shape
@@ -294,80 +296,53 @@ def _no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def load(
-    model: str | Path,
-    *,
-    precision: Precision | Literal["auto"] = "auto",
-    device: str = "auto",
-    chat_template: str | None = None,
-    engine: Engine = "auto",
-    kernels: Kernels | Literal["auto"] = "auto",
-    revision: str | None = None,
-    frozen: bool = False,
-    wide: bool | None = None,
-    cache: str | Path | None = None,
-) -> Policy:
-    """Load a model or adapter folder, or a Hub name, and check which engine path it can be trusted with.
+def cost_of(
+    decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any, last: nn.Module | None = None
+) -> Cost:
+    """The cost of a model from its matrices and its text config, `last` being part of the decoder. Of experts a token
+    meets as many as are chosen."""
+    used = getattr(config, "num_experts_per_tok", None) or 1
+    used = sum(used) / len(used) if isinstance(used, (list, tuple)) else used  # some name it layer by layer
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    looked_up = {id(p) for p in embeddings.parameters()}
 
-    All parameters (of an adapter: its own) are trainable and float32, in "fp64" float64. With `frozen`, for references,
-    evaluation and what LoRA will adapt, none is, and in "bf16" they keep the dtype they are stored in. `wide` says
-    otherwise: a reference is loaded as its policy is, since a model that adds up in bfloat16 is another model by 0.03
-    nats a token. `chat_template`: None for the tokenizer's own, "plain", or a Jinja file. `cache` is where digests of
-    files are kept, None for the usual place. Raises ModelError, ConfigError, MissingExtra.
-    """
-    folder = folders.find(model, revision)
-    base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
-    adapted = base_folder != folder
-    where = pick_device(device)
-    kernels = fused.pick_kernels(kernels, where)
-    how = pick_precision(precision, where)
-    if where.type == "cpu":
-        keep_freed()
-        limit_caches()
-    wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
-    base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
-    network = read_adapter(base, folder, trainable=not frozen) if adapted else base
-    to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[how])
-    tokenizer = read_tokenizer(folder, base_folder)
-    if chat_template is not None:
-        Template(tokenizer, chat_template)
-    name = str(folder) if folders.local(model).exists() else str(model)
-    with must_fit(f"{model} on {where}"):
-        cast(nn.Module, network).to(where)
-        policy = Policy(
-            network,
-            tokenizer,
-            where,
-            how,
-            folder,
-            name,
-            revision,
-            chat_template,
-            kernels,
-            wide,
-            folders.cache_folder(cache),
-            stored=stored_dtypes(folder),
-        )
-        if kernels == "fused":
-            require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
-        choose_path(policy, engine)
-    return policy
+    def met(part: nn.Module | None) -> tuple[float, float]:
+        """Weights of a part that a token meets, and how many of them are trained."""
+        every = trained = 0.0
+        for name, p in part.named_parameters() if part is not None else ():
+            if p.ndim > 1 and id(p) not in looked_up:
+                size = p.numel() * (used / experts if "expert" in name and "shared" not in name else 1.0)
+                every, trained = every + size, trained + size * p.requires_grad
+        return every, trained
 
-
-def save(policy: Policy, folder: str | Path, *, dtype: SaveDtype = "auto", ends: Iterable[int] = ()) -> None:
-    """Write the policy as a model folder (of an adapter: an adapter folder) with its tokenizer, chat template and
-    generation config. Tensors are stored as the start model's are, or in `dtype`; the generation config keeps the start
-    model's values and learns which tokens end an answer: `ends` and the chat template's. What stood there is replaced,
-    and only by the whole.
-
-    Raises RunError where the disk fails; then nothing has changed.
-    """
-    if policy.tokenizer is not None:
-        ends = (*ends, *Template(policy.tokenizer).end_of_turn_ids)
-    write(
-        policy.model,
-        policy.tokenizer,
-        Path(folder),
-        dtypes=dtypes_to_save(policy.model, policy.stored, dtype),
-        generation=generation_values(policy.base, policy.folder, ends),
+    outs = [p for p in head.parameters() if p.ndim > 1]
+    heads = getattr(config, "num_attention_heads", None) or 0  # without attention there are none
+    size = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+    return Cost(
+        *met(decoder),
+        *met(last),
+        float(sum(p.numel() for p in outs)),
+        float(sum(p.numel() for p in outs if p.requires_grad)),
+        2.0 * config.num_hidden_layers * heads * size,
     )
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass. In bf16 it is autocast, to be left before an optimizer steps, as it remembers the
+    weights it has cast; in fp64 it keeps everything in float64."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    if precision == "fp64":
+        return _AllDouble()  # type: ignore[no-untyped-call]
+    return nullcontext()
+
+
+class _AllDouble(TorchDispatchMode):
+    """Drops casts from float64 to float32: models have them in norms and softmax, where they make a bfloat16 model more
+    exact and would blur every proof of equality for a float64 one. Rotation tables stay float32, as constants may."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.float32:
+            kwargs = {**kwargs, "dtype": torch.promote_types(args[0].dtype, torch.float32)}
+        return func(*args, **kwargs)

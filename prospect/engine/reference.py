@@ -12,25 +12,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from prospect.data.blobs import Blobs
-from prospect.engine.packing import Branches
+from prospect.engine.checks import nan_source
+from prospect.engine.device import COMPUTED_IN, release, within_memory
+from prospect.engine.forward import forward
+from prospect.engine.packing import Branches, Ids, Query
 from prospect.engine.policy import Policy
-from prospect.engine.scoring import Query, score
 from prospect.engine.transfer import move
+from prospect.errors import ModelError, RunError
 from prospect.feedback.load import collector_paused
 
+Floats = npt.NDArray[np.floating]
 ENGINE_VERSION = 2
 """Raise it when a change to the engine moves log-probs by more than rounding: old tables are then left alone."""
 
@@ -78,7 +86,7 @@ class ReferenceTable:
         self.dtype = np.dtype(np.float64 if policy.precision == "fp64" else np.float32)
         self.path = None if cache is None else cache / "reference" / f"{self.key}.sqlite"
         self.forwards = 0
-        self._memory: dict[bytes, npt.NDArray[np.floating]] = {}
+        self._memory: dict[bytes, Floats] = {}
         self._blobs = None if self.path is None else Blobs(self.path)
 
     @property
@@ -86,7 +94,7 @@ class ReferenceTable:
         """How many rows of the table were not what had been written; they are missing."""
         return 0 if self._blobs is None else self._blobs.damaged
 
-    def token_logp(self, query: Query) -> npt.NDArray[np.floating]:
+    def token_logp(self, query: Query) -> Floats:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
         return self._memory[row_key(query)]
 
@@ -128,3 +136,218 @@ class ReferenceTable:
             self.forwards += len(rows)
             if progress:
                 progress(done, len(rest))
+
+
+LOGITS = 1 << 25
+"""How many of them `token_kl` should hold at once."""
+
+
+class LiveReference:
+    """The policy's weights as they are now, until `follow` or `restore` changes them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.weights = {name: p.detach().clone() for name, p in policy.trainable()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it, the policy's model computes with the reference's weights. No graph may cross its border."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, p in self.policy.trainable():
+            p.data, self.weights[name] = self.weights[name], p.data
+
+    @torch.no_grad()
+    def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
+        """Token log-probs (M,) of all completions of the trees, in their order."""
+        with self.in_place():
+            return forward(self.policy, trees).token_logp.to(like)
+
+    @torch.no_grad()
+    def follow(self, mix: float) -> None:
+        """reference <- mix * policy + (1 - mix) * reference, weight by weight."""
+        for name, p in self.policy.trainable():
+            self.weights[name].lerp_(p.detach(), mix)
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Take back weights that were saved."""
+        for name, kept in self.weights.items():
+            kept.copy_(weights[name])
+
+
+def token_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches]) -> tuple[Tensor, Tensor]:
+    """KL(pi(.|prefix) || pi_ref(.|prefix)) in nats at every completion token, (M,), and offsets (N+1,).
+
+    Exact over the vocabulary, of which it holds (M x V) numbers a few times over: ask for at most `kl_tokens` at once.
+    The gradient flows to the policy.
+    """
+    dtype = COMPUTED_IN[policy.precision]
+    with torch.no_grad(), reference.in_place():
+        hidden = forward(policy, trees, want_hidden=True).hidden
+        assert hidden is not None
+        other = policy.head.logits(hidden, compute_dtype=dtype).log_softmax(-1)
+    found = forward(policy, trees, want_hidden=True)
+    assert found.hidden is not None
+    mine = policy.head.logits(found.hidden, compute_dtype=dtype).log_softmax(-1)
+    return (mine.exp() * (mine - other)).sum(-1), found.offsets
+
+
+def kl_tokens(policy: Policy) -> int:
+    """How many tokens `token_kl` should be asked for at once."""
+    return max(1, LOGITS // policy.head.vocabulary)
+
+
+def score(
+    policy: Policy, queries: Sequence[Query], *, token_budget: int, stop: Callable[[], bool] = lambda: False
+) -> Iterator[list[tuple[int, Floats]]]:
+    """Batch by batch, the numbers of some queries with their token log-probs (c,) in nats; `stop()` is asked before
+    each batch.
+
+    Completions of one prompt share its computation. Where memory runs out, what is left goes on in batches half as
+    large. Raises RunError where one answer alone does not fit, ModelError where a log-prob is not finite.
+    """
+    trees: dict[bytes, list[int]] = {}
+    for number, (prompt, _) in enumerate(queries):
+        trees.setdefault(prompt.tobytes(), []).append(number)
+    pending = deque(_batches(queries, list(trees.values()), token_budget))
+    while pending and not stop():
+        batch = pending.popleft()
+        token_logp = within_memory(partial(_token_logp, policy, queries, batch))
+        if token_logp is None:
+            release(policy.device)
+            if sum(map(len, batch)) == 1:
+                prompt, completion = queries[batch[0][0]]
+                raise RunError(
+                    f"out of memory for one answer of {len(prompt) + len(completion)} tokens alone. Choose a shorter "
+                    "--max-length, --precision bf16, or a smaller model"
+                )
+            token_budget = min(token_budget, sum(_cost(queries, tree) for tree in batch)) // 2
+            pending = deque(_batches(queries, [tree for part in (batch, *pending) for tree in part], token_budget))
+            continue
+        numbers = [number for tree in batch for number in tree]
+        ends = np.cumsum([len(queries[number][1]) for number in numbers])
+        if not np.isfinite(token_logp).all():
+            place = int(np.flatnonzero(~np.isfinite(token_logp))[0])
+            raise ModelError(
+                _not_finite(policy, queries[numbers[int((ends <= place).sum())]], float(token_logp[place]))
+            )
+        yield list(zip(numbers, np.split(token_logp, ends[:-1]), strict=True))
+
+
+@torch.no_grad()
+def _token_logp(policy: Policy, queries: Sequence[Query], batch: list[list[int]]) -> Floats:
+    """Of all answers of a batch, one behind the other."""
+    trees = [Branches(queries[tree[0]][0], tuple(queries[number][1] for number in tree)) for tree in batch]
+    values: Floats = forward(policy, trees).token_logp.cpu().numpy()
+    return values
+
+
+def _not_finite(policy: Policy, query: Query, value: float) -> str:
+    prompt, completion = query
+    text = policy.tokenizer.decode([*prompt, *completion]) if policy.tokenizer is not None else "its tokens"
+    return (
+        f"{policy.name or policy.architecture} gives a token the log-prob {value} in {str(text)[:80]!r}: "
+        f"{nan_source(policy)}. Take an intact copy of the model, or leave that row out"
+    )
+
+
+def _cost(queries: Sequence[Query], tree: list[int]) -> int:
+    """Tokens of a prompt with some of its completions."""
+    return len(queries[tree[0]][0]) + sum(len(queries[number][1]) for number in tree)
+
+
+def _batches(queries: Sequence[Query], trees: list[list[int]], budget: int) -> Iterator[list[list[int]]]:
+    """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together as far as
+    they fit."""
+    parts: list[tuple[int, list[int]]] = []
+    for tree in trees:
+        part: list[int] = []
+        cost = len(queries[tree[0]][0])
+        for number in tree:
+            size = len(queries[number][1])
+            if part and cost + size > budget:
+                parts.append((cost, part))
+                part, cost = [], len(queries[number][0])
+            part.append(number)
+            cost += size
+        parts.append((cost, part))
+    parts.sort(key=lambda item: item[0])
+    batch: list[list[int]] = []
+    total = 0
+    for cost, part in parts:
+        if batch and total + cost > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(part)
+        total += cost
+    if batch:
+        yield batch
+
+
+PROBE = "  Two  spaces, CAPITALS, naïve Ünïcode, 日本語, 🙂, 1234567 3.14, a\ttab\n\nand lines; don't(x[0]!= `y`)"
+SAMPLES = 200
+"""Texts of the data that both tokenizers are asked for."""
+
+
+def require_embedded(policy: Policy, ids: Iterable[Ids]) -> None:
+    """Raises ModelError where a token id has no row in the embeddings: CUDA would end the process over it."""
+    rows = cast(Any, policy.base.get_input_embeddings()).weight.shape[0]
+    largest = max((int(some.max()) for some in ids if len(some)), default=0)
+    if largest >= rows:
+        assert policy.tokenizer is not None, "ids of texts come from a tokenizer"
+        raise ModelError(
+            f"the data have the token {policy.tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but "
+            f"{policy.name} has embeddings for {rows} tokens only. Take the tokenizer that belongs to the weights, or "
+            "an adapter that was saved with its embeddings"
+        )
+
+
+def require_comparable(policy: Policy, reference: Policy, queries: Sequence[Query]) -> None:
+    """Raises ModelError unless the reference can read the queries and means the same as the policy by every token."""
+    mine, theirs = policy.tokenizer, reference.tokenizer
+    assert mine is not None and theirs is not None, "models that read text have tokenizers"
+    difference = _different_vocabulary(mine, theirs, queries) or _different_behaviour(mine, theirs, queries)
+    if difference:
+        raise ModelError(
+            f"the reference {reference.name} has another tokenizer than {policy.name}: {difference}. Log-probs of "
+            "different tokens cannot be compared: choose a reference of the same family"
+        )
+    longest = max((len(prompt) + len(answer) for prompt, answer in queries), default=0)
+    if longest > reference.context:
+        raise ModelError(
+            f"an answer and its prompt have {longest} tokens, but the reference {reference.name} reads at most "
+            f"{reference.context}. Choose --max-length {reference.context} or another reference"
+        )
+    require_embedded(reference, (ids for query in queries for ids in query))
+
+
+def _different_vocabulary(
+    mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, queries: Sequence[Query]
+) -> str:
+    known, other = mine.get_vocab(), theirs.get_vocab()
+    for token, number in known.items():
+        if other.get(token, number) != number:
+            return f"the token {token!r} has the id {number} in one and {other[token]} in the other"
+    names = {number: token for token, number in known.items()}
+    for number in np.unique(np.concatenate([np.zeros(0, np.int32), *(ids for query in queries for ids in query)])):
+        if names.get(int(number)) not in other:
+            return f"the data have the token {names.get(int(number))!r}, which the reference does not know"
+    return ""
+
+
+def _different_behaviour(
+    mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, queries: Sequence[Query]
+) -> str:
+    for text in (PROBE, *(str(mine.decode([*prompt, *answer])) for prompt, answer in islice(queries, SAMPLES))):
+        one, two = (list(t(text, add_special_tokens=False, verbose=False)["input_ids"]) for t in (mine, theirs))
+        if one != two:
+            at = next((k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+            parts = [mine.convert_ids_to_tokens(ids[at : at + 5]) for ids in (one, two)]
+            return f"of {text[:60]!r} one makes the tokens {parts[0]} where the other makes {parts[1]}"
+    return ""

@@ -13,9 +13,9 @@ from prospect.data.dataset import Corpus
 from prospect.data.template import SpecialTokens
 from prospect.data.tokens import OverLong
 from prospect.engine.folders import cache_folder
-from prospect.engine.policy import Policy, load
-from prospect.engine.reference import ReferenceTable
-from prospect.engine.vocabulary import require_comparable, require_embedded
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
+from prospect.engine.reference import ReferenceTable, require_comparable, require_embedded
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.load import load as load_feedback

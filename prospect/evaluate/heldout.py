@@ -21,7 +21,7 @@ from scipy.special import expit
 from prospect.data.dataset import mismatch
 from prospect.data.schedule import Row
 from prospect.data.tokens import Tree
-from prospect.engine.precision import ROUNDING
+from prospect.engine.device import ROUNDING
 from prospect.evaluate import statistics
 from prospect.evaluate.statistics import (
     Bin,
@@ -276,7 +276,7 @@ def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[int, 
 
 def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callable[[int, int], None] | None) -> Floats:
     """log pi(answer | prompt) (N,) in nats of every query."""
-    from prospect.engine.scoring import score
+    from prospect.engine.reference import score
 
     found = np.empty(len(asked))
     done = 0

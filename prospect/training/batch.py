@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from prospect.data.dataset import Corpus
 from prospect.data.schedule import cut
-from prospect.engine.packing import Branches, Ids
-from prospect.engine.scoring import Query
+from prospect.engine.packing import Branches, Ids, Query
 
 
 @dataclass(frozen=True, slots=True)

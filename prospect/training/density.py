@@ -19,8 +19,8 @@ import torch
 from scipy.optimize import minimize
 
 from prospect.data.dataset import Corpus
+from prospect.engine.device import release, within_memory
 from prospect.engine.forward import forward
-from prospect.engine.memory import release, within_memory
 from prospect.engine.packing import Branches, Ids
 from prospect.engine.policy import Policy
 from prospect.errors import RunError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prospect.data.dataset import Corpus
 from prospect.engine.forward import forward, forward_more
-from prospect.engine.packing import Branches, Ids, Output
+from prospect.engine.packing import Branches, Ids, TokenLogps
 from prospect.engine.policy import Policy
 from prospect.engine.transfer import move, take
 from prospect.losses.segments import segment_sum
@@ -150,7 +150,7 @@ def compute_with(
     return _tokens(policy, micro, found, reference), beside
 
 
-def _tokens(policy: Policy, micro: Micro, found: Output, reference: Reference | None) -> Tokens:
+def _tokens(policy: Policy, micro: Micro, found: TokenLogps, reference: Reference | None) -> Tokens:
     logp = found.token_logp
     return Tokens(
         logp,

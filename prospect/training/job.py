@@ -12,10 +12,10 @@ from torch import Tensor
 
 from prospect.data.dataset import Corpus
 from prospect.data.schedule import Schedule
+from prospect.engine.device import release, within_memory
 from prospect.engine.forward import on_trees
-from prospect.engine.live import LiveReference
-from prospect.engine.memory import release, within_memory
 from prospect.engine.policy import Policy
+from prospect.engine.reference import LiveReference
 from prospect.errors import ModelError
 from prospect.losses.functions import bound
 from prospect.losses.motion import Motion

@@ -18,9 +18,8 @@ import torch
 
 from prospect.data.schedule import Step
 from prospect.engine.checks import nan_source, nonfinite_tensors
-from prospect.engine.live import LiveReference
-from prospect.engine.precision import COMPUTED_IN
-from prospect.engine.work import matmul_peak
+from prospect.engine.device import COMPUTED_IN, matmul_peak
+from prospect.engine.reference import LiveReference
 from prospect.errors import Interrupted, ModelError, NonFiniteError
 from prospect.losses.motion import Motion
 from prospect.training import checkpoint, ranks

@@ -11,10 +11,11 @@ from typing import Any, get_args
 from prospect.data import dataset as corpora
 from prospect.data.dataset import Corpus
 from prospect.data.split import split
+from prospect.engine.device import ROUNDING
 from prospect.engine.folders import cache_folder
-from prospect.engine.policy import Policy, load
-from prospect.engine.precision import ROUNDING
-from prospect.engine.vocabulary import require_embedded
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
+from prospect.engine.reference import require_embedded
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import (

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from prospect.data.schedule import Step, cut
 from prospect.engine.generate import generate
-from prospect.engine.live import kl_tokens, token_kl
 from prospect.engine.packing import Branches, Ids
+from prospect.engine.reference import kl_tokens, token_kl
 from prospect.engine.transfer import move, take
 from prospect.errors import ConfigError
 from prospect.losses.functions import load

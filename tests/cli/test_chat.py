@@ -16,7 +16,7 @@ from toy_tokenizers import CHATML
 
 from prospect.cli import chat
 from prospect.cli.main import main
-from prospect.engine.policy import load
+from prospect.engine.load import load
 
 
 def talk(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -624,7 +624,7 @@ def test_a_run_is_measured_with_its_own_options(run_folder: Path, assistant: Pat
 
 def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr("prospect.engine.policy.load", lambda name, **how: loaded.append(name))
+    monkeypatch.setattr("prospect.engine.load.load", lambda name, **how: loaded.append(name))
     manners: list[str] = []
     monkeypatch.setattr(
         "prospect.cli.chat.converse", lambda talks, lines, console: manners.append(talks[0].manner.special_tokens)

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prospect.engine import gather
 from prospect.engine.checks import choose_path
+from prospect.engine.device import TRAINED_IN
 from prospect.engine.load import to_dtype
 from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
-from prospect.engine.precision import TRAINED_IN
 
 SMALL = {
     "vocab_size": 101,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prospect.engine import folders
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.lora import (
     LoraSpec,
     attach_lora,
@@ -21,7 +22,8 @@ from prospect.engine.lora import (
     parse_lora,
 )
 from prospect.engine.packing import Branches
-from prospect.engine.policy import Policy, load, save
+from prospect.engine.policy import Policy
+from prospect.engine.weights import save
 from prospect.errors import ConfigError, ModelError
 
 Build = Callable[..., Any]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from prospect.engine import attention, checks, spans
 from prospect.engine.checks import choose_path
 from prospect.engine.forward import forward, forward_padded, forward_tree
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.errors import ModelError
 
 Build = Callable[..., Any]

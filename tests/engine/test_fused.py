@@ -21,11 +21,11 @@ from prospect.engine import (
     reference,
 )
 from prospect.engine import (
-    policy as models,
+    load as loading,
 )
 from prospect.engine.forward import forward
 from prospect.engine.head import Head
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.engine.reference import ReferenceTable
 from prospect.errors import ConfigError, MissingExtra, ModelError
 
@@ -134,7 +134,7 @@ def liger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(models.fused, "pick_kernels", lambda kernels, device: "fused")
+    monkeypatch.setattr(loading.fused, "pick_kernels", lambda kernels, device: "fused")
     return told
 
 

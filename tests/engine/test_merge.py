@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prospect.cli.main import main
 from prospect.engine import lora as adapters
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.lora import merge
 from prospect.engine.packing import Branches
-from prospect.engine.policy import load, save
+from prospect.engine.weights import save
 from prospect.errors import ModelError
 
 Build = Callable[..., Any]

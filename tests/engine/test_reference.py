@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.engine import reference, scoring
+from prospect.engine import reference
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.lora import LoraSpec, attach_lora
-from prospect.engine.packing import Branches
-from prospect.engine.policy import Policy, load, save
+from prospect.engine.packing import Branches, Query
+from prospect.engine.policy import Policy
 from prospect.engine.reference import ReferenceTable, identity, row_key
-from prospect.engine.scoring import Query
+from prospect.engine.weights import save
 from prospect.errors import RunError
 
 
@@ -178,7 +179,7 @@ def test_a_full_disk_is_told(tmp_path: Path, policy: Policy, monkeypatch: pytest
 def test_where_memory_runs_out_smaller_batches_follow(
     tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, original, sizes = queries(6, 3), scoring.forward, []
+    asked, original, sizes = queries(6, 3), reference.forward, []
 
     def small(policy: Policy, trees: Any) -> Any:
         sizes.append(sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees))
@@ -186,12 +187,12 @@ def test_where_memory_runs_out_smaller_batches_follow(
             raise torch.cuda.OutOfMemoryError
         return original(policy, trees)
 
-    monkeypatch.setattr(scoring, "forward", small)
+    monkeypatch.setattr(reference, "forward", small)
     told: list[tuple[int, int]] = []
     table = ReferenceTable(tmp_path, policy)
     table.fill(policy, asked, token_budget=1000, progress=lambda done, total: told.append((done, total)))
     assert sizes[0] > 100 and table.forwards == 18 and not table.missing(asked)
     assert told[-1] == (18, 18) and [done for done, _ in told] == sorted(done for done, _ in told)
-    monkeypatch.setattr(scoring, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
+    monkeypatch.setattr(reference, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
     with pytest.raises(RunError, match="out of memory for one answer of .* tokens alone"):
         table.fill(policy, queries(seed=3), token_budget=1000)

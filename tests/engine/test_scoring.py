@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.data.schedule import Row
 from prospect.data.tokens import Tree
-from prospect.engine import scoring
+from prospect.engine import reference as scoring
+from prospect.engine.device import is_out_of_memory
 from prospect.engine.forward import forward
-from prospect.engine.memory import is_out_of_memory
-from prospect.engine.packing import Branches
-from prospect.engine.reference import ReferenceTable
-from prospect.engine.scoring import Query, score
+from prospect.engine.packing import Branches, Query
+from prospect.engine.reference import ReferenceTable, score
 from prospect.errors import ModelError, RunError
 from prospect.evaluate import heldout
 from prospect.evaluate.heldout import evaluate

@@ -12,9 +12,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from prospect.engine.policy import Policy, load
-from prospect.engine.scoring import Query
-from prospect.engine.vocabulary import require_comparable, require_embedded
+from prospect.engine.load import load
+from prospect.engine.packing import Query
+from prospect.engine.policy import Policy
+from prospect.engine.reference import require_comparable, require_embedded
 from prospect.errors import ModelError
 from prospect.evaluate.command import evaluate_feedback
 

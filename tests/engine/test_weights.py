@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.lora import LoraSpec, attach_lora
-from prospect.engine.policy import Policy, load, save
-from prospect.engine.weights import dtypes_to_save, round_to
+from prospect.engine.policy import Policy
+from prospect.engine.weights import dtypes_to_save, round_to, save
 
 Build = Callable[..., Any]
 SHAPES = [(5, [4, 1, 9]), (2, [3])]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.errors import ModelError, ProspectError
 from tests.fuzz.profile import BROKEN, as_bytes, in_words
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.packing import Branches
-from prospect.engine.policy import Policy, load
+from prospect.engine.policy import Policy
 from prospect.losses.paired import dpo
 from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto

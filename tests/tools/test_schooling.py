@@ -13,7 +13,8 @@ import torch
 from prospect.data.template import Template
 from prospect.demo import answers, users, world
 from prospect.engine.generate import generate
-from prospect.engine.policy import Policy, load
+from prospect.engine.load import load
+from prospect.engine.policy import Policy
 from prospect.errors import ConfigError
 from prospect.feedback.records import Completion, Record
 from tools import schooling as build

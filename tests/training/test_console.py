@@ -17,7 +17,7 @@ from rich.text import Text
 
 from prospect.cli import chat
 from prospect.cli.main import main
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.training.console import Console, json_text, printable
 from prospect.training.runlog import RunLog
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine.live import LiveReference
+from prospect.engine.reference import LiveReference
 from prospect.errors import ConfigError, DataError
 from prospect.losses.functions import bound
 from prospect.losses.rows import LOSSES

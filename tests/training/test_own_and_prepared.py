@@ -19,7 +19,7 @@ import torch
 from prospect.data.dataset import Corpus
 from prospect.data.schedule import Row
 from prospect.data.tokens import TokenReport, Tree
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.errors import ConfigError, Interrupted
 from prospect.feedback.records import Record
 from prospect.losses import functions, registry

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from prospect.engine.packing import Query
 from prospect.engine.reference import row_key
-from prospect.engine.scoring import Query
 from prospect.run import reference_table
 from prospect.training.batch import matched, mismatched
 from tests.training.conftest import MakeJob, pairs, thumbs

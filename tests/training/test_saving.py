@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prospect.engine.policy import load
+from prospect.engine.load import load
 from prospect.errors import Interrupted
 from prospect.evaluate.command import evaluate_feedback
 from prospect.run import train

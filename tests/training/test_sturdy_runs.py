@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from prospect import run as run_module
+from prospect.engine.load import load
 from prospect.engine.lora import merge
-from prospect.engine.policy import load
 from prospect.errors import RunError
 from prospect.run import train
 from prospect.training import density, inputs, loop

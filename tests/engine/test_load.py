@@ -14,17 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prospect.engine import folders, precision
-from prospect.engine import load as pretrained
+from prospect.engine import folders
+from prospect.engine.device import pick_device, pick_precision
 from prospect.engine.forward import forward
+from prospect.engine.load import load
 from prospect.engine.packing import Branches
-from prospect.engine.policy import (
-    UNLIMITED,
-    Policy,
-    load,
-    save,
-)
-from prospect.engine.precision import pick_device, pick_precision
+from prospect.engine.policy import UNLIMITED, Policy, computing_in
+from prospect.engine.weights import save
 from prospect.errors import ConfigError, ModelError, RunError
 
 Build = Callable[..., Any]
@@ -94,7 +90,7 @@ def test_devices() -> None:
 def test_float64_models_compute_in_float64(tiny: Build) -> None:
     """Norms, rotations and softmax cast to float32; `computing_in` undoes it."""
     x = torch.randn(5, dtype=torch.float64)
-    with precision.computing_in("fp64", x.device):
+    with computing_in("fp64", x.device):
         assert x.to(torch.float32).dtype == x.float().dtype == torch.float64
         assert x.softmax(0, dtype=torch.float32).dtype == torch.float64
         assert x.half().dtype == torch.float16
@@ -158,7 +154,7 @@ def test_a_full_disk_leaves_the_old_model(model_folder: Build, tmp_path: Path, m
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "_write", full)
+    monkeypatch.setattr("prospect.engine.weights._write", full)
     with pytest.raises(RunError, match=r"cannot write the model to .*No space left on device.*Free some space"):
         save(policy, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
@@ -171,7 +167,7 @@ def test_killed_between_two_renames(model_folder: Build, tmp_path: Path, monkeyp
     save(policy, tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.old")
     (tmp_path / ".out.partial").mkdir()
-    monkeypatch.setattr(pretrained, "_write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr("prospect.engine.weights._write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(RunError):
         save(policy, tmp_path / "out")
     assert load(tmp_path / "out", precision="fp32").path == "tree"

@@ -16,7 +16,7 @@ from prospect.engine import attention_flash as varlen
 from prospect.engine.forward import forward, forward_more, on_trees
 from prospect.engine.packing import Branches, pack_more
 from tests.engine.test_oracle import ON_TREES, SHAPES
-from tests.engine.test_varlen import plain_varlen
+from tests.engine.test_attention_flash import plain_varlen
 
 Build = Callable[..., Any]
 MORE = [3, 0, 2, 1, 1, 4]

@@ -1,0 +1,112 @@
+"""What a model is computed on and in: the device, the precision, the device's memory and its speed."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Literal, TypeVar, get_args
+
+import torch
+
+from prospect.errors import ConfigError, ModelError
+
+Result = TypeVar("Result")
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+TRAINED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+COMPUTED_IN: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+ROUNDING: dict[str, float] = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 0.05}
+"""Nats of a log-ratio that rounding alone may move: what lies nearer together is a tie. Without this the untrained
+policy, whose log-ratios are 0 up to rounding, would be ranked by its rounding errors."""
+
+PRODUCT_SIZE = {"cpu": 1536, "cuda": 8192}
+"""Rows and columns of the matrices whose product is timed: large enough to be fast, small enough to be quick."""
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Words of those plain RuntimeErrors of PyTorch that mean it, too."""
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = str(error).partition("\n")[0]
+        raise ConfigError(f'cannot use the device "{device}": {what}. Expected auto, cpu, cuda or cuda:N') from error
+
+
+def pick_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it (CUDA, AMX, AVX512-BF16), else fp32."""
+    if precision != "auto":
+        if precision not in get_args(Precision):
+            raise ConfigError(f'unknown precision "{precision}": expected auto, {", ".join(get_args(Precision))}')
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # torch has no public name for these, and a version may lack one.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported") if device.type == "cpu" else ()
+    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in probes) else "fp32"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the host, has no memory left."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
+
+
+def within_memory(work: Callable[[], Result]) -> Result | None:
+    """The result of `work`, None where memory ran out."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def release(device: torch.device) -> None:
+    """Give back what a pass that ran out of memory has left: large batches leave blocks that small ones may not
+    fill."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def must_fit(what: str) -> Iterator[None]:
+    """Raises ModelError where memory runs out within it, saying that `what` does not fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{what} does not fit into memory. Choose --precision bf16, a smaller model, --device cpu, or wait until "
+            "others have left the device"
+        ) from error
+
+
+@lru_cache
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of the fastest of a few square matrix products, measured once in a process."""
+    size = size or PRODUCT_SIZE.get(device.type, PRODUCT_SIZE["cpu"])
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    seconds = []
+    for _ in range(6):
+        wait()
+        began = time.perf_counter()
+        torch.mm(a, b)
+        wait()
+        seconds.append(time.perf_counter() - began)
+    return float(2 * size**3 / min(seconds[1:]))
