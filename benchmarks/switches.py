@@ -195,7 +195,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "each answer a padded row with its prompt, under the model's own attention: no tree, no short last layer",
         f"{ENGINE}.forward.forward_tree",
         (
-            *(f"{ENGINE}.{name}" for name in ("forest", "attention", "forward:forward_tree")),
+            *(f"{ENGINE}.{name}" for name in ("packing", "attention", "forward:forward_tree")),
             *(
                 f"{ENGINE}.checks:{name}"
                 for name in ("_check_trees", "_check_half", "_alter", "_longest_check", "_window")
@@ -208,21 +208,21 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "the prompt again for each answer, in the same packed row",
         f"{ENGINE}.forward.pack",
         (f"{TRAIN}.batch:_cut", f"{ENGINE}.scoring:_batches"),
-        {f"{ENGINE}.forest:pack": 8},
+        {f"{ENGINE}.packing:pack": 8},
         {f"{ENGINE}.forward.pack": _prompt_for_each},
     ),
     Optimisation(
         "shared prompts for z0",
         "a pass of its own for the mismatched answers",
         f"{TRAIN}.inputs.forward_more",
-        tuple(f"{ENGINE}.forest:{name}" for name in ("PromptCache", "pack_more"))
+        tuple(f"{ENGINE}.packing:{name}" for name in ("PromptCache", "pack_more"))
         + tuple(f"{ENGINE}.attention:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
         + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_on", "trees_of"))
         + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "remembers"))
         + (f"{ENGINE}.forward:forward_more", f"{TRAIN}.inputs:compute_with"),
         {
             f"{ENGINE}.forward:forward_tree": 10,
-            f"{ENGINE}.models:Policy.score": 3,
+            f"{ENGINE}.policy:Policy.score": 3,
             f"{ENGINE}.attention:attend": 2,
             f"{ENGINE}.gather:_lay_out": 2,
             f"{TRAIN}.z0:_passes": 5,
@@ -259,15 +259,15 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "the last layer for all tokens",
         f"{ENGINE}.last._short",
         (f"{ENGINE}.last",),
-        {f"{ENGINE}.models:Policy.score": 7, f"{ENGINE}.models:Policy.adopt": 2, f"{ENGINE}.checks:_choose_path": 3},
-        {f"{ENGINE}.models.shorten": _nothing},
+        {f"{ENGINE}.policy:Policy.score": 7, f"{ENGINE}.policy:Policy.adopt": 2, f"{ENGINE}.checks:_choose_path": 3},
+        {f"{ENGINE}.policy.shorten": _nothing},
     ),
     Optimisation(
         "head in chunks, its own backward",
         "all logits at once, autograd's backward",
-        f"{ENGINE}.logprobs._products",
+        f"{ENGINE}.head._products",
         tuple(
-            f"{ENGINE}.logprobs:{name}"
+            f"{ENGINE}.head:{name}"
             for name in (
                 "token_logp",
                 "_Logits",
@@ -279,41 +279,41 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
                 "_chunks",
             )
         ),
-        {f"{ENGINE}.logprobs": 6},
-        {f"{ENGINE}.logprobs.token_logp": _plain_head},
+        {f"{ENGINE}.head": 6},
+        {f"{ENGINE}.head.token_logp": _plain_head},
     ),
     Optimisation(
         "kept derivatives of the head",
         "backward computes the logits again",
-        f"{ENGINE}.logprobs._products",
-        (f"{ENGINE}.logprobs:_parts",),
-        {f"{ENGINE}.logprobs": 3, f"{ENGINE}.logprobs:token_logp": 2, f"{ENGINE}.logprobs:_TokenLogp": 9},
-        {f"{ENGINE}.logprobs.KEPT": {"cpu": -1, "cuda": -1}},
+        f"{ENGINE}.head._products",
+        (f"{ENGINE}.head:_parts",),
+        {f"{ENGINE}.head": 3, f"{ENGINE}.head:token_logp": 2, f"{ENGINE}.head:_TokenLogp": 9},
+        {f"{ENGINE}.head.KEPT": {"cpu": -1, "cuda": -1}},
     ),
     Optimisation(
         "softmax in the cache",
         "the softmax of a whole chunk of logits at once",
-        f"{ENGINE}.logprobs._Logits._log_probs",
+        f"{ENGINE}.head._Logits._log_probs",
         (),
-        {f"{ENGINE}.logprobs": 2, f"{ENGINE}.logprobs:_Logits.look": 4},
-        {f"{ENGINE}.logprobs.IN_CACHE": {"cpu": HUGE, "cuda": HUGE}},
+        {f"{ENGINE}.head": 2, f"{ENGINE}.head:_Logits.look": 4},
+        {f"{ENGINE}.head.IN_CACHE": {"cpu": HUGE, "cuda": HUGE}},
     ),
     Optimisation(
         "head's vocabulary in parts",
         "products with the whole vocabulary at once",
         "torch.mm",
-        (f"{ENGINE}.logprobs:_plus_product", f"{ENGINE}.logprobs:_products"),
-        {f"{ENGINE}.logprobs": 2},
-        {f"{ENGINE}.logprobs.AT_ONCE": HUGE},
+        (f"{ENGINE}.head:_plus_product", f"{ENGINE}.head:_products"),
+        {f"{ENGINE}.head": 2},
+        {f"{ENGINE}.head.AT_ONCE": HUGE},
         devices=CPU,
     ),
     Optimisation(
         "sparse gradient of tied embeddings",
         "a second matrix of the vocabulary, nearly all zeros",
-        f"{ENGINE}.models._sparse_where_tied",
-        (f"{ENGINE}.models:_sparse_where_tied",),
-        {f"{ENGINE}.models:Policy.adopt": 1},
-        {f"{ENGINE}.models._sparse_where_tied": _nothing},
+        f"{ENGINE}.policy._sparse_where_tied",
+        (f"{ENGINE}.policy:_sparse_where_tied",),
+        {f"{ENGINE}.policy:Policy.adopt": 1},
+        {f"{ENGINE}.policy._sparse_where_tied": _nothing},
         devices=CPU,
     ),
     Optimisation(
@@ -321,7 +321,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "the model's own norms",
         f"{ENGINE}.layers._norm",
         tuple(f"{ENGINE}.layers:{name}" for name in ("_RootMeanSquare", "_norm", "lighten", "_same", "_numbers")),
-        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.models:Policy.adopt": 2},
+        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.policy:Policy.adopt": 2},
         {f"{ENGINE}.layers._replacement": partial(_replaced, False)},
     ),
     Optimisation(
@@ -329,7 +329,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "the model's own gated activations",
         f"{ENGINE}.layers._mlp",
         tuple(f"{ENGINE}.layers:{name}" for name in ("_Gated", "_GatedDown", "_mlp", "lighten", "_same", "_numbers")),
-        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.models:Policy.adopt": 2},
+        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.policy:Policy.adopt": 2},
         {f"{ENGINE}.layers._replacement": partial(_replaced, True)},
     ),
     Optimisation(
@@ -337,8 +337,8 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "each projection casts its input (bf16)",
         f"{ENGINE}.layers._cast",
         (f"{ENGINE}.layers:cast_inputs_once", f"{ENGINE}.layers:_cast"),
-        {f"{ENGINE}.layers": 2, f"{ENGINE}.models:Policy.adopt": 1},
-        {f"{ENGINE}.models.cast_inputs_once": lambda model: 0},
+        {f"{ENGINE}.layers": 2, f"{ENGINE}.policy:Policy.adopt": 1},
+        {f"{ENGINE}.policy.cast_inputs_once": lambda model: 0},
     ),
     Optimisation(
         "blocked attention on CPU",
@@ -406,19 +406,19 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "freed memory kept (malloc)",
         "glibc gives large blocks back and zeroes them again",
-        f"{ENGINE}.models.keep_freed",
+        f"{ENGINE}.policy.keep_freed",
         (f"{ENGINE}.pages:keep_freed",),
-        {f"{ENGINE}.pages": 8, f"{ENGINE}.models:load": 1},
-        {f"{ENGINE}.models.keep_freed": _nothing},
+        {f"{ENGINE}.pages": 8, f"{ENGINE}.policy:load": 1},
+        {f"{ENGINE}.policy.keep_freed": _nothing},
         devices=CPU,
     ),
     Optimisation(
         "few shapes kept (oneDNN)",
         "what was built is kept for 1,024 shapes",
-        f"{ENGINE}.models.limit_caches",
+        f"{ENGINE}.policy.limit_caches",
         (f"{ENGINE}.pages:limit_caches",),
-        {f"{ENGINE}.pages": 6, f"{ENGINE}.models:load": 1},
-        {f"{ENGINE}.models.limit_caches": _nothing},
+        {f"{ENGINE}.pages": 6, f"{ENGINE}.policy:load": 1},
+        {f"{ENGINE}.policy.limit_caches": _nothing},
         devices=CPU,
     ),
     Optimisation(
@@ -442,7 +442,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "flash in one call",
         "PyTorch's kernel, segments of similar length padded to groups",
         f"{ENGINE}.attention.attend_flat",
-        (f"{ENGINE}.varlen", f"{ENGINE}.attention:Segments.flat"),
+        (f"{ENGINE}.attention_flash", f"{ENGINE}.attention:Segments.flat"),
         {f"{ENGINE}.attention:attend": 2},
         {f"{ENGINE}.attention.suits": lambda *_: False},
         devices=CUDA,
@@ -478,7 +478,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "--kernels torch, the default",
         f"{ENGINE}.fused.into_layers",
         (f"{ENGINE}.fused",),
-        {f"{ENGINE}.logprobs:Head.logp": 3, f"{ENGINE}.models:load": 3},
+        {f"{ENGINE}.head:Head.logp": 3, f"{ENGINE}.policy:load": 3},
         options={"kernels": "fused"},
         devices=CUDA,
         optional=True,

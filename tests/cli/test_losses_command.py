@@ -32,7 +32,7 @@ def test_each_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_loss_of_ones_own_and_a_mixture(capsys: pytest.CaptureFixture[str]) -> None:
-    mine = Path(__file__).parents[1] / "examples" / "my_losses.py"
+    mine = Path(__file__).parents[2] / "examples" / "my_losses.py"
     assert main(["losses", f"{mine}:exponential"]) == 0
     assert "AdaBoost" in capsys.readouterr().out
     assert main(["losses", "dpo:0.8,sft:1"]) == 0
