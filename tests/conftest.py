@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from toy_models import tiny
-from toy_tokenizers import CHATML
+
+from tests.helpers.models import tiny
+from tests.helpers.tokenizers import CHATML
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore the tests' Ctrl-C
 

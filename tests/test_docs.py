@@ -31,7 +31,7 @@ from prospect.losses.rows import LOSSES, MODIFIERS
 from prospect.losses.table import Loss, Term
 from prospect.training import names
 from prospect.training.config import from_dict
-from tests.needs import OLD_ARGUMENTS
+from tests.helpers.needs import OLD_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trace_run import toy_command, trace
+from tests.helpers.trace_run import toy_command, trace
 
 BEFORE, STEP = 97, 37
 """Files entered before the first step, and in a steady one. They only ever get fewer."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.training.conftest import make_model, thumbs, write_rows
+from tests.helpers.training import make_model, thumbs, write_rows
 
 SECONDS = float(os.environ.get("CHAOS", "12"))
 
@@ -25,7 +25,7 @@ import torch
 
 torch.set_num_threads(1)  # threads do not survive a fork
 from prospect.run import train
-from tests.training.test_faults import OPTIONS, same_run
+from tests.helpers.runs import OPTIONS, same_run
 
 model, data, base, seconds, seed = sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]), sys.argv[5]
 draw = random.Random(seed)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from toy_models import tiny
-from toy_tokenizers import CHATML
 
 from prospect.cli import chat
 from prospect.cli.main import main
 from prospect.engine.load import load
+from tests.helpers.models import tiny
+from tests.helpers.tokenizers import CHATML
 
 
 def talk(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:

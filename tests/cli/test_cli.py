@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_models import tiny
-from toy_tokenizers import CHATML
 
 from prospect.cli import help, story
 from prospect.cli.flags import parse, take, take_loss_arguments
@@ -38,6 +36,8 @@ from prospect.training.config import TrainConfig, to_dict
 from prospect.training.folder import Trained, trained
 from prospect.training.runlog import RunLog
 from prospect.training.terminal import hushed, quiet
+from tests.helpers.models import tiny
+from tests.helpers.tokenizers import CHATML
 
 ROWS = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},

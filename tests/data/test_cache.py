@@ -16,7 +16,7 @@ from prospect.data.template import Template
 from prospect.data.tokens import Tree, build_trees
 from prospect.errors import DataError
 from prospect.feedback.records import Record
-from tests.toy_tokenizers import CHATML, GEMMA, byte_level, chat, cut_off, llama_like, record
+from tests.helpers.tokenizers import CHATML, GEMMA, byte_level, chat, cut_off, llama_like, record
 
 
 @pytest.fixture

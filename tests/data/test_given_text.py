@@ -17,9 +17,9 @@ from prospect.errors import DataError
 from prospect.feedback.load import load
 from prospect.feedback.records import Message, Record
 from prospect.run import train
-from tests.needs import needs_guarded_templates
-from tests.toy_models import tiny
-from tests.toy_tokenizers import (
+from tests.helpers.models import tiny
+from tests.helpers.needs import needs_guarded_templates
+from tests.helpers.tokenizers import (
     CALLS_OF_OBJECTS,
     CALLS_OF_TEXT,
     CALLS_PRINTED,

@@ -32,8 +32,8 @@ from prospect.data.tokens import build_trees
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.records import Completion, Message, Record
-from tests import toy_tokenizers
-from tests.toy_tokenizers import CHATML, THINKING, byte_level, llama_like
+from tests.helpers import tokenizers
+from tests.helpers.tokenizers import CHATML, THINKING, byte_level, llama_like
 
 ASSISTANT = Path(__file__).resolve().parents[2] / "prospect/demo/assistant"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -41,7 +41,7 @@ OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 LOOP = "{% for m in messages %}" + TURN + "{% endfor %}"
 
 SHAPES = {
-    **{name: text for name, text in vars(toy_tokenizers).items() if isinstance(text, str) and "{%" in text},
+    **{name: text for name, text in vars(tokenizers).items() if isinstance(text, str) and "{%" in text},
     "plain": printing.PLAIN,
     "last turn only": (ASSISTANT / "chat_template.jinja").read_text(),
     "system first": "{% if messages[0].role == 'system' %}{% set system, rest = messages[0].content, messages[1:] %}"

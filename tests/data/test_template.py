@@ -16,7 +16,7 @@ from prospect.data.template import Template
 from prospect.data.tokens import build_trees
 from prospect.errors import DataError, ModelError
 from prospect.feedback.messages import message
-from tests.toy_tokenizers import (
+from tests.helpers.tokenizers import (
     CALLS_OF_OBJECTS,
     CHATML,
     COMMAND,

@@ -18,7 +18,7 @@ from prospect.data.tokens import TokenReport, build_trees
 from prospect.doctor import lengths as check_lengths
 from prospect.errors import DataError
 from prospect.feedback.records import Record
-from tests.toy_tokenizers import CHATML, byte_level, chat, cut_off, llama_like, record
+from tests.helpers.tokenizers import CHATML, byte_level, chat, cut_off, llama_like, record
 
 
 def sizes(tokenizer: Any, r: Record) -> tuple[int, list[int]]:

@@ -16,7 +16,7 @@ from prospect.doctor.findings import Finding, Findings
 from prospect.errors import ConfigError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record, as_chat
-from tests.toy_tokenizers import CHATML, NO_PREFIX, byte_level
+from tests.helpers.tokenizers import CHATML, NO_PREFIX, byte_level
 
 ANSWERS = [
     "yes",

@@ -17,7 +17,7 @@ from prospect.doctor.show import pieces, print_findings, show_rows
 from prospect.errors import DataError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record
-from tests.toy_tokenizers import CHATML, byte_level, llama_like
+from tests.helpers.tokenizers import CHATML, byte_level, llama_like
 
 
 def thumb(n: int, prompt: str, said: str, label: bool, weight: float = 1.0) -> Record:

@@ -22,7 +22,7 @@ from prospect.feedback.records import (
 )
 from prospect.losses.registry import find
 from prospect.training.rates import usual_rate
-from tests.doctor.made_feedback import (
+from tests.helpers.recommending import (
     EIGHT,
     THIRTEEN,
     THREE,

@@ -8,8 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from toy_models import tiny
-from toy_tokenizers import CHATML
 
 from prospect.cli.recommend import recommend as command
 from prospect.doctor.recommend.facts import measure
@@ -17,7 +15,9 @@ from prospect.doctor.recommend.render import broken_lines
 from prospect.doctor.recommend.rules import recommend
 from prospect.errors import DataError, ModelError
 from prospect.feedback.load import load
-from tests.doctor.made_feedback import Rows, lines, parses, thumbs
+from tests.helpers.models import tiny
+from tests.helpers.recommending import Rows, lines, parses, thumbs
+from tests.helpers.tokenizers import CHATML
 
 # The command
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from needs import needs_gpu
 from torch import Tensor
 from torch.nn.attention import varlen as kernels
 
@@ -17,40 +16,10 @@ from prospect.engine import attention_flash as varlen
 from prospect.engine.attention import attend
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.packing import pack
+from tests.helpers.architectures import SHAPES, plain_varlen
+from tests.helpers.needs import needs_gpu
 
 Build = Callable[..., Any]
-
-# Single tokens, many branches, a branch longer than its prompt, trees with one branch.
-SHAPES = [(5, [4, 1, 9]), (1, [1]), (12, [13]), (9, [2, 2, 2, 7, 1, 5]), (1, [8, 1]), (20, [1, 1, 15])]
-
-
-def plain_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-) -> Tensor:
-    """As the documentation has it: sequences between the cumulative ends, causal and windows aligned lower right."""
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and len(query) == cu_seq_q[-1] and len(key) == cu_seq_k[-1]
-    share = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
-    outputs = []
-    ends = zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], cu_seq_k.tolist(), cu_seq_k.tolist()[1:], strict=False)
-    for q0, q1, k0, k1 in ends:
-        assert 0 < q1 - q0 <= max_q and 0 < k1 - k0 <= max_k
-        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
-        back = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
-        seen = back >= 0 if window_size[0] == -1 else (back >= 0) & (back <= window_size[0])
-        assert window_size[1] == 0
-        scores = q @ k.transpose(1, 2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        outputs.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outputs)
 
 
 def told_varlen(query: Tensor, key: Tensor, *others: Any, enable_gqa: bool = False, **options: Any) -> Tensor:

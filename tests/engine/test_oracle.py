@@ -19,15 +19,9 @@ from prospect.engine import (
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
+from tests.helpers.architectures import ON_TREES, PADDED, SHAPES
 
 Build = Callable[..., Any]
-
-ON_TREES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral"]
-ON_TREES += ["smollm3", "cohere", "granite"]
-PADDED = ["gpt_oss", "lfm2", "falcon_h1"]
-
-# A single-token completion and prompt, many branches, branches longer and shorter than the prompt and the windows of 6.
-SHAPES = [(5, [4, 1, 9]), (1, [1]), (12, [13]), (9, [2, 2, 2, 7, 1, 5]), (1, [8, 1]), (20, [1, 1, 15])]
 
 
 def oracle(policy: Policy, branches: list[Branches], **wants: Any) -> Tensor:

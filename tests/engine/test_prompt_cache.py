@@ -15,8 +15,7 @@ from prospect.engine import attention
 from prospect.engine import attention_flash as varlen
 from prospect.engine.forward import forward, forward_more, on_trees
 from prospect.engine.packing import Branches, pack_more
-from tests.engine.test_attention_flash import plain_varlen
-from tests.engine.test_oracle import ON_TREES, SHAPES
+from tests.helpers.architectures import ON_TREES, SHAPES, plain_varlen
 
 Build = Callable[..., Any]
 MORE = [3, 0, 2, 1, 1, 4]

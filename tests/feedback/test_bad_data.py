@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import CHAT, GOOD, error_of, save
 
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.layouts import LAYOUTS
 from prospect.feedback.load import MOST_PROBLEMS, Feedback, load
 from prospect.feedback.rows import COMMON
+from tests.helpers.feedback import CHAT, GOOD, error_of, save
 
 # Columns
 

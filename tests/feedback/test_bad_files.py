@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import GOOD, error_of, save
 
 from prospect.feedback.load import load
+from tests.helpers.feedback import GOOD, error_of, save
 
 
 def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:

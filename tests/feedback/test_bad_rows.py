@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import CHAT, GOOD, error_of, save
 
 from prospect.feedback.load import load
+from tests.helpers.feedback import CHAT, GOOD, error_of, save
 
 
 def test_broken_json_at_a_line(tmp_path: Path) -> None:

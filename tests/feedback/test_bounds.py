@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import GOOD, error_of, save
 
 from prospect.data.write import write_problems
 from prospect.feedback import files, sources, tables
 from prospect.feedback.jsontext import MOST_LEVELS
 from prospect.feedback.load import load
+from tests.helpers.feedback import GOOD, error_of, save
 
 DIGITS = "1" * 5000
 DEEP = "[" * 200_000 + "]" * 200_000

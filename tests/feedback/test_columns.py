@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import CHAT, GOOD, assistant, error_of, user
 
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.columns import ColumnChoice
 from prospect.feedback.layouts import MOST_COLUMNS
 from prospect.feedback.load import load
+from tests.helpers.feedback import CHAT, GOOD, assistant, error_of, user
 
 PLAIN = {"prompt": "a", "completion": "b"}
 

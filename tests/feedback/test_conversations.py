@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from toy_feedback import BLUE, GREEN, SKY, SYSTEM, answers, assistant, user
-
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
+from tests.helpers.feedback import BLUE, GREEN, SKY, SYSTEM, answers, assistant, user
 
 
 def test_openai_messages_with_a_rating_on_any_turn() -> None:

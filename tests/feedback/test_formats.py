@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toy_feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
-
 from prospect.feedback.layouts import LAYOUTS
 from prospect.feedback.load import FORMATS, load
 from prospect.feedback.records import Pair
+from tests.helpers.feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
 # Detection
 

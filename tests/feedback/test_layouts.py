@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from toy_feedback import BLUE, GREEN, SKY, SYSTEM, TOOLS, answers, assistant, user
-
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record
+from tests.helpers.feedback import BLUE, GREEN, SKY, SYSTEM, TOOLS, answers, assistant, user
 
 # Prospect's own
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_feedback import CHAT, GOOD, SKY, SYSTEM, answers, assistant, error_of, save, user
 
 from prospect.feedback.load import load
 from prospect.feedback.records import Pair
+from tests.helpers.feedback import CHAT, GOOD, SKY, SYSTEM, answers, assistant, error_of, save, user
 
 STARS = "prompt,completion,label\n" + "".join(f"q{i},a{i},{stars}\n" for i, stars in enumerate((5, 1, 4, 1)))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toy_feedback import SKY, assistant, user
-
 from prospect.doctor.check import check
 from prospect.doctor.findings import Findings
 from prospect.doctor.recommend.noise import noise
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion
+from tests.helpers.feedback import SKY, assistant, user
 
 
 def call(city: str, name: str = "c1") -> dict[str, Any]:

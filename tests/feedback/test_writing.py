@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
 from prospect.data.write import write, write_problems
 from prospect.errors import DataError
 from prospect.feedback.load import digest, load, merge
 from prospect.feedback.records import Completion, Pair, Record
+from tests.helpers.feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "thumbs": [{"prompt": "a", "completion": "1", "label": True, "weight": 0.5}] * 2,

@@ -11,7 +11,7 @@ import pytest
 
 from prospect.engine.load import load
 from prospect.errors import ModelError, ProspectError
-from tests.fuzz.profile import BROKEN, as_bytes, in_words
+from tests.helpers.fuzzing import BROKEN, as_bytes, in_words
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prospect.cli.main import main
 from prospect.cli.table import COMMANDS
 from prospect.training.config import TrainConfig, from_dict, load_options
-from tests.fuzz.profile import BROKEN, DEEP, LONG_NUMBER, as_bytes, fuzz, in_words
+from tests.helpers.fuzzing import BROKEN, DEEP, LONG_NUMBER, as_bytes, fuzz, in_words
 
 NAMES = [field.name for field in fields(TrainConfig)]
 VALUES = st.recursive(

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_tokenizers import byte_level
 
 from prospect.data.template import Template
 from prospect.data.write import write
 from prospect.doctor import check
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
-from tests.fuzz.profile import BROKEN, as_bytes, fuzz, in_words
+from tests.helpers.fuzzing import BROKEN, as_bytes, fuzz, in_words
+from tests.helpers.tokenizers import byte_level
 
 TEXT = st.text(max_size=12) | st.sampled_from(["\u2028", "\ud800", "\x1b]52;c;x\x07", "<|im_end|>", "1" * 4999])
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | TEXT

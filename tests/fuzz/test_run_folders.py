@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from prospect.errors import ProspectError
 from prospect.report.page import write_report
 from prospect.run import train
-from tests.fuzz.profile import BROKEN, LONG, as_bytes, in_words
-from tests.training.conftest import make_model, thumbs, write_rows
-from tests.training.test_faults import OPTIONS, stop_at
+from tests.helpers.fuzzing import BROKEN, LONG, as_bytes, in_words
+from tests.helpers.runs import OPTIONS, stop_at
+from tests.helpers.training import make_model, thumbs, write_rows
 
 
 @pytest.fixture(scope="module")

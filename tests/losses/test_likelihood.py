@@ -6,9 +6,9 @@ import math
 from functools import partial
 
 import pytest
-from loss_checks import Case, f64, general_properties, slopes
 
 from prospect.losses.likelihood import nll, sft, unlikelihood
+from tests.helpers.loss_checks import Case, f64, general_properties, slopes
 
 CASES = {
     "sft": Case(sft, "t"),

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from loss_checks import Case, f64, general_properties
 
 from prospect.losses.modifiers import gate, humanline, wpo
 from prospect.losses.paired import dpo
+from tests.helpers.loss_checks import Case, f64, general_properties
 
 OFFSETS = torch.tensor([0, 2, 5])
 LOGP = f64(-0.1, -0.7, -3, -0.2, -1)

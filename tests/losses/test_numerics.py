@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from loss_checks import f64, slopes
 
 from prospect.losses.numerics import exp, expm1, log1mexp
 from prospect.losses.segments import segment_mean, segment_sum
+from tests.helpers.loss_checks import f64, slopes
 
 
 def test_exponentials_are_exact_up_to_30_and_straight_beyond() -> None:

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.divergences import (
@@ -36,6 +35,7 @@ from prospect.losses.paired import (
     robust,
     sppo_hard,
 )
+from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 Loss = Callable[..., Tensor]
 LN2 = math.log(2)

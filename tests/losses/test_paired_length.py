@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.paired import dpo
@@ -20,6 +19,7 @@ from prospect.losses.paired_length import (
     ld_dpo,
     rdpo,
 )
+from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 CASES = {
     "ipo": Case(ipo, "rrnn"),

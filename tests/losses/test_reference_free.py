@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.paired import dpo, hinge
@@ -19,6 +18,7 @@ from prospect.losses.reference_free import (
     simpo,
     slic,
 )
+from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 CASES = {
     "slic": Case(slic, "LL"),

@@ -24,7 +24,7 @@ from prospect.engine.policy import Policy
 from prospect.losses.paired import dpo
 from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
-from tests.needs import OLD_ARGUMENTS
+from tests.helpers.needs import OLD_ARGUMENTS
 
 FROZEN = Path(__file__).with_name("trl_1_16.json")
 VERSION = "1.16.0"

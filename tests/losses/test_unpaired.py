@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from loss_checks import Case, draw, f64, general_properties, slopes
 from torch import Tensor
 
 from prospect.losses.unpaired import (
@@ -26,6 +25,7 @@ from prospect.losses.values import (
     logsigmoid,
     power,
 )
+from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 CASES = {
     "kto": Case(partial(kto, beta=0.3, undesirable_weight=2.0), "ryz"),

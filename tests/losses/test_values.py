@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from loss_checks import f64, slopes
 
 from prospect.losses.values import (
     Value,
@@ -18,6 +17,7 @@ from prospect.losses.values import (
     lost,
     power,
 )
+from tests.helpers.loss_checks import f64, slopes
 
 VALUES: dict[str, Value] = {
     "logistic": logistic,

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from needs import needs_gpu
 
 from prospect import training as train
 from prospect.training import budget, ranks
@@ -21,8 +20,8 @@ from prospect.training.budget import (
     CudaMeter,
     tokens_that_fit,
 )
-from tests.training.conftest import MakeJob, pairs, thumbs
-from tests.training.test_loop import close, gradients, move
+from tests.helpers.needs import needs_gpu
+from tests.helpers.training import MakeJob, close, gradients, move, pairs, thumbs
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine.reference import LiveReference
 from prospect.errors import ConfigError, DataError
 from prospect.losses.functions import bound
 from prospect.losses.rows import LOSSES
@@ -18,47 +16,18 @@ from prospect.training.gradient import gradient
 from prospect.training.inputs import Tokens
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
-from tests.training.conftest import MakeJob, pairs, thumbs
-from tests.training.test_loop import close, expected_gradient, gradients, logp, move
-
-SCORED = {"tgo"}
-
-
-def scored(rows: int) -> list[dict[str, Any]]:
-    draw = random.Random(4)
-    return [{**row, "score": draw.uniform(-2, 2)} | {"label": None} for row in _without_label(thumbs(rows))]
-
-
-def _without_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "label"} for row in rows]
-
-
-def data(name: str) -> list[dict[str, Any]]:
-    """Feedback that fits a loss, several answers to some prompts."""
-    view = LOSSES[name].view
-    if view == "scores":
-        draw = random.Random(4)
-        return [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(8, per_prompt=2))]
-    if name in ("odpo", "margin_dpo"):
-        draw = random.Random(4)
-        rows = [{**row, "score": draw.uniform(-2, 2)} for row in _without_label(thumbs(12, per_prompt=2))]
-        return rows
-    return pairs(6) if view == "pairs" else thumbs(8 if view == "binary" else 16, per_prompt=2, weights=True)
-
-
-def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) -> Job:
-    options = {"batch_size": 8, "loss": name, "weights": "none"} | options
-    job = make_job(data(name.partition(":")[0] if name not in LOSSES else name), folder, **options)
-    if job.loss.value_head:
-        job.policy.add_value_head(0)
-    return job
-
-
-def with_live(job: Job) -> None:
-    if job.needs_live:
-        job.live = LiveReference(job.policy)
-        if job.loss.live:
-            job.reference = job.live
+from tests.helpers.training import (
+    MakeJob,
+    close,
+    expected_gradient,
+    gradients,
+    job_of,
+    logp,
+    move,
+    pairs,
+    thumbs,
+    with_live,
+)
 
 
 def independent(job: Job, start: Job) -> Tensor:

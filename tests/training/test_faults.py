@@ -33,10 +33,10 @@ from prospect.losses import functions
 from prospect.run import train
 from prospect.training import folder as runfolder
 from prospect.training import interrupt, loop
-from tests.training.conftest import make_model, thumbs, write_rows
+from tests.helpers.runs import OPTIONS, lines, same_run, stop_at
+from tests.helpers.training import make_model, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 2, "sample_tokens": 4}
-OPTIONS: dict[str, Any] = FAST | {"save_every": 2, "eval_fraction": 0.25, "eval_every": 3, "keep_best": True}
 ROWS = thumbs(64)
 
 
@@ -67,46 +67,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return found
 
 
-def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
-    """Send the signals (SIGINT) to this process as it begins a step."""
-    original = loop.reference_point
-
-    def interrupt(job: Any, now: Any, *more: Any, **options: Any) -> Any:
-        if now.index == step:
-            for number in signals or (signal.SIGINT,):
-                os.kill(os.getpid(), number)
-        return original(job, now, *more, **options)
-
-    patch.setattr(loop, "reference_point", interrupt)
-
-
 @pytest.fixture
 def stopped(runs: Runs, tmp_path: Path) -> Path:
     """A copy of the stopped run, to be damaged."""
     return shutil.copytree(runs.stopped, tmp_path / "run")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-
-
-def events(folder: Path, *names: str) -> list[dict[str, Any]]:
-    """The logged events of these names, without what a clock or a machine decides."""
-    clocked = ("seconds", "tokens_per_second", "utilisation", "matmul_flops_per_second")
-    found = [line for line in lines(folder / "metrics.jsonl") if line["event"] in names]
-    return [{k: v for k, v in line.items() if k not in clocked} for line in found]
-
-
-def same_run(folder: Path, whole: Path) -> None:
-    """The same weights, steps, measurements and answers, each once."""
-    one, two = (load_file(f / "model" / "model.safetensors") for f in (folder, whole))
-    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-    for name in ("step", "eval", "preflight", "device", "end"):
-        assert events(folder, name) == events(whole, name), name
-    assert len(events(folder, "reference")) == 1
-    assert lines(folder / "samples.jsonl") == lines(whole / "samples.jsonl")
-    parts = [json.loads((f / "evaluation.json").read_text()) for f in (folder, whole)]
-    assert all(parts[0][name] == parts[1][name] for name in ("before", "after"))
 
 
 def flip(path: Path, place: float) -> None:

@@ -25,7 +25,7 @@ from prospect.training.folder import (
     provenance,
     settle,
 )
-from tests.toy_tokenizers import byte_level
+from tests.helpers.tokenizers import byte_level
 
 
 def started(folder: Path, **options: Any) -> TrainConfig:

@@ -21,49 +21,8 @@ from prospect.training import statistics as figures
 from prospect.training.batch import matched, mismatched, mismatched_on
 from prospect.training.gradient import gradient
 from prospect.training.inputs import Batch, Tokens
-from prospect.training.job import Job
 from prospect.training.z0 import reference_point
-from tests.training.conftest import MakeJob, pairs, thumbs
-
-Gradients = dict[str, Tensor]
-
-
-def gradients(job: Job, step: int = 0, *, at_reference: bool = False) -> tuple[Gradients, Tensor | None, list[float]]:
-    """The loop's gradient of one step at the current weights."""
-    for _, p in job.policy.trainable():
-        p.grad = None
-    point = reference_point(job, job.schedule.steps[step], None, at_reference=at_reference)
-    totals = gradient(job, job.schedule.steps[step], point).tolist()
-    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
-
-
-def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
-    """log pi of each completion token by the model's own forward on one sequence, (c,)."""
-    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]], device=job.policy.device)
-    with job.policy.autocast():
-        every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
-    start = len(prompt)
-    return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
-
-
-def expected_gradient(job: Job, objective: Tensor) -> Gradients:
-    named = job.policy.trainable()
-    found = torch.autograd.grad(objective, [p for _, p in named])
-    return {name: g for (name, _), g in zip(named, found, strict=True)}
-
-
-def move(job: Job, scale: float = 0.05) -> None:
-    """Away from the reference, so that log-ratios and z0 are not 0."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for _, p in job.policy.trainable():
-            p += scale * torch.randn_like(p)
-
-
-def close(a: Gradients, b: Gradients, tolerance: float) -> None:
-    assert a.keys() == b.keys() and a
-    for name in a:
-        assert (a[name] - b[name]).norm() <= tolerance * max(b[name].norm().item(), 1e-30), name
+from tests.helpers.training import Gradients, MakeJob, close, expected_gradient, gradients, logp, move, pairs, thumbs
 
 
 @pytest.mark.parametrize("point", ["mismatched", "unclamped", "zero"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prospect.training import loop
 from prospect.training.config import from_dict
 from prospect.training.optimizer import make_optimizer, reserve
-from tests.training.conftest import MakeJob, thumbs
+from tests.helpers.training import MakeJob, thumbs
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])

@@ -28,9 +28,8 @@ from prospect.run import train
 from prospect.training import conditional, density, loop
 from prospect.training.job import Job
 from prospect.training.objective import Objective
-from tests.training.conftest import MakeJob, make_model, pairs, thumbs, write_rows
-from tests.training.test_loop import gradients, move
-from tests.training.test_run import FAST, steps
+from tests.helpers.runs import FAST, steps
+from tests.helpers.training import MakeJob, gradients, make_model, move, pairs, thumbs, write_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MINE = f"{EXAMPLES / 'my_losses.py'}:"

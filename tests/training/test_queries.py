@@ -11,7 +11,7 @@ from prospect.engine.packing import Query
 from prospect.engine.reference import row_key
 from prospect.run import reference_table
 from prospect.training.batch import matched, mismatched
-from tests.training.conftest import MakeJob, pairs, thumbs
+from tests.helpers.training import MakeJob, pairs, thumbs
 
 
 def keys(queries: list[Query]) -> set[bytes]:

@@ -17,7 +17,7 @@ from prospect.errors import ConfigError
 from prospect.training import ranks
 from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig
-from tests.training.conftest import thumbs, write_rows
+from tests.helpers.training import thumbs, write_rows
 
 WAIT = 60
 """Seconds within which all ranks must have ended."""

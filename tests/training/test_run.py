@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import prospect
 from prospect.errors import (
@@ -26,26 +25,8 @@ from prospect.run import Run, run, train
 from prospect.training import checkpoint, loop
 from prospect.training.config import from_dict
 from prospect.training.job import Job
-from tests.training.conftest import make_model, pairs, thumbs, write_rows
-
-FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 1, "sample_tokens": 4}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def same_bits(a: Path, b: Path) -> None:
-    one, two = weights(a), weights(b)
-    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-
-
-def steps(run: Run | Path) -> list[dict[str, Any]]:
-    """The logged steps without what a clock decides."""
-    lines = (run if isinstance(run, Path) else run.folder).joinpath("metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    clocked = ("seconds", "tokens_per_second", "utilisation")
-    return [{k: v for k, v in m.items() if k not in clocked} for m in found if m["event"] == "step"]
+from tests.helpers.runs import FAST, same_bits, steps, weights
+from tests.helpers.training import make_model, pairs, thumbs, write_rows
 
 
 def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path) -> None:

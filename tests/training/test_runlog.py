@@ -16,7 +16,7 @@ from prospect.errors import ConfigError, MissingExtra
 from prospect.run import train
 from prospect.training.config import TRACKERS, TrainConfig
 from prospect.training.runlog import RunLog, read_metrics
-from tests.training.conftest import thumbs, write_rows
+from tests.helpers.training import thumbs, write_rows
 
 
 class Tracker:

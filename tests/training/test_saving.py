@@ -16,7 +16,7 @@ from prospect.errors import Interrupted
 from prospect.evaluate.command import evaluate_feedback
 from prospect.run import train
 from prospect.training import loop
-from tests.training.conftest import make_model, thumbs, write_rows
+from tests.helpers.training import make_model, thumbs, write_rows
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "samples": 0}
 

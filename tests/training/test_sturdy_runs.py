@@ -18,8 +18,7 @@ from prospect.errors import RunError
 from prospect.run import train
 from prospect.training import density, inputs, loop
 from prospect.training import job as job_module
-from tests.training.conftest import MakeJob, thumbs
-from tests.training.test_loop import gradients
+from tests.helpers.training import MakeJob, gradients, thumbs
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "max_steps": 2}
 

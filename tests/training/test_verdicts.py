@@ -14,7 +14,7 @@ from prospect.report.advice import advise
 from prospect.report.folder import RunFolder, read
 from prospect.report.verdict import Verdict, result_line, verdict
 from prospect.run import train
-from tests.training.conftest import thumbs
+from tests.helpers.training import thumbs
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "sample_tokens": 8, "eval_fraction": 0.3}
 Rows = list[dict[str, Any]]

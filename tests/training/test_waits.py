@@ -12,7 +12,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from needs import needs_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,8 +21,8 @@ from prospect.training.batch import matched
 from prospect.training.gradient import gradient
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
-from tests.training.conftest import MakeJob, thumbs
-from tests.training.test_every_loss import job_of, with_live
+from tests.helpers.needs import needs_gpu
+from tests.helpers.training import MakeJob, job_of, thumbs, with_live
 
 aten = torch.ops.aten
 ASKS = {

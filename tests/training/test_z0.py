@@ -14,9 +14,7 @@ from prospect.losses.rows import REFERENCE_POINTS
 from prospect.training import job as job_module
 from prospect.training.batch import matched
 from prospect.training.z0 import reference_point
-from tests.training.conftest import MakeJob, thumbs
-from tests.training.test_every_loss import job_of, with_live
-from tests.training.test_loop import close, gradients, move
+from tests.helpers.training import MakeJob, close, gradients, job_of, move, thumbs, with_live
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])

@@ -4,7 +4,7 @@ walk = trace(["train", "--model", ..., "--out", ...])
 walk.before        files with a function that runs before the first step
 walk.steps[2]      files with a function that runs in the third step, from one call of `gradient` to the next
 
-python tests/trace_run.py prints both for 32 toy rows
+python -m tests.helpers.trace_run prints both for 32 toy rows
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def toy_command(model: Path, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    from toy_models import tiny
-    from toy_tokenizers import CHATML
+    from tests.helpers.models import tiny
+    from tests.helpers.tokenizers import CHATML
 
     with tempfile.TemporaryDirectory() as place:
         walked = trace(toy_command(tiny(Path(place) / "assistant", CHATML, seed=0), Path(place)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from toy_tokenizers import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.helpers.tokenizers import byte_level
 
 
 def tiny(folder: Path, template: str | None, *, seed: int, context: int = 128) -> Path:

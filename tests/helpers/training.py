@@ -1,0 +1,158 @@
+"""A tiny model folder, feedback on disk, the gradient of a step as the loop computes it, and what checks it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prospect.engine.reference import LiveReference
+from prospect.losses.rows import LOSSES
+from prospect.training.gradient import gradient
+from prospect.training.job import Job
+from prospect.training.z0 import reference_point
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def make_model(folder: Path, *, context: int = 64, seed: int = 0) -> Path:
+    """A two-layer Llama with random weights and a tokenizer of whole words."""
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def sentence(draw: random.Random, low: int, high: int) -> str:
+    return " ".join(draw.choice(WORDS[2:]) for _ in range(draw.randint(low, high)))
+
+
+def thumbs(rows: int, *, seed: int = 0, per_prompt: int = 1, weights: bool = False) -> list[dict[str, Any]]:
+    """Random answers; the ones that end with w0 are desirable, those with w1 are not, so that there is something to
+    learn."""
+    draw = random.Random(seed)
+    found = []
+    for i in range(rows):
+        if i % per_prompt == 0:
+            prompt = sentence(draw, 2, 7) + " "
+        completion = sentence(draw, 1, 8) + (" w0" if i % 2 else " w1")
+        row: dict[str, Any] = {"prompt": prompt, "completion": completion, "label": bool(i % 2)}
+        found.append(row | ({"weight": draw.choice([0.5, 1.0, 2.0])} if weights else {}))
+    return found
+
+
+def pairs(rows: int, seed: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [
+        {
+            "prompt": sentence(draw, 2, 7) + " ",
+            "chosen": sentence(draw, 1, 8) + " w0",
+            "rejected": sentence(draw, 1, 8) + " w1",
+        }
+        for _ in range(rows)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+MakeJob = Callable[..., Job]
+
+
+Gradients = dict[str, Tensor]
+
+
+def gradients(job: Job, step: int = 0, *, at_reference: bool = False) -> tuple[Gradients, Tensor | None, list[float]]:
+    """The loop's gradient of one step at the current weights."""
+    for _, p in job.policy.trainable():
+        p.grad = None
+    point = reference_point(job, job.schedule.steps[step], None, at_reference=at_reference)
+    totals = gradient(job, job.schedule.steps[step], point).tolist()
+    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
+
+
+def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
+    """log pi of each completion token by the model's own forward on one sequence, (c,)."""
+    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]], device=job.policy.device)
+    with job.policy.autocast():
+        every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(prompt)
+    return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
+
+
+def expected_gradient(job: Job, objective: Tensor) -> Gradients:
+    named = job.policy.trainable()
+    found = torch.autograd.grad(objective, [p for _, p in named])
+    return {name: g for (name, _), g in zip(named, found, strict=True)}
+
+
+def move(job: Job, scale: float = 0.05) -> None:
+    """Away from the reference, so that log-ratios and z0 are not 0."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for _, p in job.policy.trainable():
+            p += scale * torch.randn_like(p)
+
+
+def close(a: Gradients, b: Gradients, tolerance: float) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        assert (a[name] - b[name]).norm() <= tolerance * max(b[name].norm().item(), 1e-30), name
+
+
+SCORED = {"tgo"}
+
+
+def scored(rows: int) -> list[dict[str, Any]]:
+    draw = random.Random(4)
+    return [{**row, "score": draw.uniform(-2, 2)} | {"label": None} for row in without_label(thumbs(rows))]
+
+
+def without_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "label"} for row in rows]
+
+
+def data(name: str) -> list[dict[str, Any]]:
+    """Feedback that fits a loss, several answers to some prompts."""
+    view = LOSSES[name].view
+    if view == "scores":
+        draw = random.Random(4)
+        return [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(8, per_prompt=2))]
+    if name in ("odpo", "margin_dpo"):
+        draw = random.Random(4)
+        rows = [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(12, per_prompt=2))]
+        return rows
+    return pairs(6) if view == "pairs" else thumbs(8 if view == "binary" else 16, per_prompt=2, weights=True)
+
+
+def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) -> Job:
+    options = {"batch_size": 8, "loss": name, "weights": "none"} | options
+    job = make_job(data(name.partition(":")[0] if name not in LOSSES else name), folder, **options)
+    if job.loss.value_head:
+        job.policy.add_value_head(0)
+    return job
+
+
+def with_live(job: Job) -> None:
+    if job.needs_live:
+        job.live = LiveReference(job.policy)
+        if job.loss.live:
+            job.reference = job.live
