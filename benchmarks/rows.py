@@ -84,8 +84,8 @@ def measured(path: Path, cache: Path) -> Facts:
     policy = prepare.load_policy(config, model, frozen=False)
     feedback = timed("reading", lambda: load(path))
     corpus, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
-    asked = (policy.tokenizer, prepare.longest(config, policy), loss.view)
-    timed("checking", lambda: run_check.findings(config, feedback, None, *asked))
+    options = prepare.data_options(config, policy)
+    timed("checking", lambda: run_check.findings(feedback, None, policy.tokenizer, loss.view, options))
     (SCRATCH / "out").mkdir(parents=True, exist_ok=True)
     job = timed("planning", lambda: prepare.prepare(config, loss, policy, corpus, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():

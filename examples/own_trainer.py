@@ -16,6 +16,7 @@ from torch import Tensor
 import prospect
 from prospect.data import dataset as corpora
 from prospect.data.dataset import Corpus
+from prospect.data.options import DataOptions
 from prospect.engine.forward import Branches, forward
 from prospect.engine.load import load
 from prospect.engine.policy import Policy
@@ -29,7 +30,7 @@ def prepare(model: str, data: str) -> tuple[Policy, Corpus, Tensor]:
     """The policy, the tokenised rows, and the start model's log-prob of each row's answer (rows,), in nats."""
     policy = load(model)
     records = prospect.load_feedback(data).records
-    rows = corpora.build(records, policy.tokenizer, view="binary", max_length=policy.context)
+    rows = corpora.build(records, policy.tokenizer, "binary", DataOptions(max_length=policy.context))
     with torch.no_grad():
         parts = [logp(policy, rows, range(k, min(k + BATCH, len(rows.rows)))) for k in range(0, len(rows.rows), BATCH)]
     return policy, rows, torch.cat(parts)

@@ -90,13 +90,8 @@ class Run:
             self.policy,
             config.reference or config.model,
             data,
+            prepare.data_options(config, self.policy),
             beta=self.beta,
-            threshold=config.threshold,
-            max_length=config.max_length,
-            over_long=config.over_long,
-            chat_template=config.chat_template,
-            special_tokens=config.special_tokens,
-            cache=config.cache,
         )
 
     def report(self) -> Path:
@@ -412,8 +407,8 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
 
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
     """What the doctor says of the run's feedback."""
-    policy, longest = job.policy, prepare.longest(job.config, job.policy)
-    return run_check.findings(job.config, feedback, held_feedback, policy.tokenizer, longest, job.loss.view)
+    options = prepare.data_options(job.config, job.policy)
+    return run_check.findings(feedback, held_feedback, job.policy.tokenizer, job.loss.view, options)
 
 
 def _begin_folder(

@@ -18,7 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prospect.data.template import SpecialTokens, Template
+from prospect.data.options import SpecialTokens
+from prospect.data.template import Template
 from prospect.engine.generate import stream
 from prospect.engine.policy import Policy
 from prospect.errors import DataError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from prospect.cli.flags import parse, refuse_existing
+from prospect.data.options import DataOptions
 from prospect.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -89,25 +90,22 @@ def check(arguments: list[str]) -> int:
         )
     options = _as_in_run(options)
     tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
-    limit = min((n for n in (options.max_length, context) if n is not None), default=None)
+    data_options = DataOptions(
+        threshold=options.threshold,
+        max_length=min((n for n in (options.max_length, context) if n is not None), default=None),
+        over_long=options.over_long or "drop",
+        chat_template=options.chat_template,
+        special_tokens=options.special_tokens or "text",
+    )
     with Bars(Console(stderr=True)).bar("examining the feedback"):
-        found = doctor.check(
-            feedback,
-            heldout=heldout,
-            tokenizer=tokenizer,
-            max_length=limit,
-            over_long=options.over_long or "drop",
-            chat_template=options.chat_template,
-            special_tokens=options.special_tokens or "text",
-            threshold=options.threshold,
-        )
+        found = doctor.check(feedback, heldout=heldout, tokenizer=tokenizer, options=data_options)
     console = Console()
     if options.json:
         print(json_text(found.to_json()))
     else:
         if options.show:
             try:
-                trees = None if tokenizer is None else _trees(feedback.records, tokenizer, limit, options)
+                trees = None if tokenizer is None else _trees(feedback.records, tokenizer, data_options)
             except UserError:  # the findings below say what is wrong
                 trees = None
             show_rows(feedback.records, options.show, console, trees=trees, tokenizer=tokenizer)
@@ -150,17 +148,12 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
     return read_tokenizer(folder, base), getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _trees(records: Sequence[Record], tokenizer: Any, limit: int | None, options: CheckOptions) -> list[Tree]:
+def _trees(records: Sequence[Record], tokenizer: Any, options: DataOptions) -> list[Tree]:
     from prospect.data.tokens import build_trees
 
-    return build_trees(
-        records,
-        tokenizer,
-        max_length=limit or sys.maxsize,
-        over_long="drop" if options.over_long in (None, "error") else options.over_long,
-        chat_template=options.chat_template,
-        special_tokens=options.special_tokens or "text",
-    )[0]
+    if options.over_long == "error":
+        options = replace(options, over_long="drop")
+    return build_trees(records, tokenizer, options)[0]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def evaluate(arguments: list[str]) -> int:
     template = options.chat_template or run.options.get("chat_template")
     if options.out is not None:
         refuse_existing(options.out)
-    from prospect.engine.folders import no_cache
+    from prospect.data.options import DataOptions
+    from prospect.engine.folders import cache_folder, no_cache
     from prospect.engine.load import load
     from prospect.evaluate.command import evaluate_feedback
     from prospect.training.console import Console
@@ -95,14 +96,16 @@ def evaluate(arguments: list[str]) -> int:
             policy,
             reference,
             options.data,
+            DataOptions(
+                threshold=options.threshold or run.options.get("threshold"),
+                max_length=run.options.get("max_length"),
+                over_long=run.options.get("over_long", "drop"),
+                chat_template=template,
+                special_tokens=options.special_tokens or run.options.get("special_tokens", "text"),
+                cache=cache_folder(options.cache),
+            ),
             beta=run.beta if options.beta is None else options.beta,
             format=options.format,
-            threshold=options.threshold or run.options.get("threshold"),
-            max_length=run.options.get("max_length"),
-            over_long=run.options.get("over_long", "drop"),
-            chat_template=template,
-            special_tokens=options.special_tokens or run.options.get("special_tokens", "text"),
-            cache=options.cache,
             seed=options.seed,
             progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),
         )

@@ -5,19 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from prospect.data.groups import groups
 from prospect.data.growing import Ids
+from prospect.data.options import DataOptions
 from prospect.data.schedule import Row, Schedule, plan
-from prospect.data.template import SpecialTokens
-from prospect.data.tokens import (
-    OverLong,
-    TokenReport,
-    Tree,
-    build_trees,
-)
+from prospect.data.tokens import TokenReport, Tree, build_trees
 from prospect.errors import DataError
 from prospect.feedback.load import collector_paused
 from prospect.feedback.records import Record, View, examples
@@ -103,30 +97,11 @@ def digest(ids: Ids) -> bytes:
 
 
 @collector_paused()
-def build(
-    records: Sequence[Record],
-    tokenizer: Any,
-    *,
-    view: View,
-    max_length: int,
-    over_long: OverLong = "drop",
-    chat_template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    threshold: str | None = None,
-    cache: Path | None = None,
-) -> Corpus:
-    """Tokenise (what `cache` does not know) and view. Raises DataError where the view finds nothing or nothing is short
-    enough."""
-    viewed = examples(records, view, threshold)
-    trees, report = build_trees(
-        records,
-        tokenizer,
-        max_length=max_length,
-        over_long=over_long,
-        chat_template=chat_template,
-        special_tokens=special_tokens,
-        cache=cache,
-    )
+def build(records: Sequence[Record], tokenizer: Any, view: View, options: DataOptions) -> Corpus:
+    """Tokenise (what the cache does not know) and view. Raises DataError where the view finds nothing or nothing is
+    short enough."""
+    viewed = examples(records, view, options.threshold)
+    trees, report = build_trees(records, tokenizer, options)
     rows: list[Row] = []
     for k, (record, tree) in enumerate(zip(records, trees, strict=True)):
         for example in viewed[k]:
@@ -138,8 +113,8 @@ def build(
                 rows.append(Row(name, k, branches, example.desirable, example.weight, example.score))
     if not rows:
         raise DataError(
-            f"all {sum(map(len, viewed))} rows are longer than {max_length} tokens. Raise --max-length (up to the "
-            "model's context), or choose --over-long cut_prompt or cut_completion"
+            f"all {sum(map(len, viewed))} rows are longer than {options.max_length} tokens. Raise --max-length (up to "
+            "the model's context), or choose --over-long cut_prompt or cut_completion"
         )
     return Corpus(tuple(records), tuple(trees), tuple(rows), report)
 

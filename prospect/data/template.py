@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 
 from prospect.data.flaws import Flaw, Unprinted, changes
 from prospect.data.growing import GrowingIds, Ids, Start
+from prospect.data.options import SpecialTokens
 from prospect.data.printing import (
     NO_TEMPLATE,
     PLAIN,
@@ -39,9 +40,6 @@ from prospect.feedback.records import Completion, Message, Record, cite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SpecialTokens = Literal["text", "token"]
-"""What a control token is that stands inside a message: text like any other, or the token itself."""
 
 _PROBE = "Kvyxq"
 

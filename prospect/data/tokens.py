@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prospect.data import cache as tokentable
 from prospect.data.cache import Coded
 from prospect.data.growing import Ids
-from prospect.data.template import SpecialTokens, Template
+from prospect.data.options import DataOptions, OverLong
+from prospect.data.template import Template
 from prospect.errors import DataError
 from prospect.feedback.records import EXAMPLES, Message, Record, at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
 
 FLAWS = {
     "straddled": "with a token across the end of the prompt",
@@ -100,12 +99,7 @@ class TokenReport:
 def build_trees(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    over_long: OverLong = "drop",
-    chat_template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    cache: Path | None = None,
+    options: DataOptions,
 ) -> tuple[list[Tree], TokenReport]:
     """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
 
@@ -116,26 +110,23 @@ def build_trees(
     answer from prompt; ModelError where the tokenizer lacks a chat template or an end token. What was tokenised once is
     kept in the folder `cache`.
     """
-    template, rows = tokenise(records, tokenizer, chat_template, special_tokens, cache)
-    return trees_of(template, records, rows, max_length, over_long)
+    template, rows = tokenise(records, tokenizer, options)
+    return trees_of(template, records, rows, options.max_length, options.over_long)
 
 
 def tokenise(
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    cache: Path | None = None,
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, options: DataOptions
 ) -> tuple[Template, list[Coded]]:
     """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
-    template = Template(tokenizer, chat_template, special_tokens)
-    return template, list(tokentable.encode(template, records, cache))
+    template = Template(tokenizer, options.chat_template, options.special_tokens)
+    return template, list(tokentable.encode(template, records, options.cache))
 
 
 def trees_of(
-    template: Template, records: Sequence[Record], rows: Sequence[Coded], max_length: int, over_long: OverLong
+    template: Template, records: Sequence[Record], rows: Sequence[Coded], max_length: int | None, over_long: OverLong
 ) -> tuple[list[Tree], TokenReport]:
     """`build_trees` of records that are tokenised: `rows` are aligned with them."""
+    max_length = sys.maxsize if max_length is None else max_length
     trees: list[Tree] = []
     tally = _Tally()
     too_long: list[DataError] = []

@@ -23,6 +23,7 @@ from typing import Any
 from rich.markup import escape
 
 import prospect
+from prospect.data.options import DataOptions
 from prospect.data.template import Template
 from prospect.data.write import write as write_feedback
 from prospect.demo import show, users, world
@@ -116,7 +117,7 @@ def run_demo(
 
     show.headline(console, f"2. prospect check {data} --model {assistant}")
     feedback = load_feedback(data)
-    for finding in check(feedback, tokenizer=policy.tokenizer, max_length=policy.context).findings:
+    for finding in check(feedback, tokenizer=policy.tokenizer, options=DataOptions(max_length=policy.context)).findings:
         if finding.level == "info":  # training says the rest itself
             console.print(f"{finding.level}: {escape(finding.message)}", highlight=False)
 

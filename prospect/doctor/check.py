@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prospect.data.groups import groups
+from prospect.data.options import DataOptions
 from prospect.data.write import write, write_problems
 from prospect.doctor import (
     labels as check_labels,
@@ -27,7 +28,7 @@ from prospect.doctor import (
 )
 from prospect.doctor.findings import Finding, Findings, first, worst_first
 from prospect.doctor.labels import Thumb
-from prospect.doctor.lengths import Lengths, OverLong
+from prospect.doctor.lengths import Lengths
 from prospect.errors import UserError
 from prospect.feedback.load import Feedback
 from prospect.feedback.prompts import prompt_numbers
@@ -35,8 +36,6 @@ from prospect.feedback.records import Record, View, binary, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from prospect.data.template import SpecialTokens
 
 __all__ = ["Finding", "Findings", "check", "split_rows"]
 
@@ -46,19 +45,14 @@ def check(
     *,
     heldout: Feedback | Sequence[Record] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    max_length: int | None = None,
-    over_long: OverLong = "drop",
-    chat_template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    threshold: str | None = None,
+    options: DataOptions = DataOptions(),
     view: View | None = None,
-    cache: Path | None = None,
 ) -> Findings:
-    """Examine feedback; with a tokenizer in tokens against `max_length`, else in characters.
+    """Examine feedback; with a tokenizer in tokens against `options.max_length`, else in characters.
 
     `view` is what a loss will read, None where that is open: what concerns thumbs is looked for where thumbs are read.
-    `threshold` turns scores into thumbs as in training. What is found never raises; an impossible `threshold` does
-    (ConfigError, DataError). What was tokenised once is kept in the folder `cache`.
+    `options` are those of the training. What is found never raises; an impossible threshold does (ConfigError,
+    DataError).
     """
     records = _records(feedback)
     if not records:
@@ -69,13 +63,13 @@ def check(
         lengths = (
             check_lengths.characters(records)
             if tokenizer is None
-            else check_lengths.tokens(records, tokenizer, max_length, over_long, chat_template, special_tokens, cache)
+            else check_lengths.tokens(records, tokenizer, options)
         )
     except UserError as error:
         found.append(check_lengths.broken(error))
         lengths = check_lengths.characters(records)
     prompts = prompt_numbers(records)
-    judged = thumbs(records, prompts, lengths, threshold)
+    judged = thumbs(records, prompts, lengths, options.threshold)
     every, fitting = [t for t, _ in judged], [t for t, kept in judged if kept]
     weights, balance = check_labels.balance(fitting)
     if view in (None, "binary"):  # pairs and texts have no partners, classes or class weights
@@ -84,8 +78,8 @@ def check(
         found += check_labels.partners(every)
     found += check_labels.contradictions(every, records)
     found += check_labels.length_confound(every, lengths.unit)
-    found += check_lengths.flaws(records, lengths, special_tokens)
-    found += check_lengths.over_long(records, lengths, over_long)
+    found += check_lengths.flaws(records, lengths, options.special_tokens)
+    found += check_lengths.over_long(records, lengths, options.over_long)
     if getattr(tokenizer, "chat_template", None):
         found += check_text.untemplated(records)
     together = groups(records)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from prospect.data.options import DataOptions, OverLong, SpecialTokens
 from prospect.doctor.findings import Finding, Level, first, of
 from prospect.errors import ModelError, UserError
 from prospect.feedback.prompts import prompt_sizes
@@ -18,10 +18,7 @@ from prospect.feedback.records import Record, at
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from prospect.data.template import SpecialTokens
     from prospect.data.tokens import TokenReport
-
-OverLong = Literal["drop", "cut_prompt", "cut_completion", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +56,22 @@ def characters(records: Sequence[Record]) -> Lengths:
 def tokens(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    over_long: OverLong,
-    chat_template: str | None,
-    special_tokens: SpecialTokens = "text",
-    cache: Path | None = None,
+    options: DataOptions,
 ) -> Lengths:
     """Lengths in tokens, and what `over_long` would do to the rows of more than `max_length`. Raises and caches as
     `build_trees`."""
     from prospect.data.tokens import tokenise, trees_of
 
-    template, rows = tokenise(records, tokenizer, chat_template, special_tokens, cache)
-    whole, report = trees_of(template, records, rows, sys.maxsize, "drop")
+    template, rows = tokenise(records, tokenizer, options)
+    whole, report = trees_of(template, records, rows, None, "drop")
     prompts = [len(tree.prompt) for tree in whole]
     completions = [[0 if ids is None else len(ids) for ids in tree.completions] for tree in whole]
     kept = [[size > 0 for size in row] for row in completions]
     counts = {"over_long": 0, "dropped": 0, "cut_prompt": 0, "cut_completion": 0}
-    limit = sys.maxsize if max_length is None else max_length
+    limit = sys.maxsize if options.max_length is None else options.max_length
     long = [i for i, (p, row) in enumerate(zip(prompts, completions, strict=True)) if p + max(row, default=0) > limit]
     if long:
-        policy = "drop" if over_long == "error" else over_long
+        policy = "drop" if options.over_long == "error" else options.over_long
         trees, cut = trees_of(template, [records[i] for i in long], [rows[i] for i in long], limit, policy)
         for i, tree in zip(long, trees, strict=True):
             kept[i] = [ids is not None for ids in tree.completions]
@@ -86,7 +79,7 @@ def tokens(
             name: value for name, value in asdict(cut).items() if name in ("dropped", "cut_prompt", "cut_completion")
         }
         counts["over_long"] = sum(prompts[i] + size > limit for i in long for size in completions[i])
-    return Lengths("tokens", prompts, completions, kept, max_length, counts, report)
+    return Lengths("tokens", prompts, completions, kept, options.max_length, counts, report)
 
 
 def broken(error: UserError) -> Finding:

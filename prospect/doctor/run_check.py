@@ -5,47 +5,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prospect.data import cache as tokentable
 from prospect.data import store, tokens
+from prospect.data.options import DataOptions
 from prospect.data.template import Template
 from prospect.doctor import check
 from prospect.doctor.findings import Findings
-from prospect.engine.folders import cache_folder
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import View
-from prospect.training.config import TrainConfig
 
 
-def findings(
-    config: TrainConfig, data: Feedback, held: Feedback | None, tokenizer: Any, max_length: int, view: View
-) -> Findings:
+def findings(data: Feedback, held: Feedback | None, tokenizer: Any, view: View, options: DataOptions) -> Findings:
     """What the doctor says of a run's feedback; on the same feedback and questions, what it said before."""
-    cache = cache_folder(config.cache)
-    asked = (max_length, config.over_long, config.chat_template, config.threshold, view)
-    name, path = tokentable.identity(Template(tokenizer, config.chat_template, config.special_tokens)), None
+    cache, query = options.cache, (replace(options, cache=None), view)
+    name, path = tokentable.identity(Template(tokenizer, options.chat_template, options.special_tokens)), None
     if cache is not None and name is not None:
-        key = hashlib.sha256(repr((name, asked, _identity(data), held and _identity(held))).encode("utf-8", "replace"))
+        key = hashlib.sha256(repr((name, query, _identity(data), held and _identity(held))).encode("utf-8", "replace"))
         # Another doctor may say something else, and so may one who cuts rows in another way.
         for file in (*sorted(Path(check.__file__).parent.glob("*.py")), Path(tokens.__file__)):
             key.update(file.read_bytes())
         path = cache / "checks" / f"{key.hexdigest()[:24]}.json"
         with suppress(OSError, ValueError, LookupError, TypeError):
             return Findings.from_json(store.read_json(path))
-    found = check.check(
-        data,
-        heldout=held,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        over_long=config.over_long,
-        chat_template=config.chat_template,
-        special_tokens=config.special_tokens,
-        threshold=config.threshold,
-        view=view,
-        cache=cache,
-    )
+    found = check.check(data, heldout=held, tokenizer=tokenizer, options=options, view=view)
     if path is not None:
         with suppress(OSError):
             store.make_folder(path.parent)

@@ -6,13 +6,13 @@ feedback -> records -> rows and their partners -> reference table -> the policy 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from prospect.data import dataset as corpora
 from prospect.data.dataset import Corpus
-from prospect.data.template import SpecialTokens
-from prospect.data.tokens import OverLong
-from prospect.engine.folders import cache_folder
+from prospect.data.options import DataOptions
 from prospect.engine.load import load
 from prospect.engine.policy import Policy
 from prospect.engine.reference import ReferenceTable, require_comparable, require_embedded
@@ -32,15 +32,10 @@ def evaluate_feedback(
     policy: Policy,
     reference: str,
     data: Any,
+    options: DataOptions = DataOptions(),
     *,
     beta: float = 0.1,
     format: str = "auto",
-    threshold: str | None = None,
-    max_length: int | None = None,
-    over_long: OverLong = "drop",
-    chat_template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    cache: str | None = None,
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
 ) -> Heldout:
@@ -50,21 +45,13 @@ def evaluate_feedback(
     or models that cannot be read.
     """
     feedback = load_feedback(data, format=format)
-    held = corpora.build(
-        feedback.records,
-        policy.tokenizer,
-        view=prepare.held_out_view(feedback.records, threshold),
-        max_length=min(max_length or policy.context, policy.context),
-        over_long=over_long,
-        chat_template=chat_template,
-        special_tokens=special_tokens,
-        threshold=threshold,
-        cache=cache_folder(cache),
-    )
+    options = replace(options, max_length=min(options.max_length or policy.context, policy.context))
+    view = prepare.held_out_view(feedback.records, options.threshold)
+    held = corpora.build(feedback.records, policy.tokenizer, view, options)
     require_embedded(policy, held.ids())
     partners = mismatched_partners(held, policy.context)
     table = _reference(
-        policy, reference, heldout.queries(held.trees, held.rows, partners, policy.context), cache, progress
+        policy, reference, heldout.queries(held.trees, held.rows, partners, policy.context), options.cache, progress
     )
     return heldout.evaluate(
         policy,
@@ -87,12 +74,12 @@ def mismatched_partners(held: Corpus, context: int) -> tuple[int, ...]:
 
 
 def _reference(
-    policy: Policy, reference: str, asked: list[heldout.Query], cache: str | None, progress: Progress
+    policy: Policy, reference: str, asked: list[heldout.Query], cache: Path | None, progress: Progress
 ) -> ReferenceTable:
     how: dict[str, Any] = {"precision": policy.precision, "device": str(policy.device), "wide": policy.wide}
     model = load(reference, frozen=True, cache=cache, **how)
     require_comparable(policy, model, asked)
-    table = ReferenceTable(cache_folder(cache), model)
+    table = ReferenceTable(cache, model)
     missing = table.missing(asked)
     if missing:
         table.fill(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from prospect.data import dataset as corpora
 from prospect.data.dataset import Corpus
+from prospect.data.options import DataOptions
 from prospect.data.split import split
 from prospect.engine.device import ROUNDING
 from prospect.engine.folders import cache_folder
@@ -56,9 +57,16 @@ def load_policy(config: TrainConfig, model: str, *, frozen: bool, wide: bool | N
     )
 
 
-def longest(config: TrainConfig, policy: Policy) -> int:
-    """The most tokens that prompt and completion may have."""
-    return min(config.max_length or policy.context, policy.context)
+def data_options(config: TrainConfig, policy: Policy) -> DataOptions:
+    """How the config asks for rows, within the policy's context."""
+    return DataOptions(
+        threshold=config.threshold,
+        max_length=min(config.max_length or policy.context, policy.context),
+        over_long=config.over_long,
+        chat_template=config.chat_template,
+        special_tokens=config.special_tokens,
+        cache=cache_folder(config.cache),
+    )
 
 
 def rows(
@@ -75,19 +83,12 @@ def rows(
 
     # One number for both sides of the split: the training feedback's.
     threshold = None if config.threshold is None else repr(threshold_of(records, config.threshold))
+    options = replace(data_options(config, policy), threshold=threshold)
+    if loss.prepare and options.max_length is not None:
+        options = replace(options, max_length=options.max_length - 1)  # room for a control token
 
     def view(part: Sequence[Record], name: View) -> Corpus:
-        corpus = corpora.build(
-            part,
-            policy.tokenizer,
-            view=name,
-            max_length=longest(config, policy) - (1 if loss.prepare else 0),  # room for a control token
-            over_long=config.over_long,
-            chat_template=config.chat_template,
-            special_tokens=config.special_tokens,
-            threshold=threshold,
-            cache=cache_folder(config.cache),
-        )
+        corpus = corpora.build(part, policy.tokenizer, name, options)
         require_embedded(policy, corpus.ids())
         return corpus
 

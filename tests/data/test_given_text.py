@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prospect.data.tokens import TokenReport, build_trees
+from prospect.data.tokens import TokenReport
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.load import load
@@ -31,6 +31,7 @@ from tests.helpers.tokenizers import (
     THOUGHT_OPENED,
     THOUGHT_STRIPPED,
     THOUGHT_STRIPPED_AND_OPENED,
+    build_trees,
     byte_level,
     chat,
     cut_off,

@@ -26,14 +26,14 @@ from prospect.data import (
     resume,
 )
 from prospect.data.flaws import Flaw
-from prospect.data.template import Encoded, SpecialTokens, Template
+from prospect.data.options import DataOptions, SpecialTokens
+from prospect.data.template import Encoded, Template
 from prospect.data.textids import TextIds
-from prospect.data.tokens import build_trees
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.records import Completion, Message, Record
 from tests.helpers import tokenizers
-from tests.helpers.tokenizers import CHATML, THINKING, byte_level, llama_like
+from tests.helpers.tokenizers import CHATML, THINKING, build_trees, byte_level, llama_like
 
 ASSISTANT = Path(__file__).resolve().parents[2] / "prospect/demo/assistant"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -224,7 +224,7 @@ def test_the_doctor_counts_each_turn_once(monkeypatch: pytest.MonkeyPatch) -> No
     encoded: list[Record] = []
     encode = Template.encode
     monkeypatch.setattr(Template, "encode", lambda self, some: (encoded.extend(some), encode(self, some))[1])
-    findings = {f.key: f for f in check(records, tokenizer=tokenizer, max_length=256).findings}
+    findings = {f.key: f for f in check(records, tokenizer=tokenizer, options=DataOptions(max_length=256)).findings}
     assert encoded == records
     sizes = [len(alone(tokenizer, r)[0]) + len(alone(tokenizer, r)[1][0]) for r in records]
     over = sum(size > 256 for size in sizes)
@@ -315,7 +315,7 @@ def test_long_prompts_are_tokenised_in_small_batches(monkeypatch: pytest.MonkeyP
 
 
 def test_equal_prompts_are_equal_for_the_schedule() -> None:
-    made = corpus.build(rated_chat(40), byte_level(CHATML), view="binary", max_length=10**6)
+    made = corpus.build(rated_chat(40), byte_level(CHATML), "binary", DataOptions())
     digests = [made.prompt(row) for row in made.rows]
     assert len(set(digests)) == 40
     assert made.prompt(made.rows[3]) == corpus.digest(made.trees[3].prompt.copy())

@@ -13,7 +13,6 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from prospect.data.template import Template
-from prospect.data.tokens import build_trees
 from prospect.errors import DataError, ModelError
 from prospect.feedback.messages import message
 from tests.helpers.tokenizers import (
@@ -26,6 +25,7 @@ from tests.helpers.tokenizers import (
     NO_SPECIAL,
     PHI3,
     THINKING,
+    build_trees,
     byte_level,
     chat,
     cut_off,

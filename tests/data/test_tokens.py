@@ -13,12 +13,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from prospect.data import printing
+from prospect.data.options import DataOptions
 from prospect.data.template import Template
-from prospect.data.tokens import TokenReport, build_trees
+from prospect.data.tokens import TokenReport
 from prospect.doctor import lengths as check_lengths
 from prospect.errors import DataError
 from prospect.feedback.records import Record
-from tests.helpers.tokenizers import CHATML, byte_level, chat, cut_off, llama_like, record
+from tests.helpers.tokenizers import CHATML, build_trees, byte_level, chat, cut_off, llama_like, record
 
 
 def sizes(tokenizer: Any, r: Record) -> tuple[int, list[int]]:
@@ -133,13 +134,13 @@ def test_a_turn_is_printed_twice_and_never_again(monkeypatch: pytest.MonkeyPatch
     printed, quoted = printed_messages(monkeypatch), list[Any]()
     quote = Template._quoted_message
     monkeypatch.setattr(Template, "_quoted_message", lambda *a: (quoted.append(a[1]), quote(*a))[1])
-    check_lengths.tokens(records, tokenizer, 64, "drop", None, cache=tmp_path)
+    check_lengths.tokens(records, tokenizer, DataOptions(max_length=64, cache=tmp_path))
     prompts = sum(len(r.prompt) for r in records)
     conversations = [size for r in records for size in (len(r.prompt), len(r.prompt) + 1)]
     assert printed == conversations
     assert len(quoted) == prompts + 2 * len(records)  # an answer is also looked at by itself
     printed.clear()
-    check_lengths.tokens(records, tokenizer, 64, "drop", None, cache=tmp_path)
+    check_lengths.tokens(records, tokenizer, DataOptions(max_length=64, cache=tmp_path))
     assert printed == []
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from prospect.data.tokens import build_trees
+from prospect.data.options import DataOptions
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding, Findings
 from prospect.errors import ConfigError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record, as_chat
-from tests.helpers.tokenizers import CHATML, NO_PREFIX, byte_level
+from tests.helpers.tokenizers import CHATML, NO_PREFIX, build_trees, byte_level
 
 ANSWERS = [
     "yes",
@@ -118,10 +118,10 @@ def test_unjudged_data_serves_sft_and_scores_need_a_threshold() -> None:
     assert "sft only" in only([thumb(1, "a", "b"), thumb(2, "c", "d")], "labels").message
     scored = [thumb(i, f"{ANSWERS[i]}?", ANSWERS[i], score=i / 20) for i in range(20)]
     assert "--threshold" in only(scored, "labels").message
-    summary = check(scored, threshold="0.8").summary
+    summary = check(scored, options=DataOptions(threshold="0.8")).summary
     assert summary["labels"] == {"desirable": 4, "undesirable": 16}
     with pytest.raises(ConfigError):
-        check(scored, threshold="most")
+        check(scored, options=DataOptions(threshold="most"))
     assert "1 of 21 (4.8 %)" in only([*healthy(), thumb(21, "new?", "silent")], "unjudged").message
 
 
@@ -256,34 +256,36 @@ def test_lengths_against_the_context() -> None:
     long = thumb(90, "why?", "because of the small boat that crossed the river", True)
     longest = max(len(t.prompt) + len(t.completions[0]) for t in build_trees([long], tokenizer, max_length=999)[0])
     records = [*healthy(), long]
-    fits = check(records, tokenizer=tokenizer, max_length=longest)
+    fits = check(records, tokenizer=tokenizer, options=DataOptions(max_length=longest))
     assert found(fits)["over_long"].level == "ok"
     assert fits.summary["lengths"]["unit"] == "tokens"
     assert fits.summary["lengths"]["row"]["max"] == longest
-    drop = check(records, tokenizer=tokenizer, max_length=longest - 1)
+    drop = check(records, tokenizer=tokenizer, options=DataOptions(max_length=longest - 1))
     assert found(drop)["over_long"].level == "warning"
     assert found(drop)["over_long"].data["dropped"] == 1
     assert "1 rows would be dropped" in found(drop)["over_long"].message
     assert drop.summary["weights"]["desirable"] == 10  # what is dropped has no weight
-    cut = only(records, "over_long", tokenizer=tokenizer, max_length=longest - 1, over_long="cut_completion")
+    cutting = DataOptions(max_length=longest - 1, over_long="cut_completion")
+    cut = only(records, "over_long", tokenizer=tokenizer, options=cutting)
     assert cut.data["cut_completion"] == 1
-    stop = only(records, "over_long", tokenizer=tokenizer, max_length=longest - 1, over_long="error")
+    stopping = DataOptions(max_length=longest - 1, over_long="error")
+    stop = only(records, "over_long", tokenizer=tokenizer, options=stopping)
     assert stop.level == "error"
-    nothing = only(records, "over_long", tokenizer=tokenizer, max_length=2)
+    nothing = only(records, "over_long", tokenizer=tokenizer, options=DataOptions(max_length=2))
     assert nothing.level == "error"
     assert "Nothing is left" in nothing.message
 
 
 def test_one_class_is_left_after_dropping() -> None:
     records = [thumb(1, "a?", "yes", True), thumb(2, "b?", "a very long answer that goes on and on " * 5, False)]
-    findings = found(check(records, tokenizer=byte_level(CHATML), max_length=64))
+    findings = found(check(records, tokenizer=byte_level(CHATML), options=DataOptions(max_length=64)))
     assert "what fits the context is all desirable" in findings["one_class"].message
 
 
 def test_rows_that_cannot_be_tokenised() -> None:
     assert "--chat-template plain" in only(healthy(), "no_template", tokenizer=byte_level()).message
     assert "cannot be separated" in only(healthy(), "template", tokenizer=byte_level(NO_PREFIX)).message
-    assert check(healthy(), tokenizer=byte_level(), chat_template="plain").exit_code == 0
+    assert check(healthy(), tokenizer=byte_level(), options=DataOptions(chat_template="plain")).exit_code == 0
 
 
 def test_prompts_of_text_for_a_chat_model() -> None:
@@ -314,7 +316,7 @@ def test_real_files_in_seconds(shared: Path) -> None:
     feedback = load(shared / "data/kto_gsm8k_solutions.jsonl.gz")
     tokenizer = byte_level(CHATML)
     start = time.process_time()
-    findings = check(feedback, heldout=feedback, tokenizer=tokenizer, max_length=512)
+    findings = check(feedback, heldout=feedback, tokenizer=tokenizer, options=DataOptions(max_length=512))
     assert time.process_time() - start < 15
     summary = findings.summary
     assert summary["labels"] == {"desirable": 1994, "undesirable": 3274}

@@ -11,13 +11,12 @@ import pytest
 from rich.console import Console
 
 from prospect.cli.main import main
-from prospect.data.tokens import build_trees
 from prospect.doctor.check import check, split_rows
 from prospect.doctor.show import pieces, print_findings, show_rows
 from prospect.errors import DataError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Pair, Record
-from tests.helpers.tokenizers import CHATML, byte_level, llama_like
+from tests.helpers.tokenizers import CHATML, build_trees, byte_level, llama_like
 
 
 def thumb(n: int, prompt: str, said: str, label: bool, weight: float = 1.0) -> Record:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prospect.data.options import DataOptions
 from prospect.data.template import Template
 from prospect.data.write import write
 from prospect.doctor import check
@@ -46,7 +47,7 @@ SUFFIXES = st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jso
 def examined(path: Path, keep_going: bool) -> None:
     def work() -> None:
         feedback = load(path, keep_going=keep_going)
-        check.check(feedback, tokenizer=byte_level(), max_length=64)
+        check.check(feedback, tokenizer=byte_level(), options=DataOptions(max_length=64))
         write(feedback.records, path.with_name("out.jsonl"))
 
     in_words(work)

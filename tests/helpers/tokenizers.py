@@ -8,6 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prospect.data import tokens
+from prospect.data.options import DataOptions
 from prospect.data.template import Template
 from prospect.feedback.records import Completion, Message, Record
 
@@ -153,3 +155,8 @@ def texts(tokenizer: Any, r: Record, template: str | None = None) -> tuple[str, 
         tokenizer.decode(made.prompt_ids(r)),
         [tokenizer.decode(made.completion_ids(r, c)) for c in r.completions],
     )
+
+
+def build_trees(records: list[Record], tokenizer: Any, **options: Any) -> tuple[list[tokens.Tree], tokens.TokenReport]:
+    """`tokens.build_trees` with single options."""
+    return tokens.build_trees(records, tokenizer, DataOptions(**options))

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from prospect.data.options import DataOptions
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding, Findings
 from prospect.doctor.recommend.noise import Noise, noise
@@ -106,9 +107,8 @@ def measure(
     kinds = _kinds(records)
     kind = kinds[0]
     threshold = _threshold(records) if kind == "scores" else None
-    found = check(
-        feedback, tokenizer=tokenizer, max_length=max_length, chat_template=chat_template, threshold=threshold
-    )
+    options = DataOptions(max_length=max_length, chat_template=chat_template, threshold=threshold)
+    found = check(feedback, tokenizer=tokenizer, options=options)
     cut = None if threshold is None else threshold_of(records, threshold)
     rows = [row for record in records for row in binary(record, cut)]
     liked = [row.weight for row in rows if row.desirable]
