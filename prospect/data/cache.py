@@ -26,18 +26,17 @@ from prospect.data import (
     template,
     textids,
     thoughts,
-    toolcalls,
 )
 from prospect.data.blobs import Blobs
 from prospect.data.flaws import Flaw
 from prospect.data.growing import Ids
 from prospect.data.template import Encoded, Template
 from prospect.errors import RunError
-from prospect.feedback import arguments, jsontext
+from prospect.feedback import messages, records
 from prospect.feedback.prompts import MessageTree
 from prospect.feedback.records import Record
 
-CODE = (template, printing, resume, growing, flaws, quotes, textids, thoughts, toolcalls, arguments, jsontext)
+CODE = (template, printing, resume, growing, flaws, quotes, textids, thoughts, messages, records)
 """Modules that decide the ids of a record: other code is another table."""
 
 BATCH, CHARACTERS = 1000, 4_000_000

@@ -7,8 +7,7 @@ import enum
 from prospect.data.resume import in_common
 from prospect.data.textids import TextIds
 from prospect.data.thoughts import squashed
-from prospect.feedback.arguments import function_of
-from prospect.feedback.records import Message, Record
+from prospect.feedback.records import Message, Record, function_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message in which chat interfaces hand back the model's thoughts."""

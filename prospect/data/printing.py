@@ -14,8 +14,8 @@ import jinja2.defaults
 
 from prospect.data.deadline import within
 from prospect.data.resume import ResumableTemplate, Unresumable, in_common
-from prospect.data.toolcalls import arguments, with_json
 from prospect.errors import ModelError
+from prospect.feedback.messages import arguments_of, with_json
 from prospect.feedback.records import Message
 
 PLAIN = """\
@@ -82,7 +82,7 @@ def apply(
             ),
         )
 
-    objects = [a for m in messages for a in arguments(m) if isinstance(a, dict) and a]
+    objects = [a for m in messages for a in arguments_of(m) if isinstance(a, dict) and a]
     try:
         text = printed(messages)
     except TypeError:
@@ -150,7 +150,7 @@ class Printer:
     ) -> str:
         same = len(memory.handed)
         new = messages[same:]
-        if any(arguments(message) for message in new):
+        if any(arguments_of(message) for message in new):
             raise Unresumable  # whether arguments are printed as objects is seen on the whole text
         memory.handed = [*memory.handed, *map(self._hand, new)]
         if memory.template is None:

@@ -35,7 +35,7 @@ from prospect.data.thoughts import (
     squashed,
 )
 from prospect.errors import DataError, ModelError
-from prospect.feedback.arguments import with_objects
+from prospect.feedback.messages import with_objects
 from prospect.feedback.records import Completion, Message, Record, cite
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prospect.errors import DataError
-from prospect.feedback.jsontext import json_value
+from prospect.feedback.messages import json_value
 
 KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 """Kinds of files, by how their names end."""

@@ -6,10 +6,10 @@ whole is checked once all of it was seen: 1 may stand beside 0 or beside -1, nev
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prospect.errors import DataError, brief
@@ -17,20 +17,20 @@ from prospect.errors import DataError, brief
 VOCABULARIES = 'true/false, 1/0, 1/-1, "up"/"down", "good"/"bad", "desirable"/"undesirable", 👍/👎'
 """What a label may say, for people. The words may also stand as text, as they must in CSV: "true"/"false", "1"/"0"."""
 
-_NUMBERS = {1.0: ("1", True), 0.0: ("0", False), -1.0: ("-1", False)}
+_BOOLEANS, _NUMBERS, _NUMBERS_AS_TEXT = "true/false", "the numbers 1/0/-1", 'the numbers "1"/"0"/"-1" as text'
+_NUMERIC = (_NUMBERS, _NUMBERS_AS_TEXT)
+_NUMBER_WORDS = {1.0: "1", 0.0: "0", -1.0: "-1"}
 _WORDS = {
-    word: (vocabulary, word == pair[0])
-    for vocabulary, pair in (
-        ('"true"/"false" as text', ("true", "false")),
-        ('"up"/"down"', ("up", "down")),
-        ('"good"/"bad"', ("good", "bad")),
-        ('"desirable"/"undesirable"', ("desirable", "undesirable")),
-        ("👍/👎", ("👍", "👎")),
+    word: (word == up, vocabulary)
+    for vocabulary, up, down in (
+        ('"true"/"false" as text', "true", "false"),
+        ('"up"/"down"', "up", "down"),
+        ('"good"/"bad"', "good", "bad"),
+        ('"desirable"/"undesirable"', "desirable", "undesirable"),
+        ("👍/👎", "👍", "👎"),
     )
-    for word in pair
+    for word in (up, down)
 }
-_NUMBER, _NUMBER_TEXT = "the numbers 1/0/-1", 'the numbers "1"/"0"/"-1" as text'
-_NUMBER_VOCABULARIES = (_NUMBER, _NUMBER_TEXT)
 _AS_SCORES = (
     'Name the column "score" (prospect convert IN OUT.jsonl --map score=label) and say where desirable begins with '
     "--threshold mean, median or a number"
@@ -38,41 +38,29 @@ _AS_SCORES = (
 _SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")
 
 
+class _ScoreError(DataError):
+    """A number that is no thumb, such as 0.85 or 4 stars, also where it stands as text."""
+
+
 def thumb(value: Any) -> tuple[bool, str, str]:
     """(desirable, vocabulary, word) of one label. Raises DataError for whatever is no thumb, null included."""
     if isinstance(value, bool):
-        return value, "true/false", str(value).lower()
+        return value, _BOOLEANS, str(value).lower()
     if value is None or value != value:  # NaN is how tables write null
         raise DataError("label is null. Every row needs a thumb: judge the row or leave it out")
-    if isinstance(value, int | float):
-        if value not in _NUMBERS:
-            raise _score_given(value)
-        word, desirable = _NUMBERS[float(value)]
-        return desirable, _NUMBER, word
+    number, vocabulary = value, _NUMBERS
     if isinstance(value, str):
-        return _word(value)
-    raise DataError(f"label {brief(value)} is no thumb. A file uses one of {VOCABULARIES}")
-
-
-def _word(value: str) -> tuple[bool, str, str]:
-    word = _SKIN_TONE.sub("", value).strip().casefold()
-    if word in _WORDS:
-        vocabulary, desirable = _WORDS[word]
-        return desirable, vocabulary, word
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if math.isnan(number):
-        raise DataError(f'label "{brief(value, str)}" is no thumb. A file uses one of {VOCABULARIES}')
-    if number not in _NUMBERS:
-        raise _score_given(value)
-    word, desirable = _NUMBERS[number]
-    return desirable, _NUMBER_TEXT, word
-
-
-def _score_given(value: object) -> DataError:
-    return DataError(f"label {brief(value, str)} is a score where a thumb should be. {_AS_SCORES}")
+        word = _SKIN_TONE.sub("", value).strip().casefold()
+        if word in _WORDS:
+            return *_WORDS[word], word
+        with suppress(ValueError):
+            number, vocabulary = float(word), _NUMBERS_AS_TEXT
+    if not isinstance(number, int | float) or number != number:
+        text = f'"{brief(value, str)}"' if isinstance(value, str) else brief(value)
+        raise DataError(f"label {text} is no thumb. A file uses one of {VOCABULARIES}")
+    if number not in _NUMBER_WORDS:
+        raise _ScoreError(f"label {brief(value, str)} is a score where a thumb should be. {_AS_SCORES}")
+    return number == 1, vocabulary, _NUMBER_WORDS[number]
 
 
 class Labels:
@@ -84,23 +72,23 @@ class Labels:
 
     def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
         counts: Counter[str] = Counter()
-        first: dict[str, str] = {}
+        first_place: dict[str, str] = {}
         self._numbers: set[str] = set()
         self._score: tuple[str, Any] | None = None
         for place, value in values:
-            if _is_number_but_no_thumb(value):
-                self._score = self._score or (place, value)
-                continue
             try:
                 _, vocabulary, word = thumb(value)
+            except _ScoreError:
+                self._score = self._score or (place, value)
             except DataError:
                 continue
-            counts[vocabulary] += 1
-            first.setdefault(vocabulary, place)
-            if vocabulary in _NUMBER_VOCABULARIES:
-                self._numbers.add(word)
-        self._main = counts.most_common(1)[0][0] if counts else ""
-        self._first = first.get(self._main, "")
+            else:
+                counts[vocabulary] += 1
+                first_place.setdefault(vocabulary, place)
+                if vocabulary in _NUMERIC:
+                    self._numbers.add(word)
+        self._vocabulary = counts.most_common(1)[0][0] if counts else ""
+        self._first_place = first_place.get(self._vocabulary, "")
 
     @staticmethod
     def join(shards: Sequence[Labels]) -> None:
@@ -115,17 +103,17 @@ class Labels:
         """Whether `value` says desirable. Raises DataError where it is no thumb, stands among scores or belongs to
         another vocabulary than the file's; where both 0 and -1 occur, for both."""
         desirable, vocabulary, word = thumb(value)
-        numeric = vocabulary in _NUMBER_VOCABULARIES
+        numeric = vocabulary in _NUMERIC
         if self._score is not None and numeric:
             place, score = self._score
             raise DataError(
                 f"label {brief(value, str)} stands among scores ({brief(score, str)} {place}), so it is one. "
                 f"{_AS_SCORES}"
             )
-        if vocabulary != self._main:
+        if vocabulary != self._vocabulary:
             raise DataError(
-                f"label {brief(value)} belongs to {vocabulary}, but this file's labels are {self._main} (first "
-                f"{self._first}). Write all labels of a file in one vocabulary"
+                f"label {brief(value)} belongs to {vocabulary}, but this file's labels are {self._vocabulary} (first "
+                f"{self._first_place}). Write all labels of a file in one vocabulary"
             )
         if numeric and word != "1" and self._numbers.issuperset(("0", "-1")):
             raise DataError(
@@ -133,15 +121,3 @@ class Labels:
                 "out those rows and keep 1/0 or 1/-1"
             )
         return desirable
-
-
-def _is_number_but_no_thumb(value: Any) -> bool:
-    """Whether a label is a score, such as 0.85 or 4 stars; also where it stands as text."""
-    if isinstance(value, str):
-        try:
-            value = float(_SKIN_TONE.sub("", value))
-        except ValueError:
-            return False
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        return False
-    return value not in _NUMBERS

@@ -27,9 +27,9 @@ from prospect.feedback.layouts import (
     layout_of,
 )
 from prospect.feedback.messages import (
+    is_context,
     judges_turns,
     plain_text,
-    says_no,
     turns_of,
 )
 from prospect.feedback.prompts import prompt_digests, prompt_numbers
@@ -237,7 +237,7 @@ def _notes(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, 
     notes = []
     if extra := ignored(layout, columns):
         notes.append(f"columns not read: {', '.join(extra)}")
-    if flagged := sum(says_no(turn) for row in rows for turn in turns_of(row)):
+    if flagged := sum(is_context(turn) for row in rows for turn in turns_of(row)):
         notes.append(f"{flagged} turns say train: false or loss: false: they are context and not trained")
     return notes
 

@@ -1,22 +1,25 @@
-"""Prompts and answers as they stand in files, checked and put into one form: text, or messages with role and content.
+"""Values as they stand in files, checked and put into one form: JSON, text, chat messages and their tool calls.
 
-Every function takes `where`, the column it reads, for its error. Errors are DataError without a place; the caller knows
-file and line.
+`where` is the column that a function reads, for its error. Errors are DataError without a place; the caller knows file
+and line.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from prospect.errors import DataError, brief, nearest
-from prospect.feedback.arguments import with_objects
-from prospect.feedback.jsontext import json_value
-from prospect.feedback.records import Message, Prompt
+from prospect.feedback.records import Message, Prompt, function_of
 
 T = TypeVar("T")
+
+MOST_LEVELS = 100
+"""Deepest nesting of lists and objects that is read. Python's own limit depends on the caller."""
+
+TOO_DEEP = f"JSON is nested too deeply (more than {MOST_LEVELS} levels)"
 
 CONVERSATIONS = ("messages", "conversations")
 """Columns that hold whole conversations."""
@@ -43,21 +46,64 @@ _SPEAKERS = {
 """The role of every speaker that public data name, in lower case."""
 
 
-def shown(value: Any) -> str:
-    """A value in an error message: its type and as much of it as fits."""
-    return f"{type(value).__name__} {brief(value)}"
+# JSON that somebody else wrote: whatever is read here can be written again
 
 
-def plain_text(value: Any, where: str) -> str:
-    """`value`, if it is text that can be written as UTF-8."""
-    if not isinstance(value, str):
-        raise DataError(f"{where} must be text, not {shown(value)}" if value is not None else f"{where} is missing")
+def json_value(text: str) -> Any:
+    """The value that `text` holds. Raises DataError with the line (within the text) where it breaks, and where it is
+    nested deeper than MOST_LEVELS, has a whole number of more digits than Python converts, or names a key twice."""
     try:
-        if not value.isascii():  # which Python knows without a look
-            value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} has half of a character pair (a lone surrogate) at position {error.start}") from None
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"broken JSON at column {error.colno}: {error.msg}", line=error.lineno) from None
+    except RecursionError:
+        raise DataError(TOO_DEEP) from None
+    except DataError:
+        raise
+    except ValueError:  # the only other one is Python's limit on the digits of a whole number
+        raise DataError("JSON holds a number of more than 4,300 digits. Write it as text, or shorten it") from None
+    if text.count("[") + text.count("{") > MOST_LEVELS and too_deep(value):
+        raise DataError(TOO_DEEP)
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises DataError where a key stands twice, since one of its values would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f'an object has the key "{twice}" twice. Keep one of the two')
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper than MOST_LEVELS. It walks level by level, not by recursion."""
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        inner: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                inner.extend(part.values())
+            elif isinstance(part, list | tuple):
+                inner.extend(part)
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def from_json(value: Any, where: str) -> Any:
+    """`value`, parsed where it is JSON in text (as in CSV and in LLaMA-Factory's tools)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json_value(value)
+    except DataError as error:
+        raise DataError(f"{where} is not valid JSON: {error.message}") from None
 
 
 def jsonable(value: T, where: str) -> T:
@@ -69,6 +115,72 @@ def jsonable(value: T, where: str) -> T:
     return value
 
 
+# Text
+
+
+def excerpt(value: Any) -> str:
+    """A value in an error message: its type and as much of it as fits."""
+    return f"{type(value).__name__} {brief(value)}"
+
+
+def plain_text(value: Any, where: str) -> str:
+    """`value`, if it is text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text, not {excerpt(value)}" if value is not None else f"{where} is missing")
+    try:
+        if not value.isascii():  # which Python knows without a look
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} has half of a character pair (a lone surrogate) at position {error.start}") from None
+    return value
+
+
+# Tool calls, whose arguments stand in files as objects or as JSON in text
+
+
+def arguments_of(message: Message) -> list[Any]:
+    """The arguments of each tool call."""
+    return [function_of(call).get("arguments") for call in message.get("tool_calls") or ()]
+
+
+def with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
+    """The message with the arguments of its tool calls changed."""
+
+    def changed(call: Any) -> Any:
+        function = function_of(call)
+        if "arguments" not in function:
+            return call
+        function = function | {"arguments": change(function["arguments"])}
+        return call | {"function": function} if isinstance(call.get("function"), dict) else function
+
+    calls = message.get("tool_calls")
+    return message | {"tool_calls": [changed(call) for call in calls]} if isinstance(calls, list | tuple) else message
+
+
+def with_objects(message: Message) -> Message:
+    """The message with arguments as objects: OpenAI's interface writes them as JSON in text, which a chat template
+    would print as a quoted text. Blank text is no argument; what is no JSON object stays as the model wrote it."""
+
+    def parsed(arguments: Any) -> Any:
+        if not isinstance(arguments, str):
+            return arguments
+        try:
+            value = json_value(arguments) if arguments.strip() else {}
+        except DataError:
+            return arguments
+        return value if isinstance(value, dict) else arguments
+
+    return with_arguments(message, parsed)
+
+
+def with_json(message: Message) -> Message:
+    """The message with arguments as JSON in text, which some chat templates want."""
+    return with_arguments(message, lambda a: a if isinstance(a, str) else json.dumps(a, ensure_ascii=False))
+
+
+# Messages
+
+
 def is_messages(value: Any) -> bool:
     """A list of objects, which is how chats are written."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(m, dict) for m in value)
@@ -78,7 +190,7 @@ def message(value: Any, where: str) -> Message:
     """One chat message, role and content first. ShareGPT's keys and every known speaker are translated, the arguments
     of tool calls become objects; nulls, judgements and training flags are left out."""
     if not isinstance(value, dict):
-        raise DataError(f"{where} must be a message with role and content, not {shown(value)}")
+        raise DataError(f"{where} must be a message with role and content, not {excerpt(value)}")
     sharegpt = "from" in value and "role" not in value
     by, text = ("from", "value") if sharegpt else ("role", "content")
     speaker = value.get(by)
@@ -87,97 +199,54 @@ def message(value: Any, where: str) -> Message:
     name = speaker.strip().lower() if isinstance(speaker, str) else ""
     if name not in _SPEAKERS:
         raise DataError(
-            f"{where} is from {shown(speaker)}, which is no known speaker.{nearest(name, _SPEAKERS)} Known: "
+            f"{where} is from {excerpt(speaker)}, which is no known speaker.{nearest(name, _SPEAKERS)} Known: "
             f"{', '.join(_SPEAKERS)}"
         )
     role, content = _SPEAKERS[name], value.get(text)
     rest = {k: v for k, v in value.items() if v is not None and k not in (by, text, *_NOT_FOR_TEMPLATES)}
     if name in _CALLS:
-        content, rest["tool_calls"] = None, _called(content, where)
+        calls = from_json(content, where)
+        calls = calls if isinstance(calls, list) else [calls]
+        if not all(isinstance(call, dict) and "name" in call for call in calls):
+            raise DataError(f"{where} is a function call and must name its function")
+        content, rest["tool_calls"] = None, [{"type": "function", "function": call} for call in calls]
     if "tool_calls" in rest:
-        rest["tool_calls"] = _tool_calls(rest["tool_calls"], where)
+        calls = from_json(rest["tool_calls"], f"{where} tool_calls")
+        if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
+            raise DataError(f"{where} tool_calls must be a list of objects, not {excerpt(calls)}")
+        rest["tool_calls"] = list(with_objects({"tool_calls": calls})["tool_calls"])
     if isinstance(content, list):
-        content = _parts(content, where)
+        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type", "text") == "text"]
+        if len(texts) != len(content):
+            raise DataError(f"{where} has content other than text. Prospect reads text only")
+        content = "".join(plain_text(part, where) for part in texts)
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{where} ({role}) has no content")
-    said = {"role": role} if content is None else {"role": role, "content": plain_text(content, f"{where} content")}
-    return {**said, **jsonable(rest, where)} if rest else said
-
-
-def _called(text: Any, where: str) -> list[dict[str, Any]]:
-    """ShareGPT's function call, or several, as tool calls."""
-    calls = from_json(text, where)
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise DataError(f"{where} is a function call and must name its function")
-    return [{"type": "function", "function": call} for call in calls]
-
-
-def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as objects."""
-    calls = from_json(value, f"{where} tool_calls")
-    if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
-        raise DataError(f"{where} tool_calls must be a list of objects, not {shown(calls)}")
-    return list(with_objects({"tool_calls": calls})["tool_calls"])
-
-
-def judged(turn: Any) -> bool:
-    """Whether a message, as it stands in the file, carries a judgement."""
-    return isinstance(turn, dict) and any(turn.get(key) is not None for key in TURN_JUDGEMENTS)
-
-
-def turns_of(row: Mapping[str, Any]) -> list[Any]:
-    """The messages of a row that holds a conversation, as they stand in the file; else none."""
-    turns = next((row[column] for column in CONVERSATIONS if column in row), None)
-    return list(turns) if isinstance(turns, list | tuple) else []
-
-
-def judges_turns(row: Mapping[str, Any]) -> bool:
-    """Whether a row holds a conversation in which a turn is judged."""
-    return any(judged(turn) for turn in turns_of(row))
-
-
-def says_no(turn: Any) -> bool:
-    """Whether a message, as it stands in the file, says that it is not to be trained."""
-    return isinstance(turn, dict) and any(turn.get(flag) in (False,) for flag in TRAIN_FLAGS)  # 0 included
-
-
-def check_flags(turn: dict[str, Any], where: str) -> None:
-    """Raises DataError where a training flag is neither true nor false."""
-    for flag in TRAIN_FLAGS:
-        if turn.get(flag) not in (None, True, False):
-            raise DataError(f"{where}: {flag} must be true or false, not {shown(turn[flag])}")
-
-
-def _parts(parts: list[Any], where: str) -> str:
-    """Content in parts, joined. Raises DataError for pictures and sound."""
-    texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type", "text") == "text"]
-    if len(texts) != len(parts):
-        raise DataError(f"{where} has content other than text. Prospect reads text only")
-    return "".join(plain_text(text, where) for text in texts)
+    head = {"role": role} if content is None else {"role": role, "content": plain_text(content, f"{where} content")}
+    return {**head, **jsonable(rest, where)} if rest else head
 
 
 def messages(value: Any, where: str) -> tuple[Message, ...]:
     """A conversation; `where` is completed with the number of the message, from 1."""
     if not is_messages(value):
-        raise DataError(f"{where} must be a non-empty list of messages, not {shown(value)}")
+        raise DataError(f"{where} must be a non-empty list of messages, not {excerpt(value)}")
     return tuple(message(m, f"{where}: message {i}") for i, m in enumerate(value, 1))
 
 
 def prompt(value: Any, where: str = "prompt") -> Prompt:
     """A prompt: text, or messages. Raises DataError where it is blank or neither."""
     if isinstance(value, list | tuple):
-        return spoken(messages(value, where), where) if value else spoken((), where)
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f'{where} is blank. To train on text without a prompt, name its column "text"')
-        return plain_text(value, where)
+        return with_text(messages(value, where) if value else (), where)
     if value is None:
         raise DataError(f"{where} is missing")
-    raise DataError(f"{where} must be text or a list of messages, not {shown(value)}")
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be text or a list of messages, not {excerpt(value)}")
+    if not value.strip():
+        raise DataError(f'{where} is blank. To train on text without a prompt, name its column "text"')
+    return plain_text(value, where)
 
 
-def spoken(turns: tuple[Message, ...], where: str = "prompt") -> tuple[Message, ...]:
+def with_text(turns: tuple[Message, ...], where: str = "prompt") -> tuple[Message, ...]:
     """`turns` if anybody says something in them: the system alone may, before the assistant opens."""
     if not any(m.get("tool_calls") or m.get("content", "").strip() for m in turns):
         raise DataError(f"{where} is blank: no turn before the answer has text")
@@ -196,23 +265,46 @@ def answer(value: Any, where: str) -> str | Message:
             )
         value = value[0]
     if not isinstance(value, dict):
-        problem = "is missing" if value is None else f"must be text or one assistant message, not {shown(value)}"
+        problem = "is missing" if value is None else f"must be text or one assistant message, not {excerpt(value)}"
         raise DataError(f"{where} {problem}")
-    said = message(value, where)
-    if said["role"] != "assistant":
-        raise DataError(f'{where} must be an assistant message, not one of role "{said["role"]}"')
-    return str(said["content"]) if set(said) == {"role", "content"} else said
+    reply = message(value, where)
+    if reply["role"] != "assistant":
+        raise DataError(f'{where} must be an assistant message, not one of role "{reply["role"]}"')
+    return str(reply["content"]) if set(reply) == {"role", "content"} else reply
 
 
-def from_json(value: Any, where: str) -> Any:
-    """`value`, parsed where it is JSON in text (as in CSV and in LLaMA-Factory's tools)."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json_value(value)
-    except DataError as error:
-        raise DataError(f"{where} is not valid JSON: {error.message}") from None
+# Messages as they stand in the file, with their judgements and flags
 
+
+def turns_of(row: Mapping[str, Any]) -> list[Any]:
+    """The messages of a row that holds a conversation; else none."""
+    turns = next((row[column] for column in CONVERSATIONS if column in row), None)
+    return list(turns) if isinstance(turns, list | tuple) else []
+
+
+def is_judged(turn: Any) -> bool:
+    """Whether a message carries a judgement."""
+    return isinstance(turn, dict) and any(turn.get(key) is not None for key in TURN_JUDGEMENTS)
+
+
+def judges_turns(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a conversation in which a turn is judged."""
+    return any(map(is_judged, turns_of(row)))
+
+
+def is_context(turn: Any) -> bool:
+    """Whether a message says that it is not to be trained."""
+    return isinstance(turn, dict) and any(turn.get(flag) in (False,) for flag in TRAIN_FLAGS)  # 0 included
+
+
+def check_flags(turn: dict[str, Any], where: str) -> None:
+    """Raises DataError where a training flag is neither true nor false."""
+    for flag in TRAIN_FLAGS:
+        if turn.get(flag) not in (None, True, False):
+            raise DataError(f"{where}: {flag} must be true or false, not {excerpt(turn[flag])}")
+
+
+# Anthropic's transcripts
 
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
@@ -225,9 +317,9 @@ def is_transcript(value: Any) -> bool:
 def transcript(value: Any, where: str) -> tuple[Message, ...]:
     """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...". Raises DataError where the last is not the assistant's."""
     if not is_transcript(value):
-        raise DataError(f'{where} must be a transcript that begins with "\\n\\nHuman:", not {shown(value)}')
+        raise DataError(f'{where} must be a transcript that begins with "\\n\\nHuman:", not {excerpt(value)}')
     pieces = _TRANSCRIPT.split("\n\n" + plain_text(value, where).lstrip())[1:]
     roles = ["user" if speaker == "Human" else "assistant" for speaker in pieces[::2]]
     if roles[-1] != "assistant":
         raise DataError(f"{where} does not end with the assistant's turn")
-    return tuple({"role": r, "content": said.strip()} for r, said in zip(roles, pieces[1::2], strict=True))
+    return tuple({"role": r, "content": text.strip()} for r, text in zip(roles, pieces[1::2], strict=True))

@@ -31,7 +31,7 @@ class MessageTree:
         self.digest = [b""]
         self.size = [0]
         self._numbers: dict[str, int] = {}
-        self._seen: dict[int, tuple[Message, int]] = {}  # holds the message, or its id could be another's later
+        self._number_by_id: dict[int, tuple[Message, int]] = {}  # holds the message, or its id could be another's later
         self._child: dict[tuple[int, int], int] = {}
         self._last: tuple[tuple[Message, ...], int] = ((), 0)
 
@@ -42,12 +42,14 @@ class MessageTree:
         """The prompt's node. Turns of one conversation share their messages: where the last prompt goes on, only what
         is new is looked at."""
         if isinstance(prompt, str):
-            return self._step(0, prompt, self._number(dumps(prompt)))
+            return self._step(0, prompt, self._number(prompt))
         before, node = self._last
         if len(before) > len(prompt) or not all(map(is_, before, prompt)):
             before, node = (), 0
         for message in prompt[len(before) :]:
-            node = self._step(node, message, self._message_number(message))
+            if id(message) not in self._number_by_id:
+                self._number_by_id[id(message)] = message, self._number(message)
+            node = self._step(node, message, self._number_by_id[id(message)][1])
         self._last = (prompt, node)
         return node
 
@@ -62,15 +64,8 @@ class MessageTree:
         """The number of a message that stands in some prompt."""
         return self._numbers.get(dumps(message))
 
-    def _message_number(self, message: Message) -> int:
-        known = self._seen.get(id(message))
-        if known is None:
-            known = message, self._number(dumps(message))
-            self._seen[id(message)] = known
-        return known[1]
-
-    def _number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
+    def _number(self, message: Message | str) -> int:
+        return self._numbers.setdefault(dumps(message), len(self._numbers))
 
     def _step(self, node: int, message: Message | str, number: int) -> int:
         child = self._child.get((node, number))
@@ -91,9 +86,14 @@ def prompt_or_text(record: Record) -> Prompt:
 
 
 def prompt_numbers(records: Iterable[Record]) -> list[int]:
-    """Per record a number that is equal for equal prompts with equal tools and template switches, and counts from 0."""
+    """Per record a number that is equal for equal prompts with equal tools and template keywords, and counts from 0."""
     tree, numbers = MessageTree(), dict[tuple[int, str], int]()
-    return [numbers.setdefault((tree.add(r.prompt), _switches(r)), len(numbers)) for r in records]
+
+    def key(record: Record) -> tuple[int, str]:
+        plain = record.tools is None and record.template_kwargs is None
+        return tree.add(record.prompt), "" if plain else dumps([record.tools, record.template_kwargs])
+
+    return [numbers.setdefault(key(record), len(numbers)) for record in records]
 
 
 def prompt_digests(records: Iterable[Record]) -> list[bytes]:
@@ -106,9 +106,3 @@ def prompt_sizes(records: Iterable[Record]) -> list[int]:
     """Characters of each record's prompt."""
     tree = MessageTree()
     return [tree.size[tree.add(r.prompt)] for r in records]
-
-
-def _switches(record: Record) -> str:
-    if record.tools is None and record.template_kwargs is None:
-        return ""
-    return dumps([record.tools, record.template_kwargs])

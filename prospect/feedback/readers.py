@@ -59,12 +59,12 @@ def prospect(row: FeedbackLine) -> list[Record]:
         )
     values = row.get("completions")
     if not isinstance(values, list | tuple) or not values:
-        raise DataError(f"completions must be a non-empty list, not {chat.shown(values)}")
+        raise DataError(f"completions must be a non-empty list, not {chat.excerpt(values)}")
     prompt = "" if row.get("prompt") == "" else chat.prompt(row.get("prompt"))
     completions = tuple(_own_completion(row, i, value) for i, value in enumerate(values))
     pairs = row.get("pairs") or ()
     if not isinstance(pairs, list | tuple):
-        raise DataError(f"pairs must be a list, not {chat.shown(pairs)}")
+        raise DataError(f"pairs must be a list, not {chat.excerpt(pairs)}")
     for i, done in enumerate(completions):
         _same_form(prompt, done.content, f"completions[{i}]")
     return [row.record(prompt, completions, tuple(_own_pair(pair, len(completions)) for pair in pairs))]
@@ -75,7 +75,7 @@ def _own_completion(row: FeedbackLine, index: int, value: Any) -> Completion:
     if isinstance(value, str):
         value = {"content": value}
     if not isinstance(value, dict):
-        raise DataError(f"{where} must be an object with content, not {chat.shown(value)}")
+        raise DataError(f"{where} must be an object with content, not {chat.excerpt(value)}")
     for key in value:
         if key not in _COMPLETION_KEYS:
             raise DataError(f'{where} has an unknown key "{key}".{nearest(key, _COMPLETION_KEYS)}')
@@ -96,11 +96,11 @@ def _own_pair(value: Any, count: int) -> Pair:
     if isinstance(value, list | tuple) and len(value) == 2:
         value = {"chosen": value[0], "rejected": value[1]}
     if not isinstance(value, dict):
-        raise DataError(f"a pair is [chosen, rejected], not {chat.shown(value)}")
+        raise DataError(f"a pair is [chosen, rejected], not {chat.excerpt(value)}")
     sides = value.get("chosen"), value.get("rejected")
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side < count:
-            raise DataError(f"a pair names its sides by index, from 0 to {count - 1}, not {chat.shown(side)}")
+            raise DataError(f"a pair names its sides by index, from 0 to {count - 1}, not {chat.excerpt(side)}")
     return Pair(int(value["chosen"]), int(value["rejected"]), weight(value))
 
 
@@ -181,7 +181,7 @@ def _shared_turns(given: Any, chosen: Any, rejected: Any) -> tuple[Prompt, tuple
         lead += 1
     shared, rest = a[:lead], (a[lead:], b[lead:])
     if given is None:
-        return chat.spoken(shared, "what chosen and rejected share"), rest
+        return chat.with_text(shared, "what chosen and rejected share"), rest
     prompt = chat.prompt(given)
     if isinstance(prompt, str):
         _same_form(prompt, None if any(m.get("content") == prompt for m in shared) else a, "chosen")
@@ -247,7 +247,7 @@ def _system(row: FeedbackLine) -> list[Message]:
 def _history(value: Any) -> list[tuple[str, str]]:
     value = chat.from_json(value, "history") if value else []
     if not isinstance(value, list | tuple) or any(not isinstance(v, list | tuple) or len(v) != 2 for v in value):
-        raise DataError(f"history must be a list of [question, answer], not {chat.shown(value)}")
+        raise DataError(f"history must be a list of [question, answer], not {chat.excerpt(value)}")
     return [(chat.plain_text(q, "history"), chat.plain_text(a, "history")) for q, a in value]
 
 
@@ -263,18 +263,18 @@ def conversation(row: FeedbackLine) -> list[Record]:
     if row.columns.intersection(ROW_TAGS) or "score" in row.columns:
         if row.judged_turns:
             raise DataError("the file judges both rows and single turns. Keep one of the two")
-        if chat.says_no(row.get(column)[-1]):
+        if chat.is_context(row.get(column)[-1]):
             return []
-        return [_tagged(row, chat.spoken(turns[:-1]), turns[-1], f"the last of {column}")]
+        return [_tagged(row, chat.with_text(turns[:-1]), turns[-1], f"the last of {column}")]
     before = len(turns) - len(own_turns)
     done = []
     for i, raw in enumerate(row.get(column)):
         prompt = turns[: before + i]
         if row.judged_turns:
-            answers = chat.judged(raw)
+            answers = chat.is_judged(raw)
         else:  # a greeting answers nobody: it is context, not a completion
             answers = own_turns[i]["role"] == "assistant" and any(turn["role"] not in INSTRUCTORS for turn in prompt)
-        if answers and not chat.says_no(raw):
+        if answers and not chat.is_context(raw):
             done.append(_turn(row, prompt, own_turns[i], raw, i + 1, column))
     return done
 
@@ -282,7 +282,7 @@ def conversation(row: FeedbackLine) -> list[Record]:
 def conversation_pairs(row: FeedbackLine) -> list[Record]:
     """{"conversations", "chosen", "rejected"}: the conversation is the prompt of the pair."""
     turns = (*_system(row), *_turns(row, "conversations"))
-    return [_pair(row, chat.spoken(turns), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
+    return [_pair(row, chat.with_text(turns), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
 
 
 def _turns(row: FeedbackLine, column: str) -> tuple[Message, ...]:
@@ -309,7 +309,7 @@ def _turn(
         complete=complete(raw) and complete(row.values),
         line=row.line,
     )
-    return row.record(chat.spoken(prompt, f"{where}: its prompt"), (answer,), name=name)
+    return row.record(chat.with_text(prompt, f"{where}: its prompt"), (answer,), name=name)
 
 
 # Anthropic's transcripts
@@ -321,4 +321,4 @@ def transcripts(row: FeedbackLine) -> list[Record]:
     if chosen[:-1] != rejected[:-1]:
         raise DataError("chosen and rejected differ before their last answer, so they answer no common prompt")
     sides = chosen[-1:], rejected[-1:]
-    return [_pair(row, chat.spoken(chosen[:-1]), sides, _SIDES, _SIDE_SCORES)]
+    return [_pair(row, chat.with_text(chosen[:-1]), sides, _SIDES, _SIDE_SCORES)]

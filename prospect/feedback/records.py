@@ -23,42 +23,11 @@ from prospect.errors import ConfigError, DataError
 Message = dict[str, Any]
 """A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
 
-
 Prompt = str | tuple[Message, ...]
 View = Literal["binary", "pairs", "scores", "text"]
 
 EXAMPLES = 5
 """Examples that a message to people gives of whatever it counts."""
-
-
-def readable(content: Prompt | Message) -> str:
-    """A prompt, message or answer for people: text as it is, a message as its reasoning, text and tool calls, a
-    conversation as its messages with their roles (a lone one without)."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, dict):
-        if len(content) == 1:
-            return readable(content[0])
-        return "\n".join(f"{message.get('role')}: {readable(message)}" for message in content)
-    texts = [text for key in ("reasoning_content", "content") if isinstance(text := content.get(key), str) and text]
-    for call in content.get("tool_calls") or ():
-        function = call.get("function", call)
-        if isinstance(function, dict):
-            arguments = json.dumps(function.get("arguments"), ensure_ascii=False, default=str)
-            texts.append(f"{function.get('name')}({arguments})")
-    return "\n".join(texts)
-
-
-def cite(text: str, size: int = 60) -> str:
-    """The beginning of a text on one line, in quotation marks."""
-    line = " ".join(text.split())
-    return f'"{line}"' if len(line) <= size else f'"{line[: size - 1]}…"'
-
-
-def cite_end(text: str) -> str:
-    """The end of a text on one line, in quotation marks: conversations often begin alike."""
-    line = " ".join(text.split())
-    return cite(line if len(line) <= 60 else f"…{line[-58:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +67,6 @@ class Completion:
         return json.dumps({**self.content, "tool_calls": calls}, sort_keys=True, ensure_ascii=False)
 
 
-def at(completion: Completion) -> str:
-    """Where a completion stands: "line 12 (r0/1)"."""
-    return f"line {completion.line} ({completion.id})" if completion.line else completion.id
-
-
 @dataclass(frozen=True, slots=True)
 class Pair:
     """`chosen` and `rejected` are indices into the record's completions."""
@@ -115,8 +79,8 @@ class Pair:
 @dataclass(frozen=True, slots=True)
 class Record:
     """One prompt (text or chat messages) with every completion judged for it. `tools` and `template_kwargs` go to the
-    chat template. `conversations` are the ids of the conversations that it comes from, where the file has such: they
-    stay on one side of a split."""
+    chat template. `conversations` are the ids of the conversations that it comes from: they stay on one side of a
+    split."""
 
     id: str
     prompt: Prompt
@@ -135,6 +99,65 @@ def as_chat(record: Record) -> Record:
     return replace(record, prompt=({"role": "user", "content": record.prompt},))
 
 
+# For people to read
+
+
+def readable(content: Prompt | Message) -> str:
+    """A prompt, message or answer for people: text as it is, a message as its reasoning, text and tool calls, a
+    conversation as its messages with their roles (a lone one without)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, dict):
+        if len(content) == 1:
+            return readable(content[0])
+        return "\n".join(f"{message.get('role')}: {readable(message)}" for message in content)
+    texts = [text for key in ("reasoning_content", "content") if isinstance(text := content.get(key), str) and text]
+    for call in content.get("tool_calls") or ():
+        function = function_of(call)
+        arguments = json.dumps(function.get("arguments"), ensure_ascii=False, default=str)
+        texts.append(f"{function.get('name')}({arguments})")
+    return "\n".join(texts)
+
+
+def function_of(call: Any) -> dict[str, Any]:
+    """Name and arguments of a tool call, which stand in "function", or in the call itself."""
+    if not isinstance(call, dict):
+        return {}
+    function = call.get("function")
+    return function if isinstance(function, dict) else call
+
+
+def cite(text: str, size: int = 60) -> str:
+    """The beginning of a text on one line, in quotation marks."""
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= size else f'"{line[: size - 1]}…"'
+
+
+def cite_end(text: str) -> str:
+    """The end of a text on one line, in quotation marks: conversations often begin alike."""
+    line = " ".join(text.split())
+    return cite(line if len(line) <= 60 else f"…{line[-58:]}")
+
+
+def at(completion: Completion) -> str:
+    """Where a completion stands: "line 12 (r0/1)"."""
+    return f"line {completion.line} ({completion.id})" if completion.line else completion.id
+
+
+def inventory(records: Sequence[Record]) -> str:
+    """What the data holds: "12 completions to 9 prompts: 7 desirable, 5 undesirable, 0 scored, 0 pairs"."""
+    completions = [c for r in records for c in r.completions]
+    labels = [c.label for c in completions]
+    return (
+        f"{len(completions)} completions to {len(records)} prompts: {labels.count(True)} desirable, "
+        f"{labels.count(False)} undesirable, {sum(c.score is not None for c in completions)} scored, "
+        f"{sum(len(r.pairs) for r in records)} pairs"
+    )
+
+
+# Views
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training row of a record: a completion with its thumb (`rejected` None), or a pair. `chosen` and `rejected`
@@ -148,75 +171,53 @@ class Example:
     score: float | None = None
 
 
-def threshold_of(records: Iterable[Record], rule: str) -> float:
-    """The number that turns scores into thumbs: "mean" or "median" of all scores, or a number as text.
-
-    Raises ConfigError for any other rule, DataError where no completion has a score.
-    """
-    scores = [c.score for r in records for c in r.completions if c.score is not None]
-    if rule in ("mean", "median") and not scores:
-        raise DataError(f"--threshold {rule} needs scores, but no completion has one")
-    if rule == "mean":
-        return statistics.fmean(scores)
-    if rule == "median":
-        return float(statistics.median(scores))
-    try:
-        cut = float(rule)
-    except ValueError:
-        cut = math.nan
-    if not math.isfinite(cut):
-        raise ConfigError(f'--threshold must be "mean", "median" or a number, not "{rule}"')
-    return cut
-
-
 def binary(record: Record, threshold: float | None = None) -> list[Example]:
     """Each completion with its thumb. Policy: an explicit label; else score >= threshold; else each side of an explicit
     pair (chosen desirable, rejected undesirable, once per pair and side, as in the paper's experiments)."""
-    rows: list[Example] = []
-    judged: set[int] = set()
+    examples: list[Example] = []
     for i, c in enumerate(record.completions):
         label = c.label
         if label is None and c.score is not None and threshold is not None:
             label = c.score >= threshold
         if label is not None:
-            rows.append(Example(i, desirable=label, weight=c.weight))
-            judged.add(i)
+            examples.append(Example(i, desirable=label, weight=c.weight))
+    judged = {example.chosen for example in examples}
     for pair in record.pairs:
         for side, desirable in ((pair.chosen, True), (pair.rejected, False)):
             if side not in judged:
-                rows.append(Example(side, desirable=desirable, weight=pair.weight * record.completions[side].weight))
-    return rows
+                weight = pair.weight * record.completions[side].weight
+                examples.append(Example(side, desirable=desirable, weight=weight))
+    return examples
 
 
 def pairs(record: Record) -> list[Example]:
     """Chosen over rejected. Policy: explicit pairs; else every two completions with different scores; else each
     desirable with each undesirable completion of the prompt."""
-    done = record.completions
-    if record.pairs:
-        return [Example(p.chosen, p.rejected, weight=p.weight, score=_margin(record, p)) for p in record.pairs]
-    scored = [(i, c.score) for i, c in enumerate(done) if c.score is not None]
-    found = [(i, j) for i, a in scored for j, b in scored if a > b]
-    if not found:
-        good = [i for i, c in enumerate(done) if c.label is True]
-        bad = [i for i, c in enumerate(done) if c.label is False]
-        found = [(i, j) for i in good for j in bad]
-    return [Example(i, j, weight=done[i].weight * done[j].weight, score=_margin(record, Pair(i, j))) for i, j in found]
+    completions = record.completions
+    judged = record.pairs
+    if not judged:
+        scored = [(i, c.score) for i, c in enumerate(completions) if c.score is not None]
+        sides = [(i, j) for i, a in scored for j, b in scored if a > b]
+        if not sides:
+            up, down = ([i for i, c in enumerate(completions) if c.label is label] for label in (True, False))
+            sides = [(i, j) for i in up for j in down]
+        judged = tuple(Pair(i, j, completions[i].weight * completions[j].weight) for i, j in sides)
+    examples = []
+    for pair in judged:
+        chosen, rejected = completions[pair.chosen].score, completions[pair.rejected].score
+        margin = None if chosen is None or rejected is None else chosen - rejected
+        examples.append(Example(pair.chosen, pair.rejected, weight=pair.weight, score=margin))
+    return examples
 
 
 def pair_count(record: Record) -> int:
     """How many rows `pairs` would make, without making them: of n scored answers there are up to n (n - 1) / 2."""
     if record.pairs:
         return len(record.pairs)
-    scores = Counter(c.score for c in record.completions if c.score is not None)
-    unequal = math.comb(scores.total(), 2) - sum(math.comb(n, 2) for n in scores.values())
+    counts = Counter(c.score for c in record.completions if c.score is not None)
+    unequal = math.comb(counts.total(), 2) - sum(math.comb(n, 2) for n in counts.values())
     labels = [c.label for c in record.completions]
     return unequal or labels.count(True) * labels.count(False)
-
-
-def _margin(record: Record, pair: Pair) -> float | None:
-    """By how much the chosen answer is scored above the rejected one."""
-    chosen, rejected = (record.completions[side].score for side in (pair.chosen, pair.rejected))
-    return None if chosen is None or rejected is None else chosen - rejected
 
 
 def scores(record: Record, threshold: float) -> list[Example]:
@@ -231,39 +232,34 @@ def scores(record: Record, threshold: float) -> list[Example]:
 def text(record: Record, threshold: float | None = None) -> list[Example]:
     """What SFT imitates: every completion but the undesirable ones, those that pairs only reject, and those without a
     label whose score is below `threshold`."""
-    rejected = {p.rejected for p in record.pairs} - {p.chosen for p in record.pairs}
-    return [
-        Example(i, weight=c.weight)
-        for i, c in enumerate(record.completions)
-        if c.label is not False
-        and i not in rejected
-        and not (c.label is None and c.score is not None and threshold is not None and c.score < threshold)
-    ]
+    left_out = {p.rejected for p in record.pairs} - {p.chosen for p in record.pairs}
+    for i, c in enumerate(record.completions):
+        low = threshold is not None and c.score is not None and c.score < threshold
+        if c.label is False or (c.label is None and low):
+            left_out.add(i)
+    return [Example(i, weight=c.weight) for i, c in enumerate(record.completions) if i not in left_out]
 
 
-def examples(records: Sequence[Record], view: View, threshold: str | None = None) -> list[list[Example]]:
-    """The training rows of every record in one view, aligned with `records`.
+def threshold_of(records: Iterable[Record], rule: str) -> float:
+    """The number that turns scores into thumbs: "mean" or "median" of all scores, or a number as text.
 
-    Raises DataError, naming what the data has instead, where the view finds nothing.
+    Raises ConfigError for any other rule, DataError where no completion has a score.
     """
-    if view == "binary":
-        cut = None if threshold is None else threshold_of(records, threshold)
-        rows = [binary(r, cut) for r in records]
-    elif view == "scores":
-        scored = any(c.score is not None for r in records for c in r.completions)
-        cut = threshold_of(records, threshold or "median") if scored else 0.0
-        rows = [scores(r, cut) for r in records]
-    elif view == "pairs":
-        rows = [pairs(r) for r in records]
-    else:
-        cut = None if threshold is None else threshold_of(records, threshold)
-        rows = [text(r, cut) for r in records]
-    if not any(rows):
-        raise DataError(f"this loss reads {VIEW_NEEDS[view]}, but the data has {inventory(records)}")
-    return rows
+    if rule in ("mean", "median"):
+        scores = [c.score for r in records for c in r.completions if c.score is not None]
+        if not scores:
+            raise DataError(f"--threshold {rule} needs scores, but no completion has one")
+        return float(statistics.fmean(scores) if rule == "mean" else statistics.median(scores))
+    try:
+        threshold = float(rule)
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold):
+        raise ConfigError(f'--threshold must be "mean", "median" or a number, not "{rule}"')
+    return threshold
 
 
-VIEW_NEEDS = {
+_NEEDS = {
     "binary": "thumbs (a label per completion; scores with --threshold; or pairs)",
     "pairs": "pairs (chosen and rejected answers to one prompt, or both labels on one prompt)",
     "scores": "a score per completion",
@@ -271,12 +267,20 @@ VIEW_NEEDS = {
 }
 
 
-def inventory(records: Sequence[Record]) -> str:
-    """What the data holds, in words: "12 completions: 7 desirable, 5 undesirable, 0 scored, 0 pairs"."""
-    every = [c for r in records for c in r.completions]
-    up, down = sum(c.label is True for c in every), sum(c.label is False for c in every)
-    scored, paired = sum(c.score is not None for c in every), sum(len(r.pairs) for r in records)
-    return (
-        f"{len(every)} completions to {len(records)} prompts: {up} desirable, {down} undesirable, {scored} scored, "
-        f"{paired} pairs"
-    )
+def examples(records: Sequence[Record], view: View, threshold: str | None = None) -> list[list[Example]]:
+    """The training rows of every record in one view, aligned with `records`.
+
+    Raises DataError, naming what the data has instead, where the view finds nothing.
+    """
+    if view == "pairs":
+        rows = [pairs(r) for r in records]
+    elif view == "scores":
+        scored = any(c.score is not None for r in records for c in r.completions)
+        middle = threshold_of(records, threshold or "median") if scored else 0.0
+        rows = [scores(r, middle) for r in records]
+    else:
+        limit = None if threshold is None else threshold_of(records, threshold)
+        rows = [binary(r, limit) if view == "binary" else text(r, limit) for r in records]
+    if not any(rows):
+        raise DataError(f"this loss reads {_NEEDS[view]}, but the data has {inventory(records)}")
+    return rows

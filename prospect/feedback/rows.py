@@ -95,7 +95,7 @@ def identifier(value: Any, default: str, where: str = "id") -> str:
         return default
     text = written(value, str)
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and text == "..."):
-        raise DataError(f"{where} must be text or a whole number, not {chat.shown(value)}")
+        raise DataError(f"{where} must be text or a whole number, not {chat.excerpt(value)}")
     return chat.plain_text(text, where)
 
 
@@ -120,13 +120,13 @@ def number(values: Mapping[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{key} must be a number, not {chat.shown(value)}")
+        raise DataError(f"{key} must be a number, not {chat.excerpt(value)}")
     try:
         as_float = float(value)
     except OverflowError:  # a whole number beyond 1e308
         as_float = math.inf
     if not math.isfinite(as_float):
-        raise DataError(f"{key} must be finite, not {chat.shown(value)}")
+        raise DataError(f"{key} must be finite, not {chat.excerpt(value)}")
     return as_float
 
 
@@ -141,7 +141,7 @@ def weight(values: Mapping[str, Any]) -> float:
 def complete(values: Mapping[str, Any]) -> bool:
     value = values.get("complete")
     if value is not None and not isinstance(value, bool):
-        raise DataError(f"complete must be true or false, not {chat.shown(value)}")
+        raise DataError(f"complete must be true or false, not {chat.excerpt(value)}")
     return value is not False
 
 
@@ -150,7 +150,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     if value is None or value == []:
         return None
     if not chat.is_messages(value):
-        raise DataError(f"tools must be a list of function descriptions, not {chat.shown(value)}")
+        raise DataError(f"tools must be a list of function descriptions, not {chat.excerpt(value)}")
     return tuple(chat.jsonable(value, "tools"))
 
 
@@ -160,5 +160,5 @@ def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise DataError(f"{name} must be an object, not {chat.shown(value)}")
+        raise DataError(f"{name} must be an object, not {chat.excerpt(value)}")
     return chat.jsonable(value, name) or None

@@ -21,7 +21,7 @@ from prospect.feedback.files import (
     decoded,
     too_large,
 )
-from prospect.feedback.jsontext import TOO_DEEP, json_value, too_deep
+from prospect.feedback.messages import TOO_DEEP, json_value, too_deep
 
 _NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
 _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")

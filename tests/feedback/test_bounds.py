@@ -15,8 +15,8 @@ import pytest
 
 from prospect.data.write import write_problems
 from prospect.feedback import files, sources, tables
-from prospect.feedback.jsontext import MOST_LEVELS
 from prospect.feedback.load import load
+from prospect.feedback.messages import MOST_LEVELS
 from tests.helpers.feedback import GOOD, error_of, save
 
 DIGITS = "1" * 5000
