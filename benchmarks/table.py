@@ -175,4 +175,4 @@ def _figure(found: Facts) -> str:
     chart = bars(
         "speed", "Prospect beside TRL", described, rows, "times TRL's rate", x=(0.0, end), reference=1.0, filled=True
     )
-    return chart.replace("<title", STYLE + "<title", 1)
+    return chart.svg.replace("<title", STYLE + "<title", 1)

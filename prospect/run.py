@@ -44,7 +44,7 @@ from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import readable
 from prospect.feedback.sources import source_path
 from prospect.losses import functions, registry
-from prospect.report.folder import read as read_folder
+from prospect.report.evidence import read as read_folder
 from prospect.report.page import write_report
 from prospect.report.verdict import result_line
 from prospect.training import (

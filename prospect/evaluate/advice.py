@@ -14,6 +14,11 @@ Case = TypeVar("Case")
 Confidence = Literal["high", "medium", "low"]
 """high: tested and significant, or nothing else is possible. medium: a published rule or setting for such a case, or
 evidence that points one way without being significant. low: a default or our judgement; nobody has shown it."""
+LEGEND = (
+    "high: tested and significant, or no other choice; medium: published for such a case, or evidence short of "
+    "significance; low: nobody has shown it."
+)
+"""The same for those who read advice."""
 
 JUDGEMENT = "our judgement"
 

@@ -1,37 +1,37 @@
-"""The charts of the report: lines, histograms of two classes, calibration, bars with intervals. Each returns SVG text.
+"""Charts as SVG text: lines, histograms of two classes, calibration, bars with intervals.
 
-Classes (see style.css): "good" desirable, "bad" undesirable, "main" the model after training, "base" before it or a
-baseline, "raw" a noisy series behind its average.
+A chart has a fixed inner size that its page stretches. Colours are classes (see style.css), so that the page's CSS
+variables serve light and dark: "good" desirable, "bad" undesirable, "main" the model after training, "base" before it
+or a baseline. No meaning hangs on colour alone: lines differ in dash, classes in place, and each carries its name.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from xml.sax import saxutils
 
-from prospect.report.svg import (
-    Frame,
-    Range,
-    area,
-    box,
-    document,
-    dot,
-    labels,
-    legend,
-    line,
-    minus,
-    padded,
-    path,
-    text,
-    ticks,
-)
+Range = tuple[float, float]
 
 WIDTH, HEIGHT = 460, 250
 DOTS = 40
 """Lines with at most this many points show each point, with its numbers under the pointer."""
 FEW = 10
 """A calibration bin with fewer rows says little."""
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What XML cannot hold, not even escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its heading and the sentence under it, which screen readers say too; `slug` is unique on a page."""
+
+    slug: str
+    title: str
+    caption: str
+    svg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,13 @@ class Bar:
     kind: str = "main"
 
 
+# ---- charts ----------------------------------------------------------------------------------------------------------
+
+
 def lines(
     slug: str,
     title: str,
-    description: str,
+    caption: str,
     series: Sequence[Line],
     x_label: str,
     y_label: str,
@@ -67,65 +70,50 @@ def lines(
     include: Sequence[float] = (),
     x: Range | None = None,
     y: Range | None = None,
-    diagonal: bool = False,
     square: bool = False,
-) -> str:
-    """Series over a common axis. `include` are values the vertical axis must show; `diagonal` draws y = x for
-    comparison."""
-    shown = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
-    height = 380 if square else HEIGHT
+) -> Figure:
+    """Series over a common axis. `include` are values that the vertical axis must show; a `square` chart has the
+    diagonal y = x for comparison."""
+    values = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
     x = x or padded([v for s in series for v in s.x], share=0)
-    frame = Frame(WIDTH if not square else 400, height, x, y or padded(shown, include=include))
+    width, height = (400, 380) if square else (WIDTH, HEIGHT)
+    frame = Frame(width, height, x, y or padded(values, include=include))
     parts = [frame.axes(x_label, y_label)]
     if frame.y[0] < 0 < frame.y[1]:
-        parts.append(line(frame.left, frame.py(0), frame.end, frame.py(0), "zero"))
-    if diagonal:
-        parts.append(line(frame.px(x[0]), frame.py(x[0]), frame.px(x[1]), frame.py(x[1]), "zero"))
-    parts += [_band(frame, s) for s in series]
-    parts += [_line(frame, s) for s in series]
-    named = [(s.name, s.kind) for s in series if s.name]
-    if len(named) > 1:
-        parts.append(legend(frame, named))
-    return document(frame, slug, title, description, "".join(parts))
+        parts.append(frame.line((x[0], 0), (x[1], 0), "zero"))
+    if square:
+        parts.append(frame.line((x[0], x[0]), (x[1], x[1]), "zero"))
+    for s in series:
+        low, high = s.band or ((), ())
+        for run in _runs(list(zip(s.x, low, high, strict=False))):
+            outline = [frame.at(x, b) for x, _, b in run] + [frame.at(x, a) for x, a, _ in reversed(run)]
+            parts.append(_element("path", d=f"M{'L'.join(outline)}Z", class_=f"band {s.kind}"))
+    for s in series:
+        points = list(zip(s.x, s.y, strict=True))
+        parts.append(frame.path(points, s.kind))
+        for x_value, y_value in points if len(points) <= DOTS else ():
+            if math.isfinite(y_value):
+                tip = minus(f"{s.name or 'value'}: {y_value:.4g} at {x_value:.4g}")
+                parts.append(frame.dot(x_value, y_value, s.kind, tip, 2.2))
+    parts.append(frame.legend([(s.name, s.kind) for s in series if s.name]))
+    return _figure(frame, slug, title, caption, parts)
 
 
-def _band(frame: Frame, series: Line) -> str:
-    if series.band is None:
-        return ""
-    low, high = series.band
-    runs: list[list[tuple[float, float, float]]] = [[]]
-    for x, a, b in zip(series.x, low, high, strict=True):
-        if math.isfinite(a) and math.isfinite(b):
-            runs[-1].append((x, a, b))
+def _runs(points: Sequence[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
+    """The unbroken stretches of points without NaN."""
+    runs: list[list[tuple[float, ...]]] = [[]]
+    for point in points:
+        if all(map(math.isfinite, point)):
+            runs[-1].append(point)
         elif runs[-1]:
             runs.append([])
-    return "".join(
-        area(
-            [(frame.px(x), frame.py(b)) for x, _, b in run],
-            [(frame.px(x), frame.py(a)) for x, a, _ in run],
-            f"band {series.kind}",
-        )
-        for run in runs
-    )
-
-
-def _line(frame: Frame, series: Line) -> str:
-    points = list(zip(series.x, series.y, strict=True))
-    drawn = path([(frame.px(x), frame.py(y)) if math.isfinite(y) else None for x, y in points], f"line {series.kind}")
-    if len(points) > DOTS:
-        return drawn
-    dots = [
-        dot(frame.px(x), frame.py(y), f"dot {series.kind}", minus(f"{series.name or 'value'}: {y:.4g} at {x:.4g}"), 2.2)
-        for x, y in points
-        if math.isfinite(y)
-    ]
-    return drawn + "".join(dots)
+    return [run for run in runs if run]
 
 
 def histogram(
     slug: str,
     title: str,
-    description: str,
+    caption: str,
     edges: Sequence[float],
     up: Sequence[int],
     down: Sequence[int],
@@ -133,93 +121,60 @@ def histogram(
     *,
     x: Range | None = None,
     mark: float | None = None,
-    most: float | None = None,
-) -> str:
-    """Two classes back to back: desirable counts rise from the axis, undesirable ones hang from it. `mark` draws a
-    vertical line (z0); `most` is the share of its class that the vertical axis must hold, to make two histograms
-    comparable."""
-    shares = [(_share(up), "good"), (_share(down), "bad")]
-    most = most or max((max(s, default=0.0) for s, _ in shares), default=0.0) or 1.0
+) -> Figure:
+    """Two classes back to back: the shares of desirable counts rise from the axis, those of undesirable ones hang from
+    it. `mark` draws a vertical line (z0)."""
+    sides = [(counts, [count / (sum(counts) or 1) for count in counts]) for counts in (up, down)]
+    most = max((share for _, shares in sides for share in shares), default=0.0) or 1.0
     frame = Frame(WIDTH, HEIGHT, x or (edges[0], edges[-1]), (-most * 1.12, most * 1.12))
-    parts = [_mirror_axes(frame, x_label, most)]
-    for (share, kind), counts, sign in zip(shares, (up, down), (1, -1), strict=True):
-        for k, part in enumerate(share):
-            left, right = frame.px(edges[k]), frame.px(edges[k + 1])
-            top = frame.py(max(0.0, sign * part))
-            tip = minus(f"{counts[k]} between {edges[k]:.3g} and {edges[k + 1]:.3g}")
-            if part:
-                size = abs(frame.py(part) - frame.py(0))
-                parts.append(box(left, top, max(right - left - 0.6, 1.2), size, f"fill {kind}", tip))
-    parts.append(line(frame.left, frame.py(0), frame.end, frame.py(0), "axis"))
-    parts.append(text(frame.left + 8, frame.top + 12, f"▲ desirable ({sum(up)})", "name good"))
-    parts.append(text(frame.left + 8, frame.floor - 6, f"▼ undesirable ({sum(down)})", "name bad"))
-    if mark is not None and frame.x[0] <= mark <= frame.x[1]:
-        parts.append(line(frame.px(mark), frame.top, frame.px(mark), frame.floor, "mark"))
-        late = frame.px(mark) > 0.8 * frame.end
-        parts.append(
-            text(
-                frame.px(mark) + (-4 if late else 4),
-                frame.top + 12,
-                minus(f"z0 = {mark:.2g}"),
-                "name",
-                "end" if late else "start",
-            )
-        )
-    return document(frame, slug, title, description, "".join(parts))
-
-
-def _share(counts: Sequence[int]) -> list[float]:
-    total = sum(counts)
-    return [count / total for count in counts] if total else [0.0 for _ in counts]
-
-
-def _mirror_axes(frame: Frame, x_label: str, most: float) -> str:
-    """Axes of a back-to-back histogram: percentages grow both ways."""
-    parts = []
     levels = [v for v in ticks(0, most, 2) if v]
-    for value, name in zip(levels, labels([100 * v for v in levels]), strict=True):
-        for y in (frame.py(value), frame.py(-value)):
-            parts.append(line(frame.left, y, frame.end, y, "grid"))
-            parts.append(text(frame.left - 7, y + 4, name + " %", "tick", "end"))
-    xs = ticks(*frame.x, 6)
-    for value, name in zip(xs, labels(xs), strict=True):
-        parts.append(line(frame.px(value), frame.floor, frame.px(value), frame.floor + 4, "axis"))
-        parts.append(text(frame.px(value), frame.floor + 17, name, "tick", "middle"))
-    parts.append(line(frame.left, frame.floor, frame.end, frame.floor, "axis"))
-    parts.append(text(frame.end, frame.height - 5, x_label, "label", "end"))
-    parts.append(text(2, 12, "share of the answers with that thumb", "label"))
-    return "".join(parts)
+    names = [f"{name} %" for name in labels([100 * v for v in levels])]
+    rows = [(sign * v, name) for v, name in zip(levels, names, strict=True) for sign in (1, -1)]
+    parts = [frame.axes(x_label, "share of the answers with that thumb", rows)]
+    for (counts, shares), kind in zip(sides, ("good", "bad"), strict=True):
+        for left, right, count, share in zip(edges, edges[1:], counts, shares, strict=False):
+            if share:
+                tip = minus(f"{count} between {left:.3g} and {right:.3g}")
+                width = max(frame.px(right) - frame.px(left) - 0.6, 1.2)
+                size = frame.py(0) - frame.py(share)
+                top = frame.py(share if kind == "good" else 0)
+                parts.append(_box(frame.px(left), top, width, size, kind, tip))
+    parts.append(frame.line((frame.x[0], 0), (frame.x[1], 0), "axis"))
+    parts.append(_text(frame.left + 8, frame.top + 12, f"▲ desirable ({sum(up)})", "name good"))
+    parts.append(_text(frame.left + 8, frame.floor - 6, f"▼ undesirable ({sum(down)})", "name bad"))
+    if mark is not None and frame.x[0] <= mark <= frame.x[1]:
+        parts.append(frame.line((mark, frame.y[1]), (mark, frame.y[0]), "mark"))
+        place, anchor = (-4, "end") if frame.px(mark) > 0.8 * frame.end else (4, "start")
+        parts.append(_text(frame.px(mark) + place, frame.top + 12, minus(f"z0 = {mark:.2g}"), "name", anchor))
+    return _figure(frame, slug, title, caption, parts)
 
 
 def calibration(
-    slug: str, title: str, description: str, series: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]]
-) -> str:
+    slug: str, title: str, caption: str, series: Sequence[tuple[str, str, Sequence[Mapping[str, float]]]]
+) -> Figure:
     """Observed rate over predicted probability. `series` are (name, class, bins with "low", "high", "mean", "rate",
     "n"); a row of numbers for each series says n under every bin, and so does the size of its discs."""
     frame = Frame(400, 380 + 15 * len(series), (0.0, 1.0), (0.0, 1.0), bottom=44 + 15 * len(series))
     parts = [frame.axes("predicted probability of a thumb up", "observed share of thumbs up")]
-    parts.append(line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), "zero"))
-    largest = max((found["n"] for _, _, bins in series for found in bins), default=1)
+    parts.append(frame.line((0, 0), (1, 1), "zero"))
+    largest = max((b["n"] for _, _, bins in series for b in bins), default=1)
     for k, (name, kind, bins) in enumerate(series):
         # A bin of a few rows is all noise: it gets its disc, but the line does not follow it.
-        solid = [b for b in bins if b["n"] >= FEW]
-        parts.append(path([(frame.px(b["mean"]), frame.py(b["rate"])) for b in solid], f"line {kind}"))
+        parts.append(frame.path([(b["mean"], b["rate"]) for b in bins if b["n"] >= FEW], kind))
         y = frame.floor + 33 + 15 * k
-        parts.append(text(frame.left - 7, y, f"n {name}", "n", "end"))
+        parts.append(_text(frame.left - 7, y, f"n {name}", "n", "end"))
         for b in bins:
             tip = f"{name}: {b['n']:.0f} answers, predicted {100 * b['mean']:.0f} %, observed {100 * b['rate']:.0f} %"
-            radius = round(2.5 + 5 * math.sqrt(b["n"] / largest), 1)
-            parts.append(dot(frame.px(b["mean"]), frame.py(b["rate"]), f"dot {kind}", tip, radius))
-            parts.append(text(frame.px((b["low"] + b["high"]) / 2), y, f"{b['n']:.0f}", "n", "middle"))
-    if len(series) > 1:
-        parts.append(legend(frame, [(name, kind) for name, kind, _ in series]))
-    return document(frame, slug, title, description, "".join(parts))
+            parts.append(frame.dot(b["mean"], b["rate"], kind, tip, round(2.5 + 5 * math.sqrt(b["n"] / largest), 1)))
+            parts.append(_text(frame.px((b["low"] + b["high"]) / 2), y, f"{b['n']:.0f}", "n", "middle"))
+    parts.append(frame.legend([(name, kind) for name, kind, _ in series]))
+    return _figure(frame, slug, title, caption, parts)
 
 
 def bars(
     slug: str,
     title: str,
-    description: str,
+    caption: str,
     rows: Sequence[Bar],
     x_label: str,
     *,
@@ -227,36 +182,201 @@ def bars(
     reference: float | None = None,
     percent: bool = False,
     filled: bool = False,
-) -> str:
+) -> Figure:
     """One row per value: its name above a disc with its interval as whiskers, the numbers on the right. `filled` draws
     a bar from the left end; `reference` a vertical line to compare with."""
-    step = 46
-    frame = Frame(WIDTH, 56 + step * len(rows), x, (0.0, 1.0), left=14, right=142, top=8, bottom=48)
+    frame = Frame(WIDTH, 56 + 46 * len(rows), x, (0.0, 1.0), left=14, right=142, top=8, bottom=48)
     parts = []
     at = ticks(*x, 5)
     for value, name in zip(at, labels([100 * v for v in at] if percent else at), strict=True):
-        parts.append(line(frame.px(value), frame.top, frame.px(value), frame.floor, "grid"))
-        parts.append(text(frame.px(value), frame.floor + 17, name + (" %" if percent else ""), "tick", "middle"))
-    parts.append(text(frame.end, frame.height - 6, x_label, "label", "end"))
+        parts.append(frame.line((value, 1), (value, 0), "grid"))
+        parts.append(_text(frame.px(value), frame.floor + 17, name + (" %" if percent else ""), "tick", "middle"))
+    parts.append(_text(frame.end, frame.height - 6, x_label, "label", "end"))
     if reference is not None:
-        parts.append(line(frame.px(reference), frame.top, frame.px(reference), frame.floor, "mark"))
-    parts += [_bar(frame, row, frame.top + step * (k + 0.7), percent, filled) for k, row in enumerate(rows)]
-    return document(frame, slug, title, description, "".join(parts))
+        parts.append(frame.line((reference, 1), (reference, 0), "mark"))
+    for k, row in enumerate(rows):
+        y = frame.top + 46 * (k + 0.7)
+        number, low, high = (f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in (row.value, row.low, row.high))
+        here, *ends = (frame.px(min(max(v, x[0]), x[1])) for v in (row.value, row.low, row.high))
+        has_interval = math.isfinite(row.low) and math.isfinite(row.high)
+        tip = f"{row.label}: {number}" + (f", 95 % interval {low} to {high}" if has_interval else "")
+        if filled:
+            parts.append(_box(frame.left, y - 9, here - frame.left, 18, row.kind, tip))
+        if has_interval:
+            parts.append(_line(ends[0], y, ends[1], y, f"whisker {row.kind}"))
+            parts += [_line(end, y - 5, end, y + 5, f"whisker {row.kind}") for end in ends]
+            if row.low < row.high:
+                parts.append(_text(frame.end + 14, y + 6, f"{low} – {high}", "tick"))
+        parts.append(_dot(here, y, row.kind, tip, 4.5))
+        parts.append(_text(frame.left, y - 15, row.label, "name"))
+        parts.append(_text(frame.end + 14, y - 10, number, "value"))
+    return _figure(frame, slug, title, caption, parts)
 
 
-def _bar(frame: Frame, row: Bar, y: float, percent: bool, filled: bool) -> str:
-    """One row of `bars` at height y."""
-    number, low, high = (f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in (row.value, row.low, row.high))
-    here, *ends = (frame.px(min(max(v, frame.x[0]), frame.x[1])) for v in (row.value, row.low, row.high))
-    known = math.isfinite(row.low) and math.isfinite(row.high)
-    tip = f"{row.label}: {number}" + (f", 95 % interval {low} to {high}" if known else "")
-    parts = [box(frame.left, y - 9, here - frame.left, 18, f"fill {row.kind}", tip)] if filled else []
-    if known:
-        parts.append(line(ends[0], y, ends[1], y, f"whisker {row.kind}"))
-        parts += [line(end, y - 5, end, y + 5, f"whisker {row.kind}") for end in ends]
-    if known and row.low < row.high:
-        parts.append(text(frame.end + 14, y + 6, f"{low} – {high}", "tick"))
-    parts.append(dot(here, y, f"dot {row.kind}", tip, 4.5))
-    parts.append(text(frame.left, y - 15, row.label, "name"))
-    parts.append(text(frame.end + 14, y - 10, number, "value"))
-    return "".join(parts)
+# ---- the ground a chart stands on ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The plotting area inside a chart of `width` x `height`, and the data ranges it shows."""
+
+    width: int
+    height: int
+    x: Range
+    y: Range
+    left: int = 52
+    right: int = 14
+    top: int = 30
+    bottom: int = 40
+
+    def px(self, x: float) -> float:
+        """Horizontal place of a data value."""
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
+
+    def py(self, y: float) -> float:
+        """Vertical place of a data value; SVG counts downwards."""
+        return self.floor - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.floor - self.top)
+
+    @property
+    def floor(self) -> int:
+        """Vertical place of the horizontal axis."""
+        return self.height - self.bottom
+
+    @property
+    def end(self) -> int:
+        """Horizontal place where the plotting area ends."""
+        return self.width - self.right
+
+    def at(self, x: float, y: float) -> str:
+        """Both places of a data point, for a path."""
+        return f"{self.px(x):.1f} {self.py(y):.1f}"
+
+    def line(self, start: tuple[float, float], end: tuple[float, float], kind: str) -> str:
+        """A straight line between two data points."""
+        return _line(self.px(start[0]), self.py(start[1]), self.px(end[0]), self.py(end[1]), kind)
+
+    def dot(self, x: float, y: float, kind: str, tip: str, radius: float) -> str:
+        return _dot(self.px(x), self.py(y), kind, tip, radius)
+
+    def path(self, points: Sequence[tuple[float, ...]], kind: str) -> str:
+        """A line through data points, broken by NaN. A point between two breaks is drawn as a short stroke."""
+        strokes = [[self.at(x, y) for x, y in run] for run in _runs(points)]
+        d = "".join(f"M{'h.1L'.join((first, 'L'.join(rest))) if rest else f'{first}h.1'}" for first, *rest in strokes)
+        return _element("path", d=d, class_=f"line {kind}") if d else ""
+
+    def axes(self, x_label: str, y_label: str, rows: Sequence[tuple[float, str]] | None = None) -> str:
+        """Grid, numbers at the ticks, and both labels; the vertical one stands level above its axis. `rows` are the
+        vertical ticks with their names, round numbers by default."""
+        xs, ys = ticks(*self.x, 6), ticks(*self.y, 5)
+        parts = []
+        for value, name in rows if rows is not None else zip(ys, labels(ys), strict=True):
+            parts.append(self.line((self.x[0], value), (self.x[1], value), "grid"))
+            parts.append(_text(self.left - 7, self.py(value) + 4, name, "tick", "end"))
+        for value, name in zip(xs, labels(xs), strict=True):
+            parts.append(_line(self.px(value), self.floor, self.px(value), self.floor + 4, "axis"))
+            parts.append(_text(self.px(value), self.floor + 17, name, "tick", "middle"))
+        parts.append(_line(self.left, self.floor, self.end, self.floor, "axis"))
+        parts.append(_text(self.end, self.height - 5, x_label, "label", "end"))
+        parts.append(_text(2, 12, y_label, "label"))
+        return "".join(parts)
+
+    def legend(self, entries: Sequence[tuple[str, str]]) -> str:
+        """(name, class) of several lines, on the right above the plotting area, each with a stroke of its own dash."""
+        parts = []
+        x = float(self.end)
+        for name, kind in reversed(entries) if len(entries) > 1 else ():
+            parts.append(_text(x, 12, name, "name", "end"))
+            # No browser measures text for us: 6.8 units per letter is a generous guess at this size.
+            x -= 6.8 * len(name) + 6
+            parts.append(_line(x - 20, 8, x, 8, f"line {kind}"))
+            x -= 34
+        return "".join(parts)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers, about `count` of them, inside [low, high]; steps are 1, 2, 2.5 or 5 times a power of ten."""
+    span = high - low
+    if not span > 0 or not math.isfinite(span):
+        return [low]
+    rough = span / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """The ticks as text, all with the same number of decimals; huge and tiny ones in powers of ten."""
+    largest = max((abs(v) for v in values), default=0.0)
+    if largest and not 1e-3 <= largest < 1e6:
+        return [minus(f"{v:.3g}") for v in values]
+    decimals = next((d for d in range(8) if all(abs(v - round(v, d)) < 1e-9 * max(1, largest) for v in values)), 8)
+    return [minus(f"{v:,.{decimals}f}") for v in values]
+
+
+def minus(number: str) -> str:
+    """A number with a real minus sign, and no sign on a zero."""
+    stripped = number.lstrip("-")
+    return stripped if not stripped.strip("0.,") else number.replace("-", "−")
+
+
+def padded(values: Sequence[float], *, share: float = 0.06, include: Sequence[float] = ()) -> Range:
+    """A range that holds every finite value and `include`, with some air, but none beyond 0 for what is never negative
+    (or never positive); a range of its own for equal values."""
+    finite = [v for v in (*values, *include) if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        air = abs(high) * 0.1 or 1.0
+        return low - air, high + air
+    air = share * (high - low)
+    return (low - air if low else low), (high + air if high else high)
+
+
+# ---- SVG -------------------------------------------------------------------------------------------------------------
+
+
+def _element(name: str, content: str | None = None, **attributes: float | str) -> str:
+    """An element of escaped attributes; `content` is SVG."""
+    texts = (f"{v:.1f}" if isinstance(v, int | float) else FORBIDDEN.sub("\ufffd", v) for v in attributes.values())
+    names = (key.rstrip("_").replace("_", "-") for key in attributes)
+    head = f"<{name}" + "".join(f" {k}={saxutils.quoteattr(v)}" for k, v in zip(names, texts, strict=True))
+    return f"{head}/>" if content is None else f"{head}>{content}</{name}>"
+
+
+def _escape(words: str) -> str:
+    return saxutils.escape(FORBIDDEN.sub("\ufffd", words))
+
+
+def _tip(words: str) -> str:
+    """What shows under the pointer."""
+    return f"<title>{_escape(words)}</title>" if words else ""
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return _element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
+
+
+def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
+    return _element("text", _escape(words), x=x, y=y, class_=kind, text_anchor=anchor)
+
+
+def _box(x: float, y: float, width: float, height: float, kind: str, tip: str) -> str:
+    """A filled rectangle. Negative sizes are drawn as 0."""
+    return _element("rect", _tip(tip), x=x, y=y, width=max(width, 0), height=max(height, 0), class_=f"fill {kind}")
+
+
+def _dot(x: float, y: float, kind: str, tip: str, radius: float) -> str:
+    return _element("circle", _tip(tip), cx=x, cy=y, r=f"{radius:g}", class_=f"dot {kind}")
+
+
+def _figure(frame: Frame, slug: str, title: str, caption: str, parts: Sequence[str]) -> Figure:
+    head = _element("title", _escape(title), id=f"{slug}-t") + _element("desc", _escape(caption), id=f"{slug}-d")
+    svg = _element(
+        "svg",
+        head + "".join(parts),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {frame.width} {frame.height}",
+        role="img",
+        class_="chart",
+        aria_labelledby=f"{slug}-t {slug}-d",
+    )
+    return Figure(slug, title, caption, svg)

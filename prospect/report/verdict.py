@@ -7,15 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from prospect.report.evidence import Evidence, with_interval
-from prospect.report.folder import RunFolder, number
+from prospect.evaluate.advice import render
+from prospect.report.evidence import (
+    STILL,
+    Evidence,
+    RunFolder,
+    ends,
+    interval,
+    rise,
+    section,
+    with_interval,
+)
 
 Tone = Literal["good", "bad", "open"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Did it get better? `word` is the short answer, `tone` good, bad or open, `text` the reason with its numbers."""
+    """`word` is the short answer, `text` the reason with its numbers."""
 
     word: str
     tone: Tone
@@ -24,12 +33,11 @@ class Verdict:
 
 def verdict(run: RunFolder) -> Verdict | None:
     """The headline, from held-out feedback alone; None where there is no run to speak of."""
-    e = Evidence(run)
     if not run.after and not run.steps:
         return None
-    row = next(row for row in VERDICTS if row.when(e))
-    sentences = [sentence for part in row.sentences if (sentence := part(e))]
-    return Verdict(row.word.format(e=e), row.tone, " ".join(sentences))
+    e = Sentences(run)
+    _, word, tone, text = next(row for row in VERDICTS if row[0](e))
+    return Verdict(render(word, e), tone, render(text, e))
 
 
 def result_line(run: RunFolder) -> str:
@@ -39,201 +47,169 @@ def result_line(run: RunFolder) -> str:
         return "Nothing was trained"
     if not run.after:
         return f"{answer.word}: no feedback was held out. Add --eval-fraction 0.1 or --eval-data"
-    figures = []
-    if math.isfinite(e.auc.value):
-        figures.append(f"AUC {_short(e.auc.value, e.auc.low, e.auc.high)}")
-    if math.isfinite(e.lead.value):
-        figures.append(f"{_short(e.lead.value, e.lead.low, e.lead.high, '+')} over {e.hardest_words}")
-    if math.isfinite(e.nll.value):
-        change = f" ({e.nll_change.value:+.3f})" if math.isfinite(e.nll_change.value) else ""
-        figures.append(f"{e.nll.value:.3f}{change} nats a token of liked answers")
-    if e.chosen:
-        figures.append("chosen by the same answers")
-    answers, prompts = (f"{number(run.after, name):,.0f}" for name in ("n", "prompts"))
-    return (
-        f"{answer.word}. {answers} held-out answers to {prompts} prompts: {'; '.join(figures) or 'nothing to measure'}"
+    change = f" ({e.nll_change.value:+.3f})" if math.isfinite(e.nll_change.value) else ""
+    figures = (
+        (e.auc.value, f"AUC {e.auc.value:.3f} [{e.auc.low:.3f}, {e.auc.high:.3f}]"),
+        (e.lead.value, f"{e.lead.value:+.3f} [{e.lead.low:+.3f}, {e.lead.high:+.3f}] over {e.hardest_words}"),
+        (e.nll.value, f"{e.nll.value:.3f}{change} nats a token of liked answers"),
+        (0.0 if e.selection else math.nan, "chosen by the same answers"),
     )
+    measured = "; ".join(words for value, words in figures if math.isfinite(value)) or "nothing to measure"
+    return f"{answer.word}. {e.answers:,.0f} held-out answers to {e.prompts:,.0f} prompts: {measured}"
 
 
-def _short(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+class Sentences(Evidence):
+    """An Evidence in sentences, each empty where there is nothing to say."""
 
-
-# ---- sentences -------------------------------------------------------------------------------------------------------
-
-
-def _ranking(e: Evidence) -> str:
-    """The AUC and by how much it leads."""
-    where = f"On {number(e.run.after, 'n'):,.0f} held-out answers to {number(e.run.after, 'prompts'):,.0f} prompts"
-    text = f"{where} the AUC of the model's implied reward is {with_interval(e.auc)}."
-    before = number(e.run.before.get("auc") or {}, "value")
-    if not e.run.own_reference and math.isfinite(before):
-        text += f" Before training it was {before:.3f}."
-    if math.isfinite(e.lead.value):
-        alone = e.baseline(e.hardest).value
-        turned = f" ({alone:.3f} the other way round)" if alone < 0.5 else ""
-        text += (
-            f" That of {e.hardest_words} is {max(alone, 1 - alone):.3f}{turned}; the difference is "
-            f"{with_interval(e.lead, '+.3f')}."
+    @property
+    def ranking(self) -> str:
+        """The AUC and by how much it leads."""
+        text = (
+            f"On {self.answers:,.0f} held-out answers to {self.prompts:,.0f} prompts the AUC of the model's implied "
+            f"reward is {with_interval(self.auc)}."
         )
-    return text
+        before = interval(self.run.before, "auc").value
+        if not self.run.own_reference and math.isfinite(before):
+            text += f" Before training it was {before:.3f}."
+        if math.isfinite(self.lead.value):
+            alone = interval(section(self.run.after, "baselines"), self.hardest).value
+            turned = f" ({alone:.3f} the other way round)" if alone < 0.5 else ""
+            text += (
+                f" That of {self.hardest_words} is {max(alone, 1 - alone):.3f}{turned}; the difference is "
+                f"{with_interval(self.lead, '+.3f')}."
+            )
+        return text
 
+    @property
+    def separation(self) -> str:
+        """The margin."""
+        return "" if math.isnan(self.margin.value) else f"The margin is {with_interval(self.margin, '+.3f')} β·nats."
 
-def _movement(e: Evidence) -> str:
-    return e.movement
+    @property
+    def movement(self) -> str:
+        """What the model's change amounts to."""
+        parts = []
+        if math.isfinite(self.change.value):
+            parts.append(f"the log-prob of a held-out answer moved by {self.change.value:.2g} nats on average")
+        if self.sampled:
+            parts.append(f"{self.changed} of {self.sampled} sampled answers differ from those before training")
+        if not parts and self.still:
+            parts.append(f"the log-probs of training answers moved by less than {STILL:g} nats on average")
+        text = " and ".join(parts)
+        return f"{text[0].upper()}{text[1:]}." if text else ""
 
+    @property
+    def cost(self) -> str:
+        """What liked answers lost."""
+        if not self.harm:
+            return ""
+        return f"Liked answers cost {self.nll_change.value:.2f} nats a token more than before: read the samples."
 
-def _margin(e: Evidence) -> str:
-    if math.isnan(e.margin.value):
-        return ""
-    return f"The margin is {with_interval(e.margin, '+.3f')} β·nats."
-
-
-def _harm(e: Evidence) -> str:
-    if not e.harmed:
-        return ""
-    return f"Liked answers cost {e.nll_change.value:.2f} nats a token more than before: read the samples."
-
-
-def _selection(e: Evidence) -> str:
-    if not e.chosen:
-        return ""
-    return (
-        "But --keep-best chose this model by these very answers, so the figures flatter it: measure it on others with "
-        "`prospect eval`."
-    )
-
-
-def _training(e: Evidence) -> str:
-    """What the training answers show of a run without held-out feedback."""
-    start, end = e.margin_ends
-    if not math.isfinite(end):
-        return ""
-    figures = f"from {start:+.3f} to {end:+.3f} β·nats"
-    if e.margin_rise.low > 0 and not e.still:
+    @property
+    def luck(self) -> str:
+        """What --keep-best does to the figures."""
+        if not self.selection:
+            return ""
         return (
-            f"The margin of the training answers rose {figures}: the model learnt these, which does not say that it "
-            "got better."
+            "But --keep-best chose this model by these very answers, so the figures flatter it: measure it on others "
+            "with `prospect eval`."
         )
-    return f"The margin of the training answers went {figures}, which is no more than its noise."
+
+    @property
+    def imitation(self) -> str:
+        """Held-out answers without thumbs of both kinds have a likelihood only."""
+        notes = " ".join(self.notes)
+        if math.isnan(self.nll_change.value):
+            return notes or "The held-out feedback has no thumbs of both kinds."
+        change = with_interval(self.nll_change, "+.3f")
+        return f"The answers to imitate cost {self.nll.value:.3f} nats a token, {change} against before. {notes}"
+
+    @property
+    def training_margin(self) -> str:
+        """What the training answers show of a run without held-out feedback."""
+        margins = self.run.series("margin")
+        start, end = ends(margins)
+        if not math.isfinite(end):
+            return ""
+        course = f"from {start:+.3f} to {end:+.3f} β·nats"
+        if self.still or not rise(margins).low > 0:
+            return f"The margin of the training answers went {course}, which is no more than its noise."
+        return (
+            f"The margin of the training answers rose {course}: the model learnt these, which does not say that it got "
+            "better."
+        )
+
+    @property
+    def training_loss(self) -> str:
+        """How the loss went; a few steps of a model that stayed where it was say nothing."""
+        if self.still or not math.isfinite(self.loss_start):
+            return ""
+        return f"The loss went from {self.loss_start:.3f} to {self.loss_end:.3f}."
 
 
-def _likelihood(e: Evidence) -> str:
-    """Held-out answers without thumbs of both kinds have a likelihood only."""
-    notes = " ".join(str(note) for note in e.run.after.get("notes") or [])
-    if math.isnan(e.nll_change.value):
-        return notes or "The held-out feedback has no thumbs of both kinds."
-    change = with_interval(e.nll_change, "+.3f")
-    return f"The answers to imitate cost {e.nll.value:.3f} nats a token, {change} against before. {notes}".strip()
-
-
-def _say(text: str) -> Callable[[Evidence], str]:
-    return lambda e: text.format(e=e)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A verdict: the first row of the table whose condition holds is given."""
-
-    when: Callable[[Evidence], bool]
-    word: str
-    tone: Tone
-    sentences: tuple[Callable[[Evidence], str], ...]
-
-
-VERDICTS = (
-    Row(
+Row = tuple[Callable[[Evidence], bool], str, Tone, str]
+MEASURED = "{ranking} {separation} {cost}"
+VERDICTS: tuple[Row, ...] = (
+    (
         lambda e: not e.run.after,
         "Not measured",
         "open",
-        (_say("No feedback was held out, so there is nothing to judge the model by."), _training),
+        "No feedback was held out, so there is nothing to judge the model by. {training_margin}",
     ),
-    Row(
+    (
         lambda e: e.effect == "unmeasured" and math.isnan(e.nll_change.value),
         "Not measurable",
         "open",
-        (_likelihood,),
+        "{imitation}",
     ),
-    Row(
+    (
         lambda e: e.effect == "unmeasured" and e.still,
         "The model has hardly changed",
         "open",
-        (_movement, _likelihood),
+        "{movement} {imitation}",
     ),
-    Row(
+    (
         lambda e: e.effect == "unmeasured" and e.nll_change.value < 0 and not e.nll_change.high >= 0,
         "The answers to imitate became likelier",
         "open",
-        (_likelihood, _selection),
+        "{imitation} {luck}",
     ),
-    Row(
+    (
         lambda e: e.effect == "unmeasured",
         "The answers to imitate are not shown to be likelier",
         "open",
-        (_likelihood, _selection),
+        "{imitation} {luck}",
     ),
-    Row(
-        lambda e: e.effect == "unchanged",
-        "The model has hardly changed",
-        "open",
-        (_movement, _ranking),
-    ),
-    Row(
+    (lambda e: e.effect == "unchanged", "The model has hardly changed", "open", "{movement} {ranking}"),
+    (
         lambda e: e.effect == "few",
         "Too few prompts to tell",
         "open",
-        (_say("Only {e.groups:.0f} separate prompts or conversations were held out."), _ranking),
+        "Only {groups:.0f} separate prompts or conversations were held out. {ranking}",
     ),
-    Row(
-        lambda e: e.effect == "reversed",
-        "It prefers what people dislike",
-        "bad",
-        (_ranking, _say("Check the labels.")),
-    ),
-    Row(
+    (lambda e: e.effect == "reversed", "It prefers what people dislike", "bad", "{ranking} Check the labels."),
+    (
         lambda e: e.effect == "unclear",
         "Not shown to have learnt it",
         "open",
-        (_ranking, _margin, _harm, _say("Chance, or what was there before training, explains them as well.")),
+        MEASURED + " Chance, or what was there before training, explains them as well.",
     ),
-    Row(
+    (
         lambda e: e.effect == "free" and math.isnan(e.lead.value),
         "Not compared with length and likelihood",
         "open",
-        (_ranking, _say("Without that comparison it may have learnt what was there for free.")),
+        "{ranking} Without that comparison it may have learnt what was there for free.",
     ),
-    Row(
-        lambda e: e.effect == "free" and e.lead.high < 0,
-        "Worse than {e.hardest_words}",
-        "open",
-        (_ranking, _margin, _harm),
-    ),
-    Row(
+    (lambda e: e.effect == "free" and e.lead.high < 0, "Worse than {hardest_words}", "open", MEASURED),
+    (
         lambda e: e.effect == "free",
-        "Not shown to beat {e.hardest_words}",
+        "Not shown to beat {hardest_words}",
         "open",
-        (_ranking, _margin, _harm, _say("So it may have learnt what was there for free.")),
+        MEASURED + " So it may have learnt what was there for free.",
     ),
-    Row(
-        lambda e: e.harmed,
-        "It learnt the thumbs, and lost something else",
-        "open",
-        (
-            _ranking,
-            _margin,
-            _harm,
-        ),
-    ),
-    Row(
-        lambda e: e.chosen,
-        "It seems to have learnt what people like",
-        "open",
-        (_ranking, _margin, _selection),
-    ),
-    Row(
-        lambda e: True,
-        "It learnt what people like",
-        "good",
-        (_ranking, _margin, _movement),
-    ),
+    (lambda e: e.harm, "It learnt the thumbs, and lost something else", "open", MEASURED),
+    (lambda e: e.selection, "It seems to have learnt what people like", "open", "{ranking} {separation} {luck}"),
+    (lambda e: True, "It learnt what people like", "good", "{ranking} {separation} {movement}"),
 )
+"""(condition, word, tone, text): the first row whose condition holds. Its texts name the figures and sentences that
+they are filled with."""

@@ -10,11 +10,10 @@ from torch import Tensor
 from prospect.losses.paired import dpo
 from prospect.losses.unpaired import kto
 from prospect.report import charts
-from prospect.report.charts import Line
+from prospect.report.charts import Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
-    Picture,
     descend,
     log_ratios,
     minimise,
@@ -60,7 +59,7 @@ def _dpo_optimum(reference: Tensor, p: Tensor, beta: float) -> Tensor:
     return policy[:, 0] / policy[:, 1]
 
 
-def _dpo_sides() -> tuple[Finding, Picture]:
+def _dpo_sides() -> tuple[Finding, Figure]:
     steep, flat = 0.1, 1.0
     grid = torch.linspace(0.5, 0.64, 15, dtype=torch.float64)
     extra = torch.tensor([0.52, 0.6, 0.6], dtype=torch.float64)
@@ -82,7 +81,7 @@ def _dpo_sides() -> tuple[Finding, Picture]:
         "; ".join(f"{n}: {o:.4g}" for n, o in zip(names, odds, strict=True)) + f"; relative difference {error:.0e}",
         error < 1e-5 and agree,
     )
-    return finding, _sides_picture(grid, found[: len(grid)], reference[: len(grid)])
+    return finding, _sides_figure(grid, found[: len(grid)], reference[: len(grid)])
 
 
 def _against(reference: Tensor, p: Tensor, beta: float) -> Tensor:
@@ -90,7 +89,7 @@ def _against(reference: Tensor, p: Tensor, beta: float) -> Tensor:
     return p ** (1 / beta) * reference[:, 0].exp() < (1 - p) ** (1 / beta) * reference[:, 1].exp()
 
 
-def _sides_picture(p: Tensor, odds: Tensor, reference: Tensor) -> Picture:
+def _sides_figure(p: Tensor, odds: Tensor, reference: Tensor) -> Figure:
     policy = descend(
         reference, lambda r, kl: contradictory(r[:, 0], r[:, 1], torch.zeros_like(kl), p, beta=0.1).sum(), steps=60
     )
@@ -104,7 +103,7 @@ def _sides_picture(p: Tensor, odds: Tensor, reference: Tensor) -> Picture:
         "Share of y_a among y_a and y_b, where the reference gives .2 and .8. A majority above ½ is enough for KTO; "
         "DPO stays with the minority until the majority outweighs the reference. β = 0.1."
     )
-    svg = charts.lines(
+    return charts.lines(
         "theory-majority",
         title,
         caption,
@@ -113,7 +112,6 @@ def _sides_picture(p: Tensor, odds: Tensor, reference: Tensor) -> Picture:
         "π(a) / (π(a) + π(b))",
         y=(0.0, 1.0),
     )
-    return Picture("theory-majority", title, caption, svg)
 
 
 def _kto_majority() -> Finding:
@@ -258,7 +256,7 @@ def both_thumbs(seed: int) -> Experiment:
     )
     title = "What an answer with both thumbs teaches"
     caption = "Length of the gradient on the policy's logits, one thumb up and one down on the same answer, λ_D = 1."
-    svg = charts.lines(
+    figure = charts.lines(
         "theory-both-thumbs",
         title,
         caption,
@@ -267,6 +265,4 @@ def both_thumbs(seed: int) -> Experiment:
         "gradient's length",
         include=[0],
     )
-    return Experiment(
-        "Corollary: the same answer once up, once down", findings, Picture("theory-both-thumbs", title, caption, svg)
-    )
+    return Experiment("Corollary: the same answer once up, once down", findings, figure)

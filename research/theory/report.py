@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from prospect.report.charts import Figure
 from prospect.training.console import Console
 from research.theory.contradiction import both_thumbs, contradiction
 from research.theory.sampled import noise, reference_point
-from research.theory.tabular import Experiment, Finding, Picture
+from research.theory.tabular import Experiment, Finding
 from research.theory.value import gradient, human_value
 
 EXPERIMENTS = (gradient, human_value, contradiction, both_thumbs, noise, reference_point)
@@ -55,8 +56,8 @@ def write(experiments: Sequence[Experiment], out: Path) -> Path:
     """Write theory.html and every figure as an SVG file of its own into the folder `out`; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
-        picture = experiment.picture
-        (out / f"{picture.slug}.svg").write_text(standalone(picture), encoding="utf-8")
+        figure = experiment.figure
+        (out / f"{figure.slug}.svg").write_text(standalone(figure), encoding="utf-8")
     path = out / "theory.html"
     path.write_text(page(experiments), encoding="utf-8")
     return path
@@ -82,18 +83,18 @@ def _section(experiment: Experiment) -> str:
         f"<td>{said(f)}</td></tr>"
         for f in experiment.findings
     )
-    picture = experiment.picture
-    caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
-    figure = f"<figure><h3>{escape(picture.title)}</h3>{picture.svg}{caption}</figure>"
-    return f"<section><h2>{escape(experiment.title)}</h2><table><tr>{head}</tr>{rows}</table>{figure}</section>"
+    figure = experiment.figure
+    caption = f"<figcaption>{escape(figure.caption)}</figcaption>"
+    chart = f"<figure><h3>{escape(figure.title)}</h3>{figure.svg}{caption}</figure>"
+    return f"<section><h2>{escape(experiment.title)}</h2><table><tr>{head}</tr>{rows}</table>{chart}</section>"
 
 
-def standalone(picture: Picture) -> str:
+def standalone(figure: Figure) -> str:
     """The chart as a file that needs no page around it: with its colours, for light and for dark."""
     rules = re.findall(
         r"^(?::root \{.*?^\}|@media \(prefers-color-scheme: dark\) \{.*?^\}|\.chart [^\n]*)$", _style(), re.M | re.S
     )
-    opening, rest = picture.svg.split(">", 1)
+    opening, rest = figure.svg.split(">", 1)
     return f"{opening}><style>{' '.join(rules)}</style>{rest}\n"
 
 

@@ -10,11 +10,10 @@ from prospect.losses.reference_point import Statistics, mismatched, unclamped
 from prospect.losses.unpaired import kto
 from prospect.losses.values import logistic, logsigmoid
 from prospect.report import charts
-from prospect.report.charts import Line
+from prospect.report.charts import Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
-    Picture,
     descend,
     normal,
 )
@@ -64,7 +63,7 @@ def noise(seed: int) -> Experiment:
             lost < 1e-4 and chance < 4,
         ),
     )
-    return Experiment("Label noise: flipping thumbs until they are coins", findings, _noise_picture(sampled))
+    return Experiment("Label noise: flipping thumbs until they are coins", findings, _noise_figure(sampled))
 
 
 def _share(flips: Tensor, shape: tuple[int, int], numbers: torch.Generator) -> Tensor:
@@ -98,7 +97,7 @@ def _gains(reference: Tensor, reward: Tensor, thumbs: Tensor, pairs: Tensor) -> 
     return [((policy - reference.exp()) * reward).sum(-1) for policy in policies]
 
 
-def _noise_picture(sampled: list[Tensor]) -> Picture:
+def _noise_figure(sampled: list[Tensor]) -> Figure:
     kinds = ("main", "base", "bad")
     series = []
     for name, kind, gain in zip(NAMES, kinds, sampled, strict=True):
@@ -112,8 +111,7 @@ def _noise_picture(sampled: list[Tensor]) -> Picture:
         f"mean of {REPEATS} draws with two standard errors over {PROMPTS} prompts. "
         f"β = {BETA:g}, z0 = 0, 150 steps of Adam."
     )
-    svg = charts.lines("theory-noise", title, caption, series, "probability of a flipped label", "gain", include=[0])
-    return Picture("theory-noise", title, caption, svg)
+    return charts.lines("theory-noise", title, caption, series, "probability of a flipped label", "gain", include=[0])
 
 
 def reference_point(seed: int) -> Experiment:
@@ -169,5 +167,5 @@ def reference_point(seed: int) -> Experiment:
         Line("raw", "bad", drifts, raw),
         Line("clamped", "main", drifts, clamped),
     ]
-    svg = charts.lines("theory-z0", title, caption, series, "drift of the logits (standard deviation)", "nats")
-    return Experiment("z0: what its estimator really estimates", findings, Picture("theory-z0", title, caption, svg))
+    figure = charts.lines("theory-z0", title, caption, series, "drift of the logits (standard deviation)", "nats")
+    return Experiment("z0: what its estimator really estimates", findings, figure)

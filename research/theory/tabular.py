@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prospect.report.charts import Figure
+
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(log-ratios (X, K), exact KL(pi || pi_ref) of each prompt (X,), both with gradient) -> scalar loss."""
 
@@ -23,22 +25,12 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A chart with the sentence under it; `slug` is its file's name."""
-
-    slug: str
-    title: str
-    caption: str
-    svg: str
-
-
-@dataclass(frozen=True, slots=True)
 class Experiment:
     """A theorem, what was found, and its chart."""
 
     title: str
     findings: tuple[Finding, ...]
-    picture: Picture
+    figure: Figure
 
 
 def table(rows: list[list[float]]) -> Tensor:

@@ -12,11 +12,10 @@ from prospect.losses.paired import dpo
 from prospect.losses.unpaired import kto
 from prospect.losses.values import logsigmoid
 from prospect.report import charts
-from prospect.report.charts import Bar, Line
+from prospect.report.charts import Bar, Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
-    Picture,
     log_ratios,
     normal,
 )
@@ -27,7 +26,7 @@ BETA = 0.1
 def gradient(seed: int) -> Experiment:
     """Prop. 4.1: the gradient's formula, and that it vanishes far from the reference point on both sides."""
     title = "Prop. 4.1: the gradient of KTO, and its saturation"
-    return Experiment(title, (_formula(seed), _saturation(), _contrast()), _gradient_picture())
+    return Experiment(title, (_formula(seed), _saturation(), _contrast()), _gradient_figure())
 
 
 def _formula(seed: int) -> Finding:
@@ -106,7 +105,7 @@ def _numbers(values: Tensor) -> str:
     return ", ".join(f"{v:.2e}" for v in values.tolist())
 
 
-def _gradient_picture() -> Picture:
+def _gradient_figure() -> Figure:
     z = torch.linspace(-100, 100, 101, dtype=torch.float64)
     x = z.tolist()
     series = [
@@ -118,8 +117,7 @@ def _gradient_picture() -> Picture:
         "KTO pulls hardest at the reference point and lets go on both sides. DPO, and KTO with the concave value "
         "log σ, pull with full force at answers that look hopeless. β = 0.1."
     )
-    svg = charts.lines("theory-gradient", title, caption, series, "z = r − z0 in nats", "|dL/dr|", include=[0])
-    return Picture("theory-gradient", title, caption, svg)
+    return charts.lines("theory-gradient", title, caption, series, "z = r − z0 in nats", "|dL/dr|", include=[0])
 
 
 def human_value(seed: int) -> Experiment:
@@ -177,7 +175,7 @@ def human_value(seed: int) -> Experiment:
             gaps["mean of the prompt"] < 1e-12,
         ),
     )
-    return Experiment("Thm 4.2: the same policy and preferences, another human value", findings, _value_picture(gaps))
+    return Experiment("Thm 4.2: the same policy and preferences, another human value", findings, _value_figure(gaps))
 
 
 def _value(reward: Tensor, z0: Tensor) -> Tensor:
@@ -195,7 +193,7 @@ def _slope_of_rlhf(logp: Tensor, reward: Tensor, reference: Tensor, beta: float)
     return float(found.abs().max())
 
 
-def _value_picture(gaps: dict[str, float]) -> Picture:
+def _value_figure(gaps: dict[str, float]) -> Figure:
     title = "The most that an answer's human value changes"
     caption = (
         "Two rewards that no policy and no preference can tell apart. Their human value differs wherever the reference "
@@ -203,7 +201,6 @@ def _value_picture(gaps: dict[str, float]) -> Picture:
     )
     rows = [Bar(f"reference point: {name}", gap, nan, nan) for name, gap in gaps.items()]
     largest = max(0.5, *gaps.values())
-    svg = charts.bars(
+    return charts.bars(
         "theory-value", title, caption, rows, "change of value, between 0 and 1", x=(0.0, largest), filled=True
     )
-    return Picture("theory-value", title, caption, svg)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from prospect.errors import ConfigError
-from prospect.report.folder import read
+from prospect.report.evidence import read
 from prospect.report.page import write_report
 
 SECTIONS = ["story", "outcome", "next", "answers", "heldout", "training", "data", "warnings", "run"]

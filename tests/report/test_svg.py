@@ -9,29 +9,17 @@ from xml.etree import ElementTree
 import pytest
 
 from prospect.report import charts
-from prospect.report.charts import Bar, Line
-from prospect.report.curves import (
-    POINTS,
-    ends,
-    rise,
-    smooth,
-    thin,
-)
-from prospect.report.svg import (
-    Frame,
-    labels,
-    minus,
-    padded,
-    ticks,
-)
+from prospect.report.charts import Bar, Figure, Frame, Line, labels, minus, padded, ticks
+from prospect.report.evidence import ends, rise
+from prospect.report.figures import POINTS, smooth, thin
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def parse(svg: str) -> ElementTree.Element:
-    root = ElementTree.fromstring(svg)
+def parse(figure: Figure) -> ElementTree.Element:
+    root = ElementTree.fromstring(figure.svg)
     assert root.tag == f"{SVG}svg"
-    assert "nan" not in re.sub(r">[^<]*<", "><", svg)
+    assert "nan" not in re.sub(r">[^<]*<", "><", figure.svg)
     return root
 
 
@@ -140,17 +128,17 @@ def test_bars_show_value_and_interval() -> None:
 
 def test_text_from_data_is_escaped() -> None:
     evil = '<script>alert("1")</script> & "x"\x00\x0b'
-    for svg in (
+    for figure in (
         charts.lines(evil, evil, evil, [Line(evil, "main", [1, 2], [1, 2])] * 2, evil, evil),
         charts.bars(evil, evil, evil, [Bar(evil, 0.5, 0.4, 0.6)], evil),
     ):
-        assert "<script" not in svg
-        assert any("<script>" in word for word in words(parse(svg)))
+        assert "<script" not in figure.svg
+        assert any("<script>" in word for word in words(parse(figure)))
 
 
 def test_short_series_stay_as_they_are() -> None:
     curve = smooth([1, 2, 3], [4, math.nan, 6])
-    assert (curve.x, curve.y, curve.low) == ((1, 3), (4, 6), ())
+    assert (curve.x, curve.y, curve.band) == ([1, 3], [4, 6], None)
 
 
 def test_long_series_are_thinned_and_averaged() -> None:
@@ -159,7 +147,8 @@ def test_long_series_are_thinned_and_averaged() -> None:
     assert len(curve.x) == POINTS
     assert (curve.x[0], curve.x[-1]) == (0, 4999)
     assert all(0.45 < y < 0.55 for y in curve.y)
-    assert all(high - low == pytest.approx(1.0, abs=0.02) for low, high in zip(curve.low, curve.high, strict=True))
+    assert curve.band is not None
+    assert all(high - low == pytest.approx(1.0, abs=0.02) for low, high in zip(*curve.band, strict=True))
     straight = thin(x, x)
     assert straight.x == straight.y
     assert len(straight.x) == POINTS

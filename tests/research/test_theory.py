@@ -72,9 +72,9 @@ def test_a_wrong_prediction_is_said_and_makes_the_command_fail(
 def test_the_page_and_the_figures(experiments: list[Experiment], tmp_path: Path) -> None:
     page = report.write(experiments, tmp_path).read_text(encoding="utf-8")
     for experiment in experiments:
-        tree = ElementTree.parse(tmp_path / f"{experiment.picture.slug}.svg")
+        tree = ElementTree.parse(tmp_path / f"{experiment.figure.slug}.svg")
         assert ":root" in (tree.getroot()[0].text or ""), "a figure carries its colours"
-        assert experiment.picture.svg in page
+        assert experiment.figure.svg in page
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", page), "the page needs no network"
 
 
@@ -88,6 +88,6 @@ def test_the_document_shows_every_experiment(experiments: list[Experiment]) -> N
     document = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     for experiment in experiments:
         assert experiment.title in document
-        assert f"images/{experiment.picture.slug}.svg" in document
+        assert f"images/{experiment.figure.slug}.svg" in document
         for finding in experiment.findings:
             assert finding.claim.replace("|", "\\|") in document

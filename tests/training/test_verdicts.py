@@ -11,7 +11,7 @@ import pytest
 
 from prospect.evaluate.heldout import measure
 from prospect.report.advice import advise
-from prospect.report.folder import RunFolder, read
+from prospect.report.evidence import RunFolder, read
 from prospect.report.verdict import Verdict, result_line, verdict
 from prospect.run import train
 from tests.helpers.training import thumbs
@@ -45,7 +45,7 @@ def test_three_steps_of_nothing_are_no_verdict(model: Path, tmp_path: Path) -> N
     found, run = ends(model, tmp_path / "run", thumbs(160), max_steps=3, learning_rate=1e-9)
     assert (found.word, found.tone) == ("The model has hardly changed", "open")
     assert "0 of 3 sampled answers differ" in found.text
-    assert advise(run)[0].title.startswith("Raise the learning rate from 1.0e-09 to about 2.0e-04")
+    assert advise(run)[0][1].value.startswith("Raise the learning rate from 1.0e-09 to about 2.0e-04")
 
 
 def test_without_held_out_rows_three_steps_learnt_nothing_either(
@@ -58,7 +58,7 @@ def test_without_held_out_rows_three_steps_learnt_nothing_either(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "Not measured: no feedback was held out. Add --eval-fraction 0.1 or --eval-data"
     assert any("32 rows to train, none held out" in line for line in lines)
-    assert "hardly been trained" in "".join(a.reason for a in advise(run))
+    assert "hardly been trained" in "".join(advice.reason for _, advice in advise(run))
 
 
 @pytest.mark.parametrize("seed", range(3))
