@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import prospect
-from prospect.cli.flags import quiet_loading
+from prospect.cli.options import quiet_loading
 from prospect.data.write import write as write_feedback
 from prospect.demo import story as demo
 from prospect.demo import users, world

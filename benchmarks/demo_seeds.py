@@ -21,7 +21,7 @@ import transformers
 
 import prospect
 from benchmarks.marks import RESULTS, ROOT, Facts, commit, hardware, read, write_json
-from prospect.cli.flags import quiet_loading
+from prospect.cli.options import quiet_loading
 from prospect.demo import users, world
 from prospect.demo.show import ARMS
 from prospect.demo.story import (

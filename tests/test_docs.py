@@ -16,10 +16,9 @@ import pytest
 import torch
 import yaml
 
-from prospect.cli import help
+from prospect.cli import options as cli_options
 from prospect.cli.losses import markdown
-from prospect.cli.main import main
-from prospect.cli.table import COMMANDS
+from prospect.cli.main import COMMANDS, main
 from prospect.losses import registry, rows
 from prospect.losses.functions import (
     CHOICES,
@@ -143,7 +142,7 @@ def anchors(page: Path) -> set[str]:
 def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == 0
     shown = unspaced(capsys.readouterr().out)
-    for flag in help.flags(OPTIONS[name]):
+    for flag in cli_options.flags(OPTIONS[name]):
         assert unspaced(flag.words) in shown
         assert unspaced(flag.explanation) in shown, f"--help does not explain {flag.field}"
 

@@ -14,7 +14,11 @@ SOURCES = sorted((ROOT / "prospect").rglob("*.py"))
 TORCH_FREE = (
     "prospect",
     "prospect.cli.main",
-    "prospect.cli.table",
+    "prospect.cli.chat",
+    "prospect.cli.completion",
+    "prospect.cli.data",
+    "prospect.cli.models",
+    "prospect.cli.training",
     "prospect.data.dataset",
     "prospect.errors",
     "prospect.evaluate.statistics",

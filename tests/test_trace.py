@@ -19,5 +19,5 @@ def test_a_run_enters_few_files(assistant: Path, tmp_path: Path) -> None:
 
 def test_the_tracer_sees_functions_and_no_imports() -> None:
     files = trace(["version"]).before
-    assert "cli/story.py" in files and "cli/main.py" in files
+    assert "cli/options.py" in files and "cli/main.py" in files
     assert "errors.py" not in files and "__init__.py" not in files

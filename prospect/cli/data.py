@@ -1,22 +1,19 @@
-"""`prospect check` and `prospect convert`: feedback before training."""
+"""`prospect check`, `prospect convert` and `prospect recommend`: feedback before training."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from prospect.cli.flags import parse, refuse_existing
+from prospect.cli.options import as_in_run, parse, quiet_loading, refuse_existing
 from prospect.data.options import DataOptions
 from prospect.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from prospect.data.tokens import Tree
-    from prospect.feedback.records import Record
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class CheckOptions:
 def check(arguments: list[str]) -> int:
     """`prospect check`"""
     options = parse(CheckOptions, arguments, "check")
+    from prospect.data.tokens import build_trees
     from prospect.doctor import check as doctor
     from prospect.doctor.show import print_findings, show_rows
     from prospect.feedback.columns import ColumnChoice
@@ -73,24 +71,15 @@ def check(arguments: list[str]) -> int:
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
-    feedback = load(
-        options.files,
-        format=options.format,
-        keep_going=True,
-        choice=ColumnChoice.parse(options.map, options.ignore),
-        any_size=options.any_size,
-    )
-    heldout = None
-    if options.heldout is not None:
-        heldout = load(
-            options.heldout,
-            format=options.format,
-            choice=ColumnChoice.parse(options.map, options.ignore),
-            any_size=options.any_size,
-        )
-    options = _as_in_run(options)
-    tokenizer, context = (None, None) if options.model is None else _tokenizer(options.model)
-    data_options = DataOptions(
+    columns = ColumnChoice.parse(options.map, options.ignore)
+    reading: dict[str, Any] = {"format": options.format, "choice": columns, "any_size": options.any_size}
+    feedback = load(options.files, keep_going=True, **reading)
+    heldout = None if options.heldout is None else load(options.heldout, **reading)
+    tokenizer, context = None, None
+    if options.model is not None:
+        options, run = as_in_run(options, "threshold", "max_length", "over_long", "chat_template", "special_tokens")
+        tokenizer, context = _tokenizer(run.model)
+    rows = DataOptions(
         threshold=options.threshold,
         max_length=min((n for n in (options.max_length, context) if n is not None), default=None),
         over_long=options.over_long or "drop",
@@ -98,20 +87,21 @@ def check(arguments: list[str]) -> int:
         special_tokens=options.special_tokens or "text",
     )
     with Bars(Console(stderr=True)).bar("examining the feedback"):
-        found = doctor.check(feedback, heldout=heldout, tokenizer=tokenizer, options=data_options)
+        report = doctor.check(feedback, heldout=heldout, tokenizer=tokenizer, options=rows)
     console = Console()
     if options.json:
-        print(json_text(found.to_json()))
+        print(json_text(report.to_json()))
     else:
         if options.show:
-            try:
-                trees = None if tokenizer is None else _trees(feedback.records, tokenizer, data_options)
-            except UserError:  # the findings below say what is wrong
-                trees = None
+            trees = None
+            if tokenizer is not None:
+                over_long = "drop" if rows.over_long == "error" else rows.over_long
+                with suppress(UserError):  # the findings below say what is wrong
+                    trees = build_trees(feedback.records, tokenizer, replace(rows, over_long=over_long))[0]
             show_rows(feedback.records, options.show, console, trees=trees, tokenizer=tokenizer)
-        print_findings(found, console)
+        print_findings(report, console)
     if options.keep_going is None:
-        return found.exit_code
+        return report.exit_code
     good, bad = doctor.split_rows(feedback, options.keep_going)
     print(
         ("no good row" if good is None else f"good rows: {good}")
@@ -119,19 +109,7 @@ def check(arguments: list[str]) -> int:
         file=sys.stderr,
     )
     # The bad rows are dealt with; what else is wrong stays wrong.
-    return 2 if good is None or any(f.level == "error" and f.key != "bad_rows" for f in found.findings) else 0
-
-
-def _as_in_run(options: CheckOptions) -> CheckOptions:
-    """With the model of a run, and what the run says where nothing was set."""
-    if options.model is None:
-        return options
-    from prospect.training import folder as runfolder
-
-    run = runfolder.trained(options.model)
-    names = ("threshold", "max_length", "over_long", "chat_template", "special_tokens")
-    unset: dict[str, Any] = {name: run.options.get(name) for name in names if getattr(options, name) is None}
-    return replace(options, model=run.model, **unset)
+    return 2 if good is None or any(f.level == "error" and f.key != "bad_rows" for f in report.findings) else 0
 
 
 def _tokenizer(model: str) -> tuple[Any, int | None]:
@@ -146,14 +124,6 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
     with loading(str(base)):
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     return read_tokenizer(folder, base), getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def _trees(records: Sequence[Record], tokenizer: Any, options: DataOptions) -> list[Tree]:
-    from prospect.data.tokens import build_trees
-
-    if options.over_long == "error":
-        options = replace(options, over_long="drop")
-    return build_trees(records, tokenizer, options)[0]
 
 
 @dataclass(frozen=True)
@@ -196,4 +166,47 @@ def convert(arguments: list[str]) -> int:
     for note in feedback.notes:
         print(printable(note))
     print(f"{output}: {inventory(records)}, read as {feedback.format}")
+    return 0
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """Propose loss, settings and the command for a feedback file, with reasons, sources and what is not known."""
+
+    data: str | tuple[str, ...]
+    """The feedback: files, patterns, folders, or a Hub name."""
+    model: str | None = None
+    """The start model. Only its configuration and tokenizer are read."""
+    after_sft: Literal["yes", "no", "unknown"] = "unknown"
+    """yes: the model is fine-tuned on answers like these already; no: it is not."""
+    json: bool = False
+    """Print JSON instead of text."""
+    format: str = "auto"
+    """The data's layout; auto detects it."""
+
+
+def recommend(arguments: list[str]) -> int:
+    """`prospect recommend`"""
+    options = parse(RecommendOptions, arguments, "recommend")
+    from prospect.doctor.recommend.facts import measure
+    from prospect.doctor.recommend.model import look
+    from prospect.doctor.recommend.render import show, to_json
+    from prospect.doctor.recommend.rules import recommend as propose
+    from prospect.feedback.load import load
+    from prospect.training.console import Console
+
+    if options.model == "":
+        raise ConfigError("--model is empty: name a model, or leave it out")
+    quiet_loading()
+    model, tokenizer = (None, None) if options.model is None else look(options.model)
+    feedback = load(options.data, format=options.format, keep_going=True)
+    template = "plain" if model is not None and model.chat_template is False else None
+    limit = None if model is None else model.context
+    files = (options.data,) if isinstance(options.data, str) else options.data
+    facts = measure(feedback, tokenizer=tokenizer, max_length=limit, chat_template=template, files=files)
+    recommendation = propose(facts, model, options.after_sft)
+    if options.json:
+        print(json.dumps(to_json(recommendation), indent=1))
+    else:
+        show(recommendation, Console())
     return 0

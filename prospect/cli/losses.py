@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from prospect.cli.flags import parse
+from prospect.cli.options import parse
 from prospect.losses import registry
 from prospect.losses.functions import defaults, keywords, load
 from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS

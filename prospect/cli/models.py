@@ -1,20 +1,15 @@
-"""`prospect eval`, `prospect chat` and `prospect merge`: what to do with a trained model."""
+"""`prospect eval` and `prospect merge`: what to do with a trained model."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from prospect.cli.flags import (
-    model_first,
-    parse,
-    quiet_loading,
-    refuse_existing,
-)
+from prospect.cli.options import as_in_run, model_first, parse, quiet_loading, refuse_existing
 from prospect.data import store
 from prospect.errors import ConfigError
 
@@ -64,13 +59,10 @@ class EvalOptions:
 def evaluate(arguments: list[str]) -> int:
     """`prospect eval`"""
     options = parse(EvalOptions, model_first(arguments), "eval")
-    from prospect.training import folder as runfolder
-
-    run = runfolder.trained(options.model)
+    options, run = as_in_run(options, "threshold", "chat_template", "special_tokens")
     reference = options.reference or run.reference
     if reference is None:
         raise ConfigError(f"--reference is missing: {options.model} is no run folder that would name its start model")
-    template = options.chat_template or run.options.get("chat_template")
     if options.out is not None:
         refuse_existing(options.out)
     from prospect.data.options import DataOptions
@@ -85,23 +77,23 @@ def evaluate(arguments: list[str]) -> int:
         run.model,
         precision=options.precision,
         device=options.device,
-        chat_template=template,
+        chat_template=options.chat_template,
         cache=options.cache,
         frozen=True,
     )
     if note := no_cache(options.cache):
         Console(stderr=True).print(note, style="yellow", highlight=False)
     with Bars(Console(stderr=True)).bar("evaluation") as bar:
-        found = evaluate_feedback(
+        heldout = evaluate_feedback(
             policy,
             reference,
             options.data,
             DataOptions(
-                threshold=options.threshold or run.options.get("threshold"),
+                threshold=options.threshold,
                 max_length=run.options.get("max_length"),
                 over_long=run.options.get("over_long", "drop"),
-                chat_template=template,
-                special_tokens=options.special_tokens or run.options.get("special_tokens", "text"),
+                chat_template=options.chat_template,
+                special_tokens=options.special_tokens or "text",
                 cache=cache_folder(options.cache),
             ),
             beta=run.beta if options.beta is None else options.beta,
@@ -109,114 +101,48 @@ def evaluate(arguments: list[str]) -> int:
             seed=options.seed,
             progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),
         )
-    written = json.dumps(found.to_json(), indent=1)
+    text = json.dumps(heldout.to_json(), indent=1)
     if options.out is not None:
-        store.write(Path(options.out), written + "\n")
+        store.write(Path(options.out), text + "\n")
     if options.json:
-        print(written)
+        print(text)
     else:
-        _print_heldout(found, Console())
+        _print_heldout(heldout, Console())
     return 0
 
 
-def _print_heldout(found: Heldout, console: Console) -> None:
+def _print_heldout(heldout: Heldout, console: Console) -> None:
     """The figures as a table, each with its 95 % interval."""
     from rich.table import Table
 
     from prospect.report.evidence import baseline_words
 
     console.print(
-        f"{found.n} answers to {found.prompts} prompts: {found.desirable} desirable, {found.undesirable} undesirable; "
-        f"beta {found.beta:g}, z0 {found.z0:.3f}",
+        f"{heldout.n} answers to {heldout.prompts} prompts: {heldout.desirable} desirable, "
+        f"{heldout.undesirable} undesirable; beta {heldout.beta:g}, z0 {heldout.z0:.3f}",
         highlight=False,
     )
     table = Table("", "value", "95 % interval", box=None, padding=(0, 2, 0, 0))
     rows = [
-        ("AUC of the implied reward", found.auc),
-        *((f"  baseline: AUC of {name.replace('_', ' ')}", value) for name, value in found.baselines.items()),
+        ("AUC of the implied reward", heldout.auc),
+        *((f"  baseline: AUC of {name.replace('_', ' ')}", value) for name, value in heldout.baselines.items()),
         *(
-            (f"  AUC above {baseline_words(name, found.baselines[name].value)}", value)
-            for name, value in found.auc_difference.items()
+            (f"  AUC above {baseline_words(name, heldout.baselines[name].value)}", value)
+            for name, value in heldout.auc_difference.items()
         ),
-        ("accuracy at z0", found.accuracy),
-        ("margin (beta * nats)", found.margin),
-        ("nats per token of liked answers", found.nll),
-        ("mean |log-ratio| of an answer (nats)", found.change),
-        ("calibration slope (1 is calibrated)", found.calibration_slope),
-        ("calibration gap (0 is calibrated)", found.calibration_gap),
+        ("accuracy at z0", heldout.accuracy),
+        ("margin (beta * nats)", heldout.margin),
+        ("nats per token of liked answers", heldout.nll),
+        ("mean |log-ratio| of an answer (nats)", heldout.change),
+        ("calibration slope (1 is calibrated)", heldout.calibration_slope),
+        ("calibration gap (0 is calibrated)", heldout.calibration_gap),
     ]
     for name, interval in rows:
         if interval is not None:
             table.add_row(name, f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
     console.print(table)
-    for note in found.notes:
+    for note in heldout.notes:
         console.print(note, style="yellow", highlight=False)
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """Talk to a model in the terminal. /reset forgets the conversation, /quit ends it."""
-
-    model: str
-    """The model to talk to: a run folder, a model's or adapter's, or a Hub name. The word --model may be left out."""
-    compare: str | None = None
-    """A second model; its answers stand beside the first one's. start: the model that the run started from."""
-    system: str | None = None
-    """A system message before the conversation."""
-    temperature: float = 1.0
-    """1 samples from the model as it is; 0 always takes the likeliest token."""
-    top_p: float = 1.0
-    """Sample from the fewest tokens that hold this much probability."""
-    max_new_tokens: int = 512
-    """Longest answer in tokens."""
-    seed: int = 0
-    """Same seed, same answers."""
-    chat_template: str | None = None
-    """A Jinja file, or "plain", for a model without a chat template."""
-    special_tokens: Literal["text", "token"] | None = None
-    """What a control token is that stands inside a message: text, or the token. Default: as in the run, else text."""
-    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """auto is bf16 where the hardware has it."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
-            raise ConfigError(
-                "expected --temperature of 0 or more, --top-p above 0 and up to 1, --max-new-tokens of 1 or more"
-            )
-
-
-def chat(arguments: list[str]) -> int:
-    """`prospect chat`"""
-    options = parse(ChatOptions, model_first(arguments), "chat")
-    from prospect.cli.chat import (
-        Manner,
-        Talk,
-        converse,
-        typed,
-    )
-    from prospect.engine.load import load
-    from prospect.training import folder as runfolder
-    from prospect.training.console import Console
-
-    run = runfolder.trained(options.model)
-    special_tokens = options.special_tokens or run.options.get("special_tokens", "text")
-    sampling = options.temperature, options.top_p, options.max_new_tokens, options.seed
-    manner = Manner(*sampling, options.system, special_tokens)
-    compare = options.compare
-    if compare == "start":
-        compare = run.reference
-        if compare is None:
-            raise ConfigError(f"--compare start needs a run folder, and {options.model} is none: name the second model")
-    names = [run.model] if compare is None else [run.model, runfolder.trained(compare).model]
-    template = options.chat_template or run.options.get("chat_template")
-    quiet_loading()
-    how: dict[str, Any] = {"precision": options.precision, "device": options.device, "frozen": True}
-    talks = [Talk(name, load(name, chat_template=template, **how), manner) for name in names]
-    console = Console()
-    converse(talks, typed(console), console)
-    return 0
 
 
 @dataclass(frozen=True)

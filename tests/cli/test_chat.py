@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prospect.cli import chat
 from prospect.cli.main import main
+from prospect.engine import generate
 from prospect.engine.load import load
 from tests.helpers.models import tiny
 from tests.helpers.tokenizers import CHATML
@@ -58,7 +59,7 @@ def test_half_a_character_is_refused(assistant: Path, prompts: list[str]) -> Non
 def test_control_tokens_in_messages_are_what_the_run_says(assistant: Path, prompts: list[str]) -> None:
     """As text, <|im_end|> is several tokens; as a token it is one."""
     text, token = loaded(assistant), loaded(assistant, special_tokens="token")
-    shorter, longer = (len(talk._prompt([{"role": "user", "content": "a<|im_end|>b"}])) for talk in (token, text))
+    shorter, longer = (len(talk.prompt([{"role": "user", "content": "a<|im_end|>b"}])) for talk in (token, text))
     assert shorter < longer
 
 
@@ -75,15 +76,15 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(policy.tokenizer.decode(prompt))
         yield from ("one", "two", "three")[len(asked) - 1 :][:1]
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     return asked
 
 
-def loaded(folder: Path, **manner: Any) -> chat.Talk:
-    return chat.Talk(folder.name, load(folder, frozen=True), chat.Manner(**manner))
+def loaded(folder: Path, **options: Any) -> chat.Conversation:
+    return chat.Conversation(folder.name, load(folder, frozen=True), chat.ChatOptions(folder.name, **options))
 
 
-def conversation(talks: list[chat.Talk], *lines: str) -> str:
+def conversation(talks: list[chat.Conversation], *lines: str) -> str:
     console = Console(file=io.StringIO(), width=60)
     chat.converse(talks, lines, console)
     shown = console.file
@@ -125,12 +126,12 @@ def test_a_conversation_that_is_too_long_is_said(tmp_path: Path, prompts: list[s
 
 
 def test_markup_in_answers_is_shown_as_it_is(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["[bold]", "x[/bold]"]))
+    monkeypatch.setattr(generate, "stream", lambda *a, **k: iter(["[bold]", "x[/bold]"]))
     assert "[bold]x[/bold]" in conversation([loaded(assistant), loaded(assistant)], "hi")
 
 
 def test_tables_of_a_piped_comparison_stand_apart(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "stream", lambda *a, **k: iter(["yes"]))
+    monkeypatch.setattr(generate, "stream", lambda *a, **k: iter(["yes"]))
     lines = conversation([loaded(assistant), loaded(assistant)], "hi", "ho").splitlines()
     assert sum(line.startswith("┏") for line in lines) == sum(line.startswith("└") for line in lines) == 2
 
@@ -148,7 +149,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(assistant: Path, monkeypatch: 
         yield "half an"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     talks = [loaded(assistant)]
     shown = conversation(talks, "hi", "ho")
     assert shown.count("half an\n") == 2

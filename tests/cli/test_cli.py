@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from prospect.cli import help, story
-from prospect.cli.flags import parse, take, take_loss_arguments
-from prospect.cli.main import main
-from prospect.cli.table import COMMANDS
+from prospect.cli import completion
+from prospect.cli.main import COMMANDS, main
+from prospect.cli.options import flags, parse, split_off
 from prospect.cli.training import GROUPS, LOSS_FLAGS
 from prospect.doctor import check as doctor
 from prospect.errors import (
@@ -62,7 +61,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: str
     def command(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(story, "version", command)
+    monkeypatch.setattr(completion, "version", command)
     return main(["version", *more])
 
 
@@ -218,7 +217,7 @@ def test_other_names_lead_to_the_right_flag(
 @pytest.mark.parametrize("name", THEIRS)
 def test_every_name_has_an_answer(name: str) -> None:
     """It is ours, or accepted as a flag that exists, or explained in a sentence that names flags that exist."""
-    ours = {flag.words for flag in help.flags(TrainConfig)} | set(LOSS_FLAGS)
+    ours = {flag.words for flag in flags(TrainConfig)} | set(LOSS_FLAGS)
     flag = names.same_flag(name)
     if f"--{name.replace('_', '-')}" not in ours:
         assert flag in ours if flag is not None else len(names.advice(name) or "") > 20
@@ -228,7 +227,7 @@ def test_names_are_unique_and_the_losses_arguments_are_among_them() -> None:
     assert len(THEIRS) == len(set(THEIRS))
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
     every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(load(f))}
-    own = {f.field for f in help.flags(TrainConfig)}
+    own = {f.field for f in flags(TrainConfig)}
     assert every - own - {name for name in every if names.same_flag(name)} <= set(THEIRS)
 
 
@@ -254,7 +253,7 @@ def test_help_of_train_has_the_six_that_matter_first(
     example = re.search(r"^Example\n  (prospect train .*)$", page, re.MULTILINE)
     assert example is not None
     shown = re.findall(r"^  (--[\w.-]+)", page, re.MULTILINE)
-    assert sorted(shown) == sorted([flag.words for flag in help.flags(TrainConfig)] + ["--config"])
+    assert sorted(shown) == sorted([flag.words for flag in flags(TrainConfig)] + ["--config"])
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -284,7 +283,7 @@ def test_quiet_leaves_out_notes_and_keeps_warnings(tmp_path: Path, capsys: pytes
 
 def test_quiet_is_a_flag_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[list[str], bool]] = []
-    monkeypatch.setattr(story, "version", lambda arguments: heard.append((arguments, quiet())) or 0)
+    monkeypatch.setattr(completion, "version", lambda arguments: heard.append((arguments, quiet())) or 0)
     for line in (["version"], ["version", "--quiet"], ["--quiet", "version"]):
         assert main(line) == 0
     assert heard == [([], False), ([], True), ([], True)]
@@ -316,7 +315,7 @@ def test_completion_knows_every_flag(shell: str, capsys: pytest.CaptureFixture[s
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     for command in COMMANDS.values():
-        for flag in help.flags(command.load_options()):
+        for flag in flags(command.load_options()):
             if flag.words.startswith("--") and flag.words != "--loss.NAME":
                 assert (f"-l {flag.words[2:]} " if shell == "fish" else flag.words) in script
     if shutil.which(shell):
@@ -341,17 +340,13 @@ def test_wrong_values_are_usage_errors(flags: list[str], word: str, capsys: pyte
     assert word in capsys.readouterr().err
 
 
-def test_loss_arguments_are_split_off() -> None:
+def test_loss_arguments_and_the_file_are_split_off() -> None:
     line = ["--loss", "kto", "--loss.beta", "0.05", "--seed", "1", "--loss.desirable-weight=2"]
     line += ["--loss.value", "hinge"]
-    found = {"beta": 0.05, "desirable_weight": 2.0, "value": "hinge"}
-    assert take_loss_arguments(line) == (["--loss", "kto", "--seed", "1"], found)
-
-
-def test_one_flag_is_split_off() -> None:
-    assert take(["a", "--config", "f", "b"], "--config") == (["a", "b"], "f")
-    assert take(["--config=f"], "--config") == ([], "f")
-    assert take(["a"], "--config") == (["a"], None)
+    values = {"beta": 0.05, "desirable_weight": 2.0, "value": "hinge"}
+    assert split_off(line) == (["--loss", "kto", "--seed", "1"], values, None)
+    assert split_off(["a", "--config", "f", "b"]) == (["a", "b"], {}, "f")
+    assert split_off(["--config=f"]) == ([], {}, "f")
 
 
 @pytest.fixture
@@ -625,9 +620,10 @@ def test_a_run_is_measured_with_its_own_options(run_folder: Path, assistant: Pat
 def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr("prospect.engine.load.load", lambda name, **how: loaded.append(name))
-    manners: list[str] = []
+    special: list[str | None] = []
     monkeypatch.setattr(
-        "prospect.cli.chat.converse", lambda talks, lines, console: manners.append(talks[0].manner.special_tokens)
+        "prospect.cli.chat.converse",
+        lambda conversations, lines, console: special.append(conversations[0].options.special_tokens),
     )
     path = run_folder / "config.json"
     written = json.loads(path.read_text())
@@ -641,9 +637,9 @@ def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch:
         assert main(["chat", *line]) == 0
     assert loaded == [str(run_folder / "model"), str(run_folder / "model"), str(assistant), str(assistant)]
     assert main(["chat", str(assistant), "--compare", "start"]) == 2
-    assert manners == ["token", "token", "text"]
+    assert special == ["token", "token", None], "text is the default"
     assert main(["chat", str(run_folder), "--special-tokens", "text"]) == 0
-    assert manners[-1] == "text"
+    assert special[-1] == "text"
 
 
 def test_a_run_whose_config_is_broken_is_named(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prospect.cli.recommend import recommend as command
+from prospect.cli.data import recommend as command
 from prospect.doctor.recommend.facts import measure
 from prospect.doctor.recommend.render import broken_lines
 from prospect.doctor.recommend.rules import recommend

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prospect.cli.main import main
-from prospect.cli.table import COMMANDS
+from prospect.cli.main import COMMANDS, main
 from prospect.training.config import TrainConfig, from_dict, load_options
 from tests.helpers.fuzzing import BROKEN, DEEP, LONG_NUMBER, as_bytes, fuzz, in_words
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from prospect.cli.flags import parse, take_loss_arguments
+from prospect.cli.options import parse, split_off
 from prospect.doctor.recommend.facts import (
     AfterSft,
     Facts,
@@ -72,7 +72,7 @@ def parses(line: str) -> TrainConfig | None:
     assert words[0] == "prospect"
     if words[1] != "train":
         return None
-    rest, loss_args = take_loss_arguments(words[2:])
+    rest, loss_args, _ = split_off(words[2:])
     config = parse(TrainConfig, rest, "train", TrainConfig())
     known = {"kto": {"beta"}, "dpo": {"beta"}, "npo": {"beta"}, "sft": set[str]()}
     assert set(loss_args) <= known[config.loss]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from prospect.cli import chat
 from prospect.cli.main import main
+from prospect.engine import generate
 from prospect.engine.load import load
 from prospect.training.console import Console, json_text, printable
 from prospect.training.runlog import RunLog
@@ -85,10 +86,10 @@ def test_chat_shows_answers_as_they_are_and_obeys_none(
         yield "[/INST] \\[x\\] [bold]"
         yield from (EVIL[:3], EVIL[3:])  # an order cut in two
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     policy = load(assistant, frozen=True)
     console = Console(file=io.StringIO(), width=200)
-    chat.converse([chat.Talk(name, policy, chat.Manner()) for name in names], ["hi"], console)
+    chat.converse([chat.Conversation(name, policy, chat.ChatOptions(name)) for name in names], ["hi"], console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert harmless(shown) and shown.count("[/INST] \\[x\\] [bold]a\u241b]52;") == len(names)
     assert len(names) == 1 or all(name in shown for name in names)
