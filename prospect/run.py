@@ -36,8 +36,7 @@ from prospect.errors import (
     RunError,
     UserError,
 )
-from prospect.evaluate import heldout, results
-from prospect.evaluate.command import evaluate_feedback, mismatched_partners
+from prospect.evaluate import heldout, scoring
 from prospect.evaluate.heldout import Heldout
 from prospect.feedback.load import Feedback
 from prospect.feedback.load import load as load_feedback
@@ -84,9 +83,9 @@ class Run:
     def evaluate(self, data: Any = None) -> Heldout | None:
         """The held-out measurement: of this run's own held-out feedback, or of other feedback `data`."""
         if data is None:
-            return results.read_evaluation(self.folder).get("after")
+            return heldout.read_evaluation(self.folder).get("after")
         config = self.config
-        return evaluate_feedback(
+        return scoring.evaluate_feedback(
             self.policy,
             config.reference or config.model,
             data,
@@ -201,7 +200,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
 def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
-    partners = mismatched_partners(held, job.context) if held is not None else ()
+    partners = scoring.mismatched_partners(held, job.context) if held is not None else ()
     groups = held.groups() if held is not None else ()
     reference = reference_table(job, held, partners, stop)
     if adapter is not None:
@@ -214,8 +213,8 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        with job.log.bar("evaluation", len(heldout.queries(held.trees, held.rows, partners, job.context))) as bar:
-            return heldout.evaluate(
+        with job.log.bar("evaluation", len(scoring.queries(held.trees, held.rows, partners, job.context))) as bar:
+            return scoring.evaluate(
                 policy,
                 reference.token_logp,
                 held.trees,
@@ -250,7 +249,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     if first:
         sample(0)
         if ranks.rank() == 0:
-            results.write_evaluation(folder, config, job.beta, before, None)
+            heldout.write_evaluation(folder, config, job.beta, before, None)
     loop.fit(job, stop)
     stored = dtypes_to_save(policy.model, policy.stored, config.save_dtype)
     round_to(stored)  # what is measured is what is saved
@@ -265,7 +264,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         if ranks.rank() == 0:
             with job.log.bar("saving the model"):
                 save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
-            results.write_evaluation(folder, config, job.beta, before, after)
+            heldout.write_evaluation(folder, config, job.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
     if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
@@ -289,7 +288,7 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     if job.point is not None and job.point.averages == "partners" and not job.loss.live:
         asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
-        asked += heldout.queries(held.trees, held.rows, partners, job.context)
+        asked += scoring.queries(held.trees, held.rows, partners, job.context)
     if policy is not job.policy:
         require_comparable(job.policy, policy, asked)
     found = ReferenceTable(cache_folder(config.cache), policy)
@@ -331,7 +330,7 @@ def _measured(job: Job, step: int, found: Heldout | None) -> Heldout | None:
 def _before(job: Job) -> Heldout | None:
     """What was measured before the first step, if it was and can be read."""
     try:
-        return results.read_evaluation(Path(job.config.out))["before"]
+        return heldout.read_evaluation(Path(job.config.out))["before"]
     except ConfigError as error:
         job.log.say(f"{error}. What is missing is measured again", warning=True)
         return None

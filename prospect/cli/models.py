@@ -68,7 +68,7 @@ def evaluate(arguments: list[str]) -> int:
     from prospect.data.options import DataOptions
     from prospect.engine.folders import cache_folder, no_cache
     from prospect.engine.load import load
-    from prospect.evaluate.command import evaluate_feedback
+    from prospect.evaluate.scoring import evaluate_feedback
     from prospect.training.console import Console
     from prospect.training.progress import Bars
 

@@ -1,44 +1,27 @@
 """Does the model's implied reward tell good answers from bad ones on feedback that it was not trained on?
 
-    rows, trees --engine, reference table--> reward = beta * r per answer --measure--> Heldout, numbers with intervals
+    reward = beta * r per answer --measure--> Heldout, numbers with intervals --write_evaluation--> evaluation.json
 
-`measure` is numpy alone; `evaluate` runs the model. Two baselines keep the AUC honest: an answer's length, and the
-log-prob that the reference had given it. A reward that does not beat them has learnt what was there for free. (The AUC
-of the untrained policy is no baseline: as its own reference it gives every answer the reward 0, so its AUC is 0.5 by
-construction.)
+Two baselines keep the AUC honest: an answer's length, and the log-prob that the reference had given it. A reward that
+does not beat them has learnt what was there for free. (The AUC of the untrained policy is no baseline: as its own
+reference it gives every answer the reward 0, so its AUC is 0.5 by construction.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
-from prospect.data.dataset import mismatch
-from prospect.data.schedule import Row
-from prospect.data.tokens import Tree
-from prospect.engine.device import ROUNDING
+from prospect.data import store
+from prospect.errors import ConfigError
 from prospect.evaluate import statistics
-from prospect.evaluate.statistics import (
-    Bin,
-    Bools,
-    Floats,
-    Interval,
-    Ints,
-)
-
-if TYPE_CHECKING:
-    from prospect.engine.policy import Policy
-
-Ids = npt.NDArray[np.int32]
-Query = tuple[Ids, Ids]
-"""Prompt ids and completion ids: how the reference table is asked."""
-Lookup = Callable[[Query], npt.NDArray[np.floating[Any]]]
-"""Token log-probs (c,) of the reference in nats."""
+from prospect.evaluate.statistics import Bin, Bools, Floats, Interval, Ints
+from prospect.training.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +80,40 @@ class Heldout:
             values[name] = {key: Interval(**interval) for key, interval in values[name].items()}
         values["calibration"] = tuple(Bin(**item) for item in values["calibration"])
         values["roc"] = tuple((float(x), float(y)) for x, y in values["roc"])
-        histogram = values["rewards"]
-        values["rewards"] = Histogram(**{name: tuple(v) for name, v in histogram.items()}) if histogram else None
+        if values["rewards"]:
+            values["rewards"] = Histogram(**{name: tuple(counts) for name, counts in values["rewards"].items()})
         values["notes"] = tuple(values["notes"])
         return cls(**values)
 
 
 INTERVALS = ("auc", "accuracy", "margin", "nll", "nll_change", "change", "calibration_slope", "calibration_gap")
 """The fields of a Heldout that are one number with its interval."""
+
+
+def read_evaluation(folder: Path) -> dict[str, Heldout | None]:
+    """ "before" and "after" of evaluation.json, None where they are not there (yet). Raises ConfigError where the file
+    is damaged."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return {"before": None, "after": None}
+    try:
+        values = store.read_json(path)
+        if values.pop("checksum", None) not in (None, store.checksum(values)):
+            raise ValueError("its checksum is another")
+        return {name: Heldout.from_json(values[name]) if values.get(name) else None for name in ("before", "after")}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+
+
+def write_evaluation(
+    folder: Path, config: TrainConfig, beta: float, before: Heldout | None, after: Heldout | None
+) -> None:
+    """evaluation.json of a run's measurements before and after training, if there is anything to say."""
+    if before is None and after is None:
+        return
+    values: dict[str, Any] = {"before": before and before.to_json(), "after": after and after.to_json()}
+    values |= {"policy": str(folder / "model"), "reference": config.reference or config.model, "beta": beta}
+    store.write_json(folder / "evaluation.json", values | {"checksum": store.checksum(values)})
 
 
 def measure(
@@ -148,12 +157,16 @@ def measure(
     down = np.array([label is False or label is np.False_ for label in desirable], dtype=bool)
     judged = up | down
     group = prompt if group is None else group
-    score, label, cluster = _grid(np.asarray(reward, np.float64) - z0, resolution)[judged], up[judged], group[judged]
+    # What differs by less than `resolution` is mostly equal on a grid of it.
+    distance = np.asarray(reward, np.float64) - z0
+    distance = np.round(distance / resolution) * resolution if resolution > 0 else distance
+    score, label, cluster = distance[judged], up[judged], group[judged]
+    # Disjoint couples of a desirable and an undesirable answer, each from two prompts that no other couple uses.
+    likers, dislikers = set(cluster[label].tolist()), set(cluster[~label].tolist())
+    couples = min(len(likers), len(dislikers), len(likers | dislikers) // 2)
 
     def interval(statistic: statistics.Statistic, rows: Ints = cluster) -> Interval | None:
         return statistics.bootstrap(statistic, rows, n=resamples, seed=seed)
-
-    couples = _couples(label, cluster)
 
     def area(values: Floats) -> Interval | None:
         return statistics.separated(interval(lambda w: statistics.auc(values, label, w)), couples)
@@ -161,16 +174,16 @@ def measure(
     right = np.where(score == 0, 0.5, (score > 0) == label)
     probability = expit(score)
     free = {"length": length[judged].astype(np.float64), "reference_logp": np.asarray(reference_logp[judged])}
-    baselines = {name: known for name, values in free.items() if (known := area(values))}
+    baselines = {name: value for name, values in free.items() if (value := area(values))}
 
     def lead(name: str) -> Interval | None:
         values = free[name] if baselines[name].value >= 0.5 else -free[name]
         return interval(lambda w: statistics.auc(score, label, w) - statistics.auc(values, label, w))
 
-    kept = ~down
-    tokens = length[kept].astype(np.float64)
-    nll = interval(lambda w: statistics.ratio(-logp[kept], tokens, w), group[kept])
-    nll_change = interval(lambda w: statistics.ratio((reference_logp - logp)[kept], tokens, w), group[kept])
+    imitable = ~down
+    tokens = length[imitable].astype(np.float64)
+    nll = interval(lambda w: statistics.ratio(-logp[imitable], tokens, w), group[imitable])
+    nll_change = interval(lambda w: statistics.ratio((reference_logp - logp)[imitable], tokens, w), group[imitable])
     return Heldout(
         n=len(reward),
         prompts=len(np.unique(prompt)),
@@ -190,116 +203,12 @@ def measure(
         calibration_slope=interval(lambda w: statistics.calibration_slope(score, label, w)),
         calibration_gap=interval(lambda w: statistics.ratio(probability - label, None, w)),
         baselines=baselines,
-        auc_difference={name: known for name in baselines if (known := lead(name))},
+        auc_difference={name: value for name in baselines if (value := lead(name))},
         calibration=tuple(statistics.calibration(probability, label)),
         roc=tuple(statistics.roc(score, label)),
         rewards=_histogram(score + z0, label),
         notes=_notes(up, down, len(np.unique(cluster))),
     )
-
-
-def evaluate(
-    policy: Policy,
-    reference: Lookup,
-    trees: Sequence[Tree],
-    rows: Sequence[Row],
-    *,
-    beta: float,
-    partners: Sequence[int] = (),
-    groups: Sequence[int] | None = None,
-    z0: float | None = None,
-    seed: int = 0,
-    token_budget: int = 8192,
-    resamples: int = 1000,
-    progress: Callable[[int, int], None] | None = None,
-) -> Heldout:
-    """Measure `policy` on held-out rows. A pair counts as two rows, its chosen answer desirable and its rejected one
-    not.
-
-    `reference` must know every query of `queries(trees, rows, partners, policy.context)`. `z0`, in beta * nats, is the
-    line between good and bad; where it is None it is estimated as in training, max(0, beta * mean r) over the rows with
-    their `partners` (row indices, -1 for none), and 0 without partners. Over-long answers (None in their tree) are left
-    out. `groups` says which rows depend on each other (default: those of one prompt), for the intervals; `resamples` 0
-    makes none. `progress` is called with (answers done, all).
-    """
-    answers = list(_answers(trees, rows))
-    asked = queries(trees, rows, partners, policy.context)
-    logp = _logp(policy, asked, token_budget, progress)
-    known = np.array([float(np.sum(reference(query), dtype=np.float64)) for query in asked])
-    log_ratio = logp - known
-    if z0 is None:
-        mismatched = log_ratio[len(answers) :]
-        z0 = max(0.0, beta * float(mismatched.mean())) if len(mismatched) else 0.0
-    n = len(answers)
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(q[0].tobytes() for q in asked[:n]))}
-    prompts = np.array([place[q[0].tobytes()] for q in asked[:n]], dtype=np.int64)
-    return measure(
-        reward=beta * log_ratio[:n],
-        desirable=[label for _, _, label in answers],
-        prompt=prompts,
-        group=prompts if groups is None else np.array([groups[row] for row, _, _ in answers], dtype=np.int64),
-        length=np.array([len(q[1]) for q in asked[:n]], dtype=np.int64),
-        reference_logp=known[:n],
-        logp=logp[:n],
-        z0=z0,
-        beta=beta,
-        seed=seed,
-        resolution=beta * ROUNDING[policy.precision],
-        resamples=resamples,
-    )
-
-
-def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int], context: int) -> list[Query]:
-    """All that `evaluate` asks of the reference: each row's answers, then each row's prompt with its partner's answer,
-    cut to the model's context as in training."""
-    asked = [query for _, query, _ in _answers(trees, rows)]
-    for row, partner in zip(rows, partners, strict=False):
-        answer = trees[rows[partner].tree].completions[rows[partner].branches[0]] if partner >= 0 else None
-        couple = mismatch(trees[row.tree].prompt, answer, context) if answer is not None else None
-        if couple is not None:
-            asked.append(couple)
-    return asked
-
-
-def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[int, Query, bool | None]]:
-    """(row, query, thumb) of every answer of the rows, each (prompt, answer, thumb) once however many pairs repeat
-    it."""
-    seen: set[tuple[int, int, bool | None]] = set()
-    for number, row in enumerate(rows):
-        labels = (row.desirable,) if len(row.branches) == 1 else (True, False)
-        for branch, label in zip(row.branches, labels, strict=True):
-            answer = trees[row.tree].completions[branch]
-            if answer is not None and (row.tree, branch, label) not in seen:
-                seen.add((row.tree, branch, label))
-                yield number, (trees[row.tree].prompt, answer), label
-
-
-def _logp(policy: Policy, asked: Sequence[Query], budget: int, progress: Callable[[int, int], None] | None) -> Floats:
-    """log pi(answer | prompt) (N,) in nats of every query."""
-    from prospect.engine.reference import score
-
-    found = np.empty(len(asked))
-    done = 0
-    for batch in score(policy, asked, token_budget=budget):
-        for number, token_logp in batch:
-            found[number] = np.sum(token_logp, dtype=np.float64)
-        done += len(batch)
-        if progress:
-            progress(done, len(asked))
-    return found
-
-
-def _grid(values: Floats, resolution: float) -> Floats:
-    """Values on a grid of `resolution`, so that what differs by less is mostly equal; 0 leaves them as they are."""
-    rounded: Floats = np.round(values / resolution) * resolution if resolution > 0 else values
-    return rounded
-
-
-def _couples(label: Bools, prompt: Ints) -> int:
-    """How many disjoint couples of a desirable and an undesirable answer exist, each from two prompts nobody else
-    uses."""
-    up, down = set(prompt[label].tolist()), set(prompt[~label].tolist())
-    return min(len(up), len(down), len(up | down) // 2)
 
 
 def _histogram(reward: Floats, label: Bools, bins: int = 30) -> Histogram | None:

@@ -9,13 +9,14 @@ resample, so that a thousand resamples are a few matrix operations and not a tho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, ndtr, ndtri, stdtrit
+from scipy.special import expit, ndtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -52,17 +53,18 @@ class Bin:
     n: int
 
 
-def wilson(k: float, n: float, level: float = 0.95) -> Interval:
-    """A proportion k/n with Wilson's score interval (JASA 22, 1927), for n > 0 independent trials.
+def wilson(k: float, n: int, level: float = 0.95) -> Interval:
+    """A proportion k/n with Wilson's score interval (JASA 22, 1927), for n > 0 independent trials. Where `k` is no
+    whole number, the interval covers those of both its neighbours.
 
     Unlike the textbook p +- 1.96 s it stays inside [0, 1] and has width where k is 0 or n.
     """
+    from scipy.stats import binomtest  # half a second, for the few who need it
+
     assert 0 <= k <= n > 0, f"a proportion of {k} in {n}"
-    z = float(ndtri(0.5 + level / 2))
-    p = k / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
+    counts = math.floor(k + 1e-9), math.ceil(k - 1e-9)
+    below, above = (binomtest(count, n).proportion_ci(level, method="wilson") for count in counts)
+    return Interval(k / n, float(below.low), float(above.high))
 
 
 def auc(score: Floats, label: Bools, weight: Floats | None = None) -> Floats:
@@ -107,13 +109,12 @@ def roc(score: Floats, label: Bools, most: int = 200) -> list[tuple[float, float
 
 def calibration(probability: Floats, label: Bools, bins: int = 10) -> list[Bin]:
     """The reliability diagram: non-empty bins of equal width over [0, 1] (Guo et al. 2017, arXiv 1706.04599)."""
-    place = _bin_of(probability, bins)
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)  # 1.0 belongs to the last
     diagram: list[Bin] = []
-    for k in range(bins):
+    for k in np.unique(place).tolist():
         here = place == k
-        if here.any():
-            mean, rate = float(probability[here].mean()), float(label[here].mean())
-            diagram.append(Bin(k / bins, (k + 1) / bins, mean, rate, int(here.sum())))
+        mean, rate = float(probability[here].mean()), float(label[here].mean())
+        diagram.append(Bin(k / bins, (k + 1) / bins, mean, rate, int(here.sum())))
     return diagram
 
 
@@ -203,9 +204,3 @@ def separated(interval: Interval | None, trials: int, level: float = 0.95) -> In
     if interval is None or trials < 1 or interval.value not in (0.0, 1.0) or interval.low != interval.high:
         return interval
     return wilson(interval.value * trials, trials, level)
-
-
-def _bin_of(probability: Floats, bins: int) -> npt.NDArray[np.int64]:
-    """(N,) index of each probability's bin of equal width; 1.0 belongs to the last."""
-    place: npt.NDArray[np.int64] = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    return place

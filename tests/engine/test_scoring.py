@@ -19,8 +19,7 @@ from prospect.engine.forward import forward
 from prospect.engine.packing import Branches, Query
 from prospect.engine.reference import ReferenceTable, score
 from prospect.errors import ModelError, RunError
-from prospect.evaluate import heldout
-from prospect.evaluate.heldout import evaluate
+from prospect.evaluate.scoring import evaluate, log_probs
 from prospect.losses.reference_point import Statistics, prompt_mean
 from prospect.training.inputs import Tokens
 
@@ -133,7 +132,7 @@ def test_training_sums_in_one_order_and_the_evaluation_the_same_tokens(tiny: Bui
         means, _ = prompt_mean(step, None)
     assert torch.equal(trained, tokens.read("logp"))
     couples = [(queries()[0][0], ids) for _, ids in queries()[:3]]
-    evaluated = torch.from_numpy(heldout._logp(policy, couples, 1000, None))
+    evaluated = torch.from_numpy(log_probs(policy, couples, 1000, lambda done, total: None))
     torch.testing.assert_close(trained.double(), evaluated, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
         means, torch.stack([(trained[0] + trained[2]) / 2, trained[1], (trained[0] + trained[2]) / 2])

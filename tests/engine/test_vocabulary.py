@@ -17,7 +17,7 @@ from prospect.engine.packing import Query
 from prospect.engine.policy import Policy
 from prospect.engine.reference import require_comparable, require_embedded
 from prospect.errors import ModelError
-from prospect.evaluate.command import evaluate_feedback
+from prospect.evaluate.scoring import evaluate_feedback
 
 Build = Callable[..., Any]
 

@@ -40,6 +40,12 @@ def test_wilson_has_width_at_the_ends(k: int, n: int, low: float, high: float) -
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-5)
 
 
+def test_wilson_of_a_fraction_covers_both_neighbours() -> None:
+    assert (wilson(2.4, 10).low, wilson(2.4, 10).high) == (wilson(2, 10).low, wilson(3, 10).high)
+    third = wilson(0.1 * 3 * 10, 10)  # a little above 3
+    assert (third.low, third.high) == (wilson(3, 10).low, wilson(3, 10).high)
+
+
 def test_auc_by_hand() -> None:
     # up 3, 1 against down 2, 1: 3>2, 3>1, 1<2, 1=1 -> (1 + 1 + 0 + 1/2) / 4
     assert auc(np.array([3.0, 1.0, 2.0, 1.0]), np.array([True, True, False, False]))[0] == 0.625

@@ -28,7 +28,7 @@ from prospect.errors import (
     ModelError,
     RunError,
 )
-from prospect.evaluate import results
+from prospect.evaluate.heldout import read_evaluation
 from prospect.losses import functions
 from prospect.run import train
 from prospect.training import folder as runfolder
@@ -160,7 +160,7 @@ def test_a_changed_digit_of_the_evaluation_is_noticed(runs: Runs, stopped: Path)
     place = text.index('"beta"') + len('"beta": 0.')
     path.write_text(text[:place] + "7" + text[place + 1 :])
     with pytest.raises(ConfigError, match="evaluation.json is damaged"):
-        results.read_evaluation(stopped)
+        read_evaluation(stopped)
     train(out=stopped, resume=True)
     same_run(stopped, runs.whole)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prospect.engine.load import load
 from prospect.errors import Interrupted
-from prospect.evaluate.command import evaluate_feedback
+from prospect.evaluate.scoring import evaluate_feedback
 from prospect.run import train
 from prospect.training import loop
 from tests.helpers.training import make_model, thumbs, write_rows
