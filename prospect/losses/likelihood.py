@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prospect.losses.numerics import log1mexp
+from prospect.losses.registry import Term, loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CERTAIN = 1e-5
 """The least 1 - p that unlikelihood looks at."""
 
 
+@loss(
+    "binary",
+    "Conditional SFT: imitate all answers behind a token that says how they were judged",
+    "arXiv 2302.08582",
+    name="csft",
+    unit="tokens",
+    learning_rate=1e-5,
+    control_tokens=True,
+)
+@loss(
+    "text", "Supervised fine-tuning on the answers nobody disliked", unit="tokens", rows="desirable", learning_rate=1e-5
+)
 def sft(token_logp: Tensor) -> Tensor:
     """Supervised fine-tuning: the negative log-likelihood of each completion token, (T,) -> (T,).
 
@@ -23,6 +38,10 @@ def sft(token_logp: Tensor) -> Tensor:
     Use: before alignment, on good answers; small models need it.
     """
     return -token_logp
+
+
+IMITATE = Term(sft, "tokens", ("token_logp",), rows="desirable")
+"""The likelihood of the good answers as a term beside another."""
 
 
 def nll(token_logp: Tensor, *, nll_weight: float = 1.0) -> Tensor:
@@ -39,6 +58,19 @@ def nll(token_logp: Tensor, *, nll_weight: float = 1.0) -> Tensor:
     return -nll_weight * token_logp
 
 
+NLL = Term(nll, "tokens", ("token_logp",), rows="desirable")
+"""The same with a weight."""
+
+
+@loss(
+    "binary",
+    "Imitate the good, make the bad unlikely token by token",
+    "arXiv 1908.04319",
+    unit="tokens",
+    rows="undesirable",
+    learning_rate=1e-5,
+    beside=(IMITATE,),
+)
 def unlikelihood(token_logp: Tensor) -> Tensor:
     """Unlikelihood training: -log(1 - p) of each token of an unwanted answer, (T,) -> (T,).
 

@@ -1,13 +1,19 @@
-"""What wraps a loss: weights, clamps and gates on its inputs. N completions, T tokens; in nats."""
+"""What wraps a loss: weights, clamps and gates on its inputs, references that move. N completions, T tokens; in
+nats."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prospect.losses.segments import segment_mean
+from prospect.losses.numerics import log, segment_mean
+from prospect.losses.registry import modifier
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@modifier("weight", "Weigh each answer by how likely the policy is to give it", "arXiv 2406.11827")
 def wpo(token_logp: Tensor, token_sum_p2: Tensor, offsets: Tensor) -> Tensor:
     """WPO's weight of a completion, exp(mean over tokens of (log p - log sum_v p(v)^2)), (N,), without gradient.
 
@@ -21,10 +27,43 @@ def wpo(token_logp: Tensor, token_sum_p2: Tensor, offsets: Tensor) -> Tensor:
     Choice: TRL before 1.0 cut a pair's weight at 1; TRL 1.x does not, nor does this. The sum of squares is floored at
     the smallest number of its type, so that an underflow is no infinite weight.
     """
-    log_typical = torch.log(token_sum_p2.detach().clamp(min=torch.finfo(token_sum_p2.dtype).tiny))
-    return torch.exp(segment_mean(token_logp.detach() - log_typical, offsets))
+    return segment_mean(token_logp.detach() - log(token_sum_p2.detach()), offsets).exp()
 
 
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Every `every` steps the reference becomes mix * policy + (1 - mix) * reference, weight by weight: with the policy
+    as it is after the step, or, where `behind`, as it was before it."""
+
+    every: int
+    mix: float
+    behind: bool = False
+
+
+@modifier("reference", "A reference that follows the policy (TR-DPO)", "arXiv 2404.09656")
+def tr(*, every: float = 512, mix: float = 0.6) -> Motion:
+    """TR-DPO: pi_ref <- mix * pi + (1 - mix) * pi_ref every `every` steps.
+
+    Source: arXiv 2404.09656; defaults as in TRL.
+    """
+    return Motion(max(1, round(every)), mix)
+
+
+def one_step_behind() -> Motion:
+    """Humanline: the reference at step t is the policy of step t - 1. Source: arXiv 2509.24207.
+
+    Choice: a reference synchronised after the update would be the policy itself at the next step; every ratio would be
+    1 there, and the clamp idle.
+    """
+    return Motion(1, 1.0, behind=True)
+
+
+@modifier(
+    "token_log_ratio",
+    "Clamp each token's log-ratio; the reference is the policy one step ago",
+    "arXiv 2509.24207",
+    motion=one_step_behind,
+)
 def humanline(token_log_ratio: Tensor, *, low: float = -1.0, high: float = 1.5) -> Tensor:
     """Humanline: each token's log-ratio clamped to [low, high] before it is summed, (T,) -> (T,).
 
@@ -38,6 +77,12 @@ def humanline(token_log_ratio: Tensor, *, low: float = -1.0, high: float = 1.5) 
     return token_log_ratio.clamp(low, high)
 
 
+@modifier(
+    "log_ratio",
+    "Weaken the push on rejected answers that are unlikely already",
+    "arXiv 2605.02626",
+    rows="undesirable",
+)
 def gate(log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: float, threshold: float) -> Tensor:
     """Gate-DPO: the log-ratio, unchanged in value, with its gradient multiplied by g = sigmoid(sharpness * (p -
     threshold)).
@@ -51,7 +96,7 @@ def gate(log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: f
     Choice: this is the first of two published forms; in the second, p is the 10 % quantile of the token probabilities.
     The paper's constants are not known to us, so both are required. The formula is from a summary of the paper.
     """
-    probability = torch.exp(segment_mean(token_logp.detach(), offsets))
-    g = torch.sigmoid(sharpness * (probability - threshold))
+    probability = segment_mean(token_logp.detach(), offsets).exp()
+    g = (sharpness * (probability - threshold)).sigmoid()
     fixed = log_ratio.detach()
     return fixed + g * (log_ratio - fixed)

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import softplus
+from typing import TYPE_CHECKING
 
-from prospect.losses.numerics import expm1, log1mexp
+from prospect.losses.likelihood import NLL
+from prospect.losses.numerics import expm1, log_odds, softplus
+from prospect.losses.registry import loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@loss("pairs", "Sequence likelihood calibration", "arXiv 2305.10425", learning_rate=5e-7)
 def slic(chosen_logp: Tensor, rejected_logp: Tensor, *, delta: float = 1.0, regularization: float = 0.1) -> Tensor:
     """SLiC-HF: max(0, delta - L_chosen + L_rejected) - regularization * L_chosen.
 
@@ -27,6 +31,7 @@ def slic(chosen_logp: Tensor, rejected_logp: Tensor, *, delta: float = 1.0, regu
     return (delta - chosen_logp + rejected_logp).clamp(min=0) - regularization * chosen_logp
 
 
+@loss("pairs", "Contrastive Preference Optimization", "arXiv 2401.08417", learning_rate=5e-7, beside=(NLL,))
 def cpo(chosen_logp: Tensor, rejected_logp: Tensor, *, beta: float = 0.1) -> Tensor:
     """CPO, its preference term: -log sigmoid(beta * (L_chosen - L_rejected)).
 
@@ -42,6 +47,7 @@ def cpo(chosen_logp: Tensor, rejected_logp: Tensor, *, beta: float = 0.1) -> Ten
     return softplus(-beta * (chosen_logp - rejected_logp))
 
 
+@loss("pairs", "Simple Preference Optimization", "arXiv 2405.14734", learning_rate=5e-7)
 def simpo(
     chosen_logp: Tensor,
     rejected_logp: Tensor,
@@ -70,6 +76,7 @@ def simpo(
     return softplus(gamma - beta * margin)
 
 
+@loss("pairs", "SimPO with a bent reward", "arXiv 2501.03884", learning_rate=5e-7)
 def alphapo(
     chosen_logp: Tensor,
     rejected_logp: Tensor,
@@ -95,6 +102,7 @@ def alphapo(
     return softplus(gamma - beta * (up - down))
 
 
+@loss("pairs", "Odds-ratio Preference Optimization", "arXiv 2403.07691", learning_rate=5e-6, beside=(NLL,))
 def orpo(
     chosen_logp: Tensor, rejected_logp: Tensor, chosen_length: Tensor, rejected_length: Tensor, *, beta: float = 0.1
 ) -> Tensor:
@@ -111,14 +119,9 @@ def orpo(
     Choice: 1 - e^a without cancellation, and a at most one rounding step below 0, so that a certain answer has finite
     odds. The likelihood term reads the completion; the authors' code reads the prompt as well unless told otherwise.
     """
-    up, down = (_log_odds(a) for a in (chosen_logp / chosen_length, rejected_logp / rejected_length))
+    up, down = (log_odds(a) for a in (chosen_logp / chosen_length, rejected_logp / rejected_length))
     return beta * softplus(down - up)
 
 
 def _alpha_reward(a: Tensor, alpha: float) -> Tensor:
     return a if alpha == 0 else -expm1(-alpha * a) / alpha
-
-
-def _log_odds(a: Tensor) -> Tensor:
-    a = a.clamp(max=-torch.finfo(a.dtype).eps)
-    return a - log1mexp(a)

@@ -1,17 +1,318 @@
-"""Losses, modifiers and reference points by name: built-in ones, mixtures, and a user's own, "mine.py:my_loss"."""
+"""Losses, modifiers and reference points: what a row of their tables is, the decorators that declare one, and how names
+become rows, and rows with arguments become functions.
+
+    @prospect.loss(view="binary", reads=("log_ratio", "desirable"))
+    def my_loss(log_ratio, desirable, *, beta=0.1):
+        return torch.where(desirable, -beta * log_ratio, beta * log_ratio).exp()
+
+The tables hold what the files of this package declare; a user's own is named by its file: --loss my_losses.py:my_loss.
+Hyper-parameters are the functions' keyword-only arguments and nothing else. The loop reads a row and never branches on
+its name. The objective of a step is, over all micro-batches and ranks,
+
+    sum over terms of  coefficient * sum(weight * loss) / count of the term's unit
+
+where counts ignore weights, so that doubling a row's weight doubles its gradient.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+import functools
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args
 
 from prospect.errors import ConfigError, nearest
-from prospect.losses.functions import load
-from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
-from prospect.losses.table import Loss, Modifier, ReferencePoint
 
-Row = TypeVar("Row", Loss, Modifier, ReferencePoint)
+if TYPE_CHECKING:
+    from prospect.feedback.records import View
+
+Function = Callable[..., Any]
+F = TypeVar("F", bound=Function)
+Unit = Literal["examples", "pairs", "tokens"]
+Part = Literal["all", "desirable", "undesirable"]
+Read = Literal[
+    "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "z0", "token_logp",
+    "token_log_ratio", "offsets", "token_sum_p2", "value",
+]  # fmt: skip
+"""What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
+`z0` and `margin` once."""
+Averages = Literal["partners", "partner_logp", "matched", "token_kl", "samples", "nothing"]
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+class TrainingRow(Protocol):
+    """What a training row says of itself."""
+
+    @property
+    def desirable(self) -> bool | None: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def score(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of the objective. `reads` are the function's positional arguments in order; `rows` says which rows it
+    is about: of pairs, the chosen answers count as desirable."""
+
+    function: Function
+    unit: Unit
+    reads: tuple[Read, ...]
+    coefficient: float = 1.0
+    rows: Part = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePoint:
+    """An estimator of z0: function(Statistics, state) -> (z0, state).
+
+    `averages` says what the statistics are about: log-ratios of the step's mismatched "partners" or of its own
+    "matched" answers, mean token log-probs of partners ("partner_logp"), exact token KLs on the step's answers
+    ("token_kl"), log-ratios of fresh "samples", or "nothing".
+    """
+
+    name: str
+    function: Function
+    averages: Averages
+    title: str
+
+    @property
+    def partners(self) -> bool:
+        """Whether mismatched rows are scored for it."""
+        return self.averages in ("partners", "partner_logp")
+
+    @property
+    def live(self) -> bool:
+        """Whether it asks the reference about what no table can know beforehand."""
+        return self.averages in ("token_kl", "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class Modifier:
+    """What wraps a loss: --modify NAME. What its function is follows from what it `changes`:
+
+    log_ratio, token_log_ratio   function(input, *reads) -> input, before any term reads it
+    weight                       function(*reads) -> (N,), without gradient; those of a pair's two answers multiply
+    reference                    function() -> Motion: the reference moves. `motion` is such a function beside another.
+    """
+
+    name: str
+    function: Function
+    changes: Literal["log_ratio", "token_log_ratio", "weight", "reference"]
+    reads: tuple[Read, ...]
+    rows: Part
+    motion: Function | None
+    title: str
+    paper: str
+
+    @property
+    def functions(self) -> list[Function]:
+        """The functions whose keyword-only arguments it adds to the loss."""
+        return list(dict.fromkeys(f for f in (self.function, self.motion) if f is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A loss, a mixture or a modified loss.
+
+    `reference_point` is the default estimator of z0. `constants` computes arguments from the training rows, fixed
+    before the first step and written to config.json; what the user gives wins. `couples` "step" means that one row's
+    loss depends on the others'. `value_head` asks for a learned value of every token, `density_weights` for rows
+    weighed by how likely their prompts are to be liked, `control_tokens` for prompts that end with a token for the
+    thumb.
+    """
+
+    name: str
+    view: View
+    terms: tuple[Term, ...]
+    title: str
+    paper: str = ""
+    halo: bool = False
+    reference_point: ReferencePoint | None = None
+    constants: Callable[[Sequence[TrainingRow]], dict[str, float]] | None = None
+    couples: Literal["none", "step"] = "none"
+    learning_rate: float = 5e-6
+    value_head: bool = False
+    density_weights: bool = False
+    control_tokens: bool = False
+    modifiers: tuple[Modifier, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Everything that its functions read."""
+        return frozenset(name for part in (*self.terms, *self.modifiers) for name in part.reads)
+
+    @property
+    def needs_reference(self) -> bool:
+        """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
+        return bool({"log_ratio", "reference_logp", "token_log_ratio"} & self.reads)
+
+    @property
+    def motion(self) -> Function | None:
+        """The function () -> Motion of a reference that moves."""
+        return next((modifier.motion for modifier in self.modifiers if modifier.motion), None)
+
+    @property
+    def family(self) -> str:
+        """The heading under which it is listed."""
+        if self.view != "pairs":
+            return "unpaired"
+        return "paired" if self.needs_reference else "reference-free"
+
+    @property
+    def functions(self) -> list[Function]:
+        """The functions whose keyword-only arguments are the loss's hyper-parameters."""
+        every = [term.function for term in self.terms] + [f for modifier in self.modifiers for f in modifier.functions]
+        return list(dict.fromkeys(every))
+
+
+LOSSES: dict[str, Loss] = {}
+MODIFIERS: dict[str, Modifier] = {}
+REFERENCE_POINTS: dict[str, ReferencePoint] = {}
+CHOICES: dict[str, dict[str, Function]] = {"value": {}, "divergence": {}}
+"""Arguments that are functions themselves, chosen by name or as "file.py:name"; their own keyword-only arguments
+become arguments of the loss."""
+
+
+# ---- decorators ------------------------------------------------------------------------------------------------------
+
+
+def loss(
+    view: View,
+    title: str = "",
+    paper: str = "",
+    *,
+    reads: Sequence[Read] | None = None,
+    unit: Unit | None = None,
+    rows: Part = "all",
+    reference_point: str | Function | None = None,
+    couples: Literal["none", "step"] = "none",
+    learning_rate: float = 5e-6,
+    name: str = "",
+    halo: bool = False,
+    beside: Sequence[Term] = (),
+    constants: Callable[[Sequence[TrainingRow]], dict[str, float]] | None = None,
+    density_weights: bool = False,
+    control_tokens: bool = False,
+) -> Callable[[F], F]:
+    """Make a function a loss. It gets `reads` as tensors, in order, of pairs each once per side; its keyword-only
+    arguments become --loss.NAME; it returns one number per `unit`, by default per example, or per pair.
+
+    `reads` are by default what its arguments are called: of pairs `chosen_length, rejected_length` and the like, while
+    `chosen, rejected` alone are log-ratios. `reference_point` is the default estimator of z0, for a loss that reads it.
+    `beside` are further terms. `name` and `title` are by default the function's name and its docstring's first line;
+    two decorators with two names make two losses of one function. The rest is what a Loss has. Raises ConfigError for
+    unknown inputs.
+    """
+
+    def declare(function: F) -> F:
+        inputs = _inputs(function, view == "pairs") if reads is None else tuple(reads)
+        unknown = set(inputs) - set(get_args(Read))
+        if unknown:
+            raise ConfigError(f"a loss cannot read {', '.join(sorted(unknown))}. Known: {', '.join(get_args(Read))}")
+        point = reference_point
+        if point is None and "z0" in inputs:
+            point = "zero" if view == "pairs" else "mismatched"
+        term = Term(function, unit or ("pairs" if view == "pairs" else "examples"), inputs, rows=rows)
+        row = Loss(
+            name=name or function.__name__,
+            view=view,
+            terms=(term, *beside),
+            title=title or _first_line(function),
+            paper=paper,
+            halo=halo,
+            reference_point=None if point is None else estimator(point),
+            constants=constants,
+            couples=couples,
+            learning_rate=learning_rate,
+            value_head="value" in inputs,
+            density_weights=density_weights,
+            control_tokens=control_tokens,
+        )
+        return _declare(function, row)
+
+    return declare
+
+
+def reference_point(*, averages: Averages = "partners") -> Callable[[F], F]:
+    """Make a function an estimator of z0: (prospect.losses.reference_point.Statistics, state) -> (z0, state)."""
+    return lambda f: _declare(f, ReferencePoint(f.__name__, f, averages, _first_line(f)))
+
+
+def modifier(
+    changes: Literal["log_ratio", "token_log_ratio", "weight", "reference"],
+    title: str,
+    paper: str,
+    *,
+    rows: Part = "all",
+    motion: Function | None = None,
+) -> Callable[[F], F]:
+    """Make a function a modifier, which reads what its arguments are called; `rows` are those whose input changes."""
+
+    def declare(function: F) -> F:
+        reads = _inputs(function)[0 if changes == "weight" else 1 :]
+        moves = function if changes == "reference" else motion
+        return _declare(function, Modifier(function.__name__, function, changes, reads, rows, moves, title, paper))
+
+    return declare
+
+
+def choice(argument: str) -> Callable[[F], F]:
+    """Make a function one that an argument of losses can be, by its name."""
+
+    def declare(function: F) -> F:
+        CHOICES[argument][function.__name__] = function
+        return function
+
+    return declare
+
+
+def collect(*modules: ModuleType) -> None:
+    """Put into the tables what the functions of these modules declare, in this order."""
+    tables: dict[type, dict[str, Any]] = {Loss: LOSSES, Modifier: MODIFIERS, ReferencePoint: REFERENCE_POINTS}
+    for module in modules:
+        for function in vars(module).values():
+            if getattr(function, "__module__", None) == module.__name__:
+                for row in _declared(function):
+                    tables[type(row)][row.name] = row
+
+
+def _declare(function: F, row: Loss | Modifier | ReferencePoint) -> F:
+    cast(Any, function).declared = [*_declared(function), row]
+    return function
+
+
+def _declared(function: Function) -> list[Any]:
+    return getattr(function, "declared", [])
+
+
+def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
+    """What a function reads, by the names of its positional arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    reads = [name for name in names if not pairs or not name.startswith("rejected")]
+    if pairs:
+        sides = [(n, n.replace("chosen", "rejected", 1)) if n.startswith("chosen") else (n,) for n in reads]
+        if [name for side in sides for name in side] != names:
+            raise ConfigError(f"a loss on pairs reads each input of chosen, then of rejected, not {', '.join(names)}")
+        reads = [name.removeprefix("chosen").removeprefix("_") or "log_ratio" for name in reads]
+    return cast(tuple[Read, ...], tuple(reads))
+
+
+def _first_line(function: Function) -> str:
+    return (function.__doc__ or function.__name__).strip().splitlines()[0].removesuffix(".")
+
+
+# ---- names become rows -----------------------------------------------------------------------------------------------
 
 
 def find(name: str) -> Loss:
@@ -24,36 +325,29 @@ def find(name: str) -> Loss:
         return parts[0][0]
     if not parts:
         raise ConfigError("--loss is empty: name a loss, as listed by `prospect losses`")
-    return mix(name, parts)
-
-
-def mix(name: str, parts: Sequence[tuple[Loss, float]]) -> Loss:
-    """The weighted sum of losses: their terms, with their coefficients. Raises ConfigError where views do not fit or
-    two parts want different preparations."""
     rows = [row for row, _ in parts]
     views = {row.view for row in rows} - {"text"} or {"text"}
     if len(views) > 1:
-        told = ", ".join(f"{row.name} ({row.view})" for row in rows)
-        raise ConfigError(f"{name} mixes losses that read different kinds of feedback: {told}")
-    chosen: dict[str, Any] = {}
-    for field in ("reference_point", "constants", "row_weights", "prepare", "live"):
-        wanted = {getattr(row, field) for row in rows} - {None}
-        if len(wanted) > 1:
-            raise ConfigError(
-                f"{name}: the parts disagree on the {field.replace('_', ' ')}: {', '.join(sorted(wanted))}"
-            )
-        chosen[field] = wanted.pop() if wanted else None
-    terms = [replace(term, coefficient=term.coefficient * weight) for row, weight in parts for term in row.terms]
+        kinds = ", ".join(f"{row.name} ({row.view})" for row in rows)
+        raise ConfigError(f"{name} mixes losses that read different kinds of feedback: {kinds}")
+    shared: dict[str, Any] = {}
+    for field in ("reference_point", "constants"):
+        values = {getattr(row, field) for row in rows} - {None}
+        if len(values) > 1:
+            names = ", ".join(sorted(getattr(value, "name", None) or value.__name__ for value in values))
+            raise ConfigError(f"{name}: the parts disagree on the {field.replace('_', ' ')}: {names}")
+        shared[field] = values.pop() if values else None
     return Loss(
         name=name,
         view=views.pop(),
-        terms=tuple(terms),
+        terms=tuple(replace(t, coefficient=t.coefficient * weight) for row, weight in parts for t in row.terms),
         title="Mixture of " + ", ".join(row.name for row in rows),
-        family="mixture",
         couples="step" if any(row.couples == "step" for row in rows) else "none",
         learning_rate=min(row.learning_rate for row in rows),
         value_head=any(row.value_head for row in rows),
-        **chosen,
+        density_weights=any(row.density_weights for row in rows),
+        control_tokens=any(row.control_tokens for row in rows),
+        **shared,
     )
 
 
@@ -64,50 +358,164 @@ def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
     """
     for name in modifiers:
         wrap = _named(name, MODIFIERS, "modifier")
-        if wrap.live and loss.live:
+        if wrap.motion and loss.motion:
             raise ConfigError(f"--modify {' '.join(modifiers)}: only one of them can move the reference")
-        if not loss.needs_reference and (wrap.changes or wrap.live):
+        if not loss.needs_reference and wrap.changes != "weight":
             raise ConfigError(f"--modify {name} changes log-ratios, but {loss.name} reads none: it has no reference")
-        loss = replace(
-            loss,
-            changes=loss.changes + wrap.changes,
-            weigh=loss.weigh + wrap.weigh,
-            live=wrap.live or loss.live,
-        )
+        loss = replace(loss, modifiers=(*loss.modifiers, wrap))
     return loss
 
 
-def estimator(name: str) -> ReferencePoint:
-    """The reference point called `name`, or a function "my_points.py:my_point". Raises ConfigError."""
-    if ".py:" not in name:
+def estimator(name: str | Function) -> ReferencePoint:
+    """The reference point of this name, of a function, or of a function "my_points.py:my_point". Raises ConfigError."""
+    if isinstance(name, str) and ".py:" not in name:
         return _named(name, REFERENCE_POINTS, "reference point")
-    function = load(name)
-    row = getattr(function, "row", None) or ReferencePoint(name, name, "partners", "")
-    return replace(row, name=name)
+    function = load(name) if isinstance(name, str) else name
+    row = next((row for row in _declared(function) if isinstance(row, ReferencePoint)), None)
+    row = row or ReferencePoint(function.__name__, function, "partners", "")
+    return replace(row, name=name) if isinstance(name, str) else row
+
+
+def load(name: str) -> Function:
+    """The function called "file.py:name". The user's file is run, as they asked for by naming it. Raises ConfigError
+    where it is missing or fails."""
+    place, _, attribute = name.rpartition(":")
+    module = _file(place)
+    if not callable(getattr(module, attribute, None)):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise ConfigError(f'{place} has no function "{attribute}".{nearest(attribute, functions)}')
+    function: Function = getattr(module, attribute)
+    return function
+
+
+@functools.cache
+def _file(place: str) -> ModuleType:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"there is no file {place}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a file that ends with .py has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
 
 
 def _part(text: str) -> tuple[Loss, float]:
     """A loss and its weight in a mixture: "dpo", "dpo:0.8", "my.py:mine", "my.py:mine:0.5"."""
-    name, _, weight = text.rpartition(":")
+    name, _, number = text.rpartition(":")
     try:
-        found = float(weight) if name else 1.0
+        weight = float(number) if name else 1.0
     except ValueError:
-        name, found = text, 1.0
+        name, weight = text, 1.0
     name = name or text
-    if not 0 < found < float("inf"):
+    if not 0 < weight < float("inf"):
         raise ConfigError(f"--loss {text}: a weight must be a positive number")
     if ".py:" not in name:
-        return _named(name, LOSSES, "loss"), found
-    function = load(name)
-    row = getattr(function, "row", None)
-    if not isinstance(row, Loss):
+        return _named(name, LOSSES, "loss"), weight
+    row = next((row for row in _declared(load(name)) if isinstance(row, Loss)), None)
+    if row is None:
         raise ConfigError(
             f'{name} is no loss: put @prospect.loss(view="binary", reads=("log_ratio", "desirable")) above it'
         )
-    return replace(row, name=name), found
+    return replace(row, name=name), weight
 
 
-def _named(name: str, rows: dict[str, Row], what: str) -> Row:
-    if name not in rows:
-        raise ConfigError(f'there is no {what} "{name}".{nearest(name, rows)} Known: {", ".join(rows)}')
-    return rows[name]
+Named = TypeVar("Named")
+
+
+def _named(name: str, table: Mapping[str, Named], what: str) -> Named:
+    if name not in table:
+        raise ConfigError(f'there is no {what} "{name}".{nearest(name, table)} Known: {", ".join(table)}')
+    return table[name]
+
+
+# ---- rows become functions -------------------------------------------------------------------------------------------
+
+
+def keywords(function: Function) -> dict[str, Any]:
+    """The keyword-only arguments of a function with their defaults; inspect.Parameter.empty where it has none."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def defaults(loss: Loss, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every hyper-parameter of a loss with its default, those of the chosen value function included.
+
+    Raises ConfigError where two terms of a mixture share an argument but not its default, and none is given.
+    """
+    given = given or {}
+    values: dict[str, Any] = {}
+    for function in loss.functions:
+        for key, default in keywords(function).items():
+            if key in CHOICES:
+                values[key] = given.get(key, default.__name__ if callable(default) else default)
+                values |= keywords(_choice(key, values[key]))
+            elif key in values and key not in given and values[key] != default:
+                raise ConfigError(
+                    f"the parts of {loss.name} have different defaults for {key} ({values[key]} and {default}): "
+                    f"give --loss.{key}"
+                )
+            else:
+                values[key] = default
+    return values
+
+
+def arguments(loss: Loss, given: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Defaults, then constants taken from the data, then what the user gave. Raises ConfigError on unknown names, on
+    values out of range, and where an argument without default is not given."""
+    values = defaults(loss, given)
+    values |= {name: value for name, value in (data or {}).items() if name in values}
+    for name, value in given.items():
+        if name not in values:
+            raise ConfigError(
+                f'the loss "{loss.name}" has no argument "{name}".{nearest(name, values)} '
+                f"It has: {', '.join(values) or 'none'}"
+            )
+        values[name] = value if name in CHOICES else _number(name, value)
+    missing = [name for name, value in values.items() if value is inspect.Parameter.empty]
+    if missing:
+        flags = " ".join(f"--loss.{name} VALUE" for name in missing)
+        raise ConfigError(f"{loss.name} needs {flags}: no value for it is published, so there is no default")
+    return values
+
+
+def bound(function: Function, values: Mapping[str, Any]) -> Function:
+    """The function with its keyword-only arguments filled in from `values`."""
+    filled = {
+        key: bound(_choice(key, values[key]), values) if key in CHOICES else values[key] for key in keywords(function)
+    }
+    return functools.partial(function, **filled) if filled else function
+
+
+def _choice(argument: str, name: Any) -> Function:
+    if isinstance(name, str) and ".py:" in name:
+        return load(name)
+    known = CHOICES[argument]
+    if name not in known:
+        raise ConfigError(
+            f'--loss.{argument}: there is no "{name}".{nearest(str(name), known)} Known: {", ".join(known)}'
+        )
+    return known[name]
+
+
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("beta", "tau", "temperature", "clip"), ("a positive number", lambda x: x > 0)),
+    **dict.fromkeys(
+        ("desirable_weight", "undesirable_weight", "nll_weight", "value_weight", "kl_weight", "regularization"),
+        ("0 or more", lambda x: x >= 0),
+    ),
+    "epsilon": ("from 0 to below 0.5", lambda x: 0 <= x < 0.5),
+}
+"""What an argument must be, in words and as a condition; else it may be any number."""
+
+
+def _number(name: str, value: Any) -> float:
+    words, fits = RANGES.get(name, ("a number", lambda x: True))
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and fits(value)):
+        raise ConfigError(f"--loss.{name} must be {words}, not {value!r}")
+    return float(value)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from prospect.losses.numerics import exp
-from prospect.losses.segments import segment_index
+from prospect.losses.numerics import exp, segment_index, segment_position
+from prospect.losses.registry import loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@loss(
+    "binary",
+    "Offline PPO, clipped, with a value head, as the HALOs repository defines it",
+    "arXiv 1707.06347",
+    unit="tokens",
+    couples="step",
+)
 def ppo(
     token_log_ratio: Tensor,
     offsets: Tensor,
@@ -40,28 +49,18 @@ def ppo(
     Choice: the authors' code, but whitened over everything given, which must be the whole optimizer step, where theirs
     takes a micro-batch. Log-ratios of a token above 30 continue the exponential by its tangent.
     """
-    with torch.no_grad():
-        remaining = _remaining(offsets, value)
-        thumb = torch.where(desirable, 1, -1).to(value)[segment_index(offsets, value)]
-        # The only reward comes at the end: what is still to come is the thumb, discounted once per token until then.
-        to_come = thumb * discount ** remaining.to(value.dtype)
-        next_value = torch.where(remaining > 0, _ahead(value, 1), 0)
-        surprise = torch.where(remaining > 0, 0, thumb) + discount * next_value - value
-        advantage = _whitened(_discounted_sums(surprise, remaining, discount * smoothing))
+    critic = value.detach()
+    index = segment_index(offsets, value)
+    remaining = offsets.diff().to(index.device)[index] - 1 - segment_position(offsets, value)
+    thumb = (2 * desirable.to(value) - 1)[index]
+    # The only reward comes at the end: what is still to come is the thumb, discounted once per token until then.
+    to_come = thumb * discount ** remaining.to(value.dtype)
+    next_value = critic.roll(-1).where(remaining > 0, 0)
+    surprise = thumb.where(remaining == 0, 0) + discount * next_value - critic
+    advantage = _whitened(_discounted_sums(surprise, remaining, discount * smoothing))
     ratio = exp(token_log_ratio)
-    policy = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    policy = (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
     return policy + value_weight * 0.5 * (value - to_come) ** 2 + kl_weight * token_log_ratio
-
-
-def _remaining(offsets: Tensor, like: Tensor) -> Tensor:
-    """How many tokens of its answer follow each token, (T,)."""
-    ends = offsets[1:].to(like.device)[segment_index(offsets, like)]
-    return ends - 1 - torch.arange(len(like), device=like.device)
-
-
-def _ahead(values: Tensor, steps: int) -> Tensor:
-    """values[t + steps] at t; 0 behind the end of the row."""
-    return torch.cat([values[steps:], values.new_zeros(min(steps, len(values)))])
 
 
 def _discounted_sums(values: Tensor, remaining: Tensor, rate: float) -> Tensor:
@@ -72,7 +71,7 @@ def _discounted_sums(values: Tensor, remaining: Tensor, rate: float) -> Tensor:
     """
     span = 1
     while span < len(values):
-        values = values + torch.where(remaining >= span, rate**span * _ahead(values, span), 0)
+        values = values + (rate**span * values.roll(-span)).where(remaining >= span, 0)
         span *= 2
     return values
 
@@ -80,4 +79,4 @@ def _discounted_sums(values: Tensor, remaining: Tensor, rate: float) -> Tensor:
 def _whitened(advantage: Tensor) -> Tensor:
     """Mean 0, variance 1 (of the population)."""
     centred = advantage - advantage.mean()
-    return centred * torch.rsqrt((centred**2).mean() + 1e-8)
+    return centred * ((centred**2).mean() + 1e-8).rsqrt()

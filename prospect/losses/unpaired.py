@@ -3,13 +3,47 @@ unreduced."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import softplus
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from prospect.losses.values import Value, logistic, lost
+from prospect.losses.likelihood import NLL
+from prospect.losses.numerics import softplus
+from prospect.losses.reference_point import mismatched, mismatched_logp, running_mean
+from prospect.losses.registry import TrainingRow, loss
+from prospect.losses.values import logistic, lost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prospect.losses.values import Value
 
 
+def balanced_weights(rows: Sequence[TrainingRow]) -> dict[str, float]:
+    """lambda_D, lambda_U with lambda_D * sum(w_D) = lambda_U * sum(w_U), the majority side staying at 1.
+
+    The lower end of arXiv 2402.01306 Eq. 9, lambda_D n_D / (lambda_U n_U) in [1, 3/2].
+    """
+    up = sum(row.weight for row in rows if row.desirable)
+    down = sum(row.weight for row in rows if not row.desirable)
+    if up == 0 or down == 0:
+        return {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    return {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
+
+
+def median_score(rows: Sequence[TrainingRow]) -> dict[str, float]:
+    """TGO's threshold: the median score of the training rows (arXiv 2605.04653)."""
+    return {"threshold": float(statistics.median(row.score for row in rows if row.score is not None))}
+
+
+@loss(
+    "binary",
+    "Kahneman-Tversky Optimization: the utility of each answer, from a thumb",
+    "arXiv 2402.01306, Eq. 8",
+    reference_point=mismatched,
+    constants=balanced_weights,
+    halo=True,
+)
 def kto(
     log_ratio: Tensor,
     desirable: Tensor,
@@ -40,10 +74,11 @@ def kto(
     Choice: `value` takes the place of the sigmoid, for ablations: logistic (published), logsigmoid, identity, hinge or
     power. `beta` then scales what it sees.
     """
-    gain = torch.where(desirable, log_ratio - z0, z0 - log_ratio)
+    gain = (log_ratio - z0).where(desirable, z0 - log_ratio)
     return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * lost(value, beta * gain)
 
 
+@loss("binary", "KTO without a reference model", "arXiv 2402.01306", reference_point=mismatched_logp)
 def kto_surprisal(
     logp: Tensor,
     length: Tensor,
@@ -66,10 +101,11 @@ def kto_surprisal(
     Use: where a reference pass is too dear. The paper finds it a little behind KTO at a desirable weight of 1.75, the
     default here, and several points worse at 1.5 or 2.0.
     """
-    gain = torch.where(desirable, logp / length - z0, z0 - logp / length)
-    return _class_weight(desirable, logp, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+    gain = (logp / length - z0).where(desirable, z0 - logp / length)
+    return _class_weight(desirable, logp, desirable_weight, undesirable_weight) * (-beta * gain).sigmoid()
 
 
+@loss("binary", "KTO with its reference point at zero", "arXiv 2408.06266", constants=balanced_weights, halo=True)
 def apo_zero_unpaired(
     log_ratio: Tensor,
     desirable: Tensor,
@@ -87,10 +123,20 @@ def apo_zero_unpaired(
 
     Use: where KTO's reference point would be 0 anyway: right after supervised fine-tuning on the same data.
     """
-    gain = torch.where(desirable, log_ratio, -log_ratio)
-    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * torch.sigmoid(-beta * gain)
+    gain = log_ratio.where(desirable, -log_ratio)
+    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * (-beta * gain).sigmoid()
 
 
+@loss(
+    "binary",
+    "BCO with density-ratio weights on the undesirable",
+    "arXiv 2404.04656",
+    name="bco_density",
+    reference_point=running_mean,
+    learning_rate=5e-7,
+    density_weights=True,
+)
+@loss("binary", "Binary Classifier Optimization", "arXiv 2404.04656", reference_point=running_mean, learning_rate=5e-7)
 def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) -> Tensor:
     """BCO: the cross-entropy of a classifier of thumbs whose logit is beta * r - delta, with delta = beta * z0.
 
@@ -109,10 +155,17 @@ def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) 
     takes the running mean over both classes together, which differs where one class is larger. The estimator of the
     reference point decides, in nats; the loss only multiplies it by beta.
     """
-    gain = torch.where(desirable, log_ratio - z0, z0 - log_ratio)
+    gain = (log_ratio - z0).where(desirable, z0 - log_ratio)
     return softplus(-beta * gain)
 
 
+@loss(
+    "binary",
+    "Negative Preference Optimization: unlearn the bad, keep the good",
+    "arXiv 2404.05868",
+    rows="undesirable",
+    beside=(NLL,),
+)
 def npo(log_ratio: Tensor, *, beta: float = 0.1) -> Tensor:
     """NPO: (2 / beta) * log(1 + e^(beta * r)), the part of DPO that speaks of the rejected answer.
 
@@ -129,6 +182,7 @@ def npo(log_ratio: Tensor, *, beta: float = 0.1) -> Tensor:
     return 2 / beta * softplus(beta * log_ratio)
 
 
+@loss("scores", "Threshold-guided optimization of scored answers", "arXiv 2605.04653", constants=median_score)
 def tgo(
     log_ratio: Tensor, score: Tensor, *, beta: float = 1.0, threshold: float = 0.0, confidence: float = 5.0
 ) -> Tensor:
@@ -147,12 +201,12 @@ def tgo(
 
     Choice: formula and defaults are known from a summary of the paper, not from its text.
     """
-    gain = torch.where(score >= threshold, log_ratio, -log_ratio)
+    gain = log_ratio.where(score >= threshold, -log_ratio)
     return (1 + confidence * (score - threshold).abs()).to(log_ratio.dtype) * softplus(-beta * gain)
 
 
 def _class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """lambda_D or lambda_U per completion, (N,) in the dtype of `like`."""
     # Filled: to copy two numbers to a CUDA device the host would wait for all that it still has to do.
-    weight = torch.full(desirable.shape, undesirable_weight, dtype=like.dtype, device=like.device)
+    weight = like.new_full(desirable.shape, undesirable_weight)
     return weight.masked_fill_(desirable, desirable_weight)
