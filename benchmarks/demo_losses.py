@@ -31,8 +31,7 @@ from prospect.demo.question import Question
 from prospect.engine.load import load
 from prospect.engine.policy import Policy
 from prospect.feedback.records import Completion, Record
-from prospect.losses.functions import defaults
-from prospect.losses.rows import LOSSES
+from prospect.losses.registry import LOSSES, defaults
 from prospect.training.console import Console
 
 ASKED, ANSWERS, MEASURED = 768, 4, 512

@@ -31,7 +31,7 @@ from prospect.engine.policy import Policy
 from prospect.engine.reference import score
 from prospect.engine.spans import How
 from prospect.engine.transfer import move
-from prospect.losses.segments import segment_sum
+from prospect.losses.numerics import segment_sum
 from prospect.training import gradient, loop, z0
 from prospect.training.batch import Micro, matched
 from prospect.training.job import Job

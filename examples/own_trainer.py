@@ -20,7 +20,7 @@ from prospect.data.options import DataOptions
 from prospect.engine.forward import Branches, forward
 from prospect.engine.load import load
 from prospect.engine.policy import Policy
-from prospect.losses.segments import segment_sum
+from prospect.losses.numerics import segment_sum
 from prospect.losses.unpaired import kto
 
 BATCH, LEARNING_RATE = 16, 5e-6

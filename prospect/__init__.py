@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LOSSES": "prospect.losses.rows:LOSSES",
+    "LOSSES": "prospect.losses.registry:LOSSES",
     "Completion": "prospect.feedback.records:Completion",
     "ConfigError": "prospect.errors:ConfigError",
     "DataError": "prospect.errors:DataError",
@@ -55,8 +55,8 @@ _HOMES = {
     "TrainConfig": "prospect.training.config:TrainConfig",
     "UserError": "prospect.errors:UserError",
     "load_feedback": "prospect.feedback.load:load",
-    "loss": "prospect.losses.own:loss",
-    "reference_point": "prospect.losses.own:reference_point",
+    "loss": "prospect.losses.registry:loss",
+    "reference_point": "prospect.losses.registry:reference_point",
     "write_feedback": "prospect.data.write:write",
 }
 

@@ -23,11 +23,11 @@ from prospect.feedback.records import (
     Pair as Pair,
     Record as Record,
 )
-from prospect.losses.own import (
+from prospect.losses.registry import (
+    LOSSES as LOSSES,
     loss as loss,
     reference_point as reference_point,
 )
-from prospect.losses.rows import LOSSES as LOSSES
 from prospect.run import Run as Run
 from prospect.training.config import TrainConfig as TrainConfig
 

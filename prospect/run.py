@@ -42,7 +42,7 @@ from prospect.feedback.load import Feedback
 from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import readable
 from prospect.feedback.sources import source_path
-from prospect.losses import functions, registry
+from prospect.losses import registry
 from prospect.report.evidence import read as read_folder
 from prospect.report.page import write_report
 from prospect.report.verdict import result_line
@@ -140,7 +140,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     began = time.monotonic()
     config, resumed = runfolder.settle(config, typed)
     folder, loss = Path(config.out), registry.modified(registry.find(config.loss), config.modify)
-    Objective(loss, functions.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
+    Objective(loss, registry.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     ranks.start(config.device)
     if resumed is not None and ranks.rank() == 0:
@@ -233,7 +233,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
 
     job = replace(
         job,
-        reference=(live if job.loss.live else reference) if job.loss.needs_reference else None,
+        reference=(live if job.loss.motion else reference) if job.loss.needs_reference else None,
         live=live,
         measure=lambda step: _brief(evaluate(resamples=0)),
         sample=sample,
@@ -283,9 +283,9 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
         policy = prepare.load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
     numbers = sorted({i for step in job.schedule.steps for i in step.rows})
     asked: list[Query] = []
-    if job.loss.needs_reference and not job.loss.live:
+    if job.loss.needs_reference and not job.loss.motion:
         asked += job.corpus.answered(numbers)
-    if job.point is not None and job.point.averages == "partners" and not job.loss.live:
+    if job.point is not None and job.point.averages == "partners" and not job.loss.motion:
         asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
         asked += scoring.queries(held.trees, held.rows, partners, job.context)
@@ -420,7 +420,7 @@ def _begin_folder(
 ) -> None:
     """Write config.json, which makes the folder one that can be resumed, and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
-    terms = [getattr(term.function, "__name__", term.function) for term in job.loss.terms]
+    terms = [term.function.__name__ for term in job.loss.terms]
     loss = {
         "terms": terms,
         "arguments": job.arguments,

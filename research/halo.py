@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prospect.losses.functions import bound, defaults
-from prospect.losses.table import Loss
+from prospect.losses.registry import Loss, bound, defaults
 
 Summand = tuple[Callable[..., Tensor], Sequence[str], str]
 """(function without free hyper-parameters, what it reads, rows: "all", "desirable" or "undesirable")."""

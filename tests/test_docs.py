@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,17 @@ import yaml
 from prospect.cli import options as cli_options
 from prospect.cli.losses import markdown
 from prospect.cli.main import COMMANDS, main
-from prospect.losses import registry, rows
-from prospect.losses.functions import (
+from prospect.losses import registry
+from prospect.losses.registry import (
     CHOICES,
+    LOSSES,
+    MODIFIERS,
     defaults,
     keywords,
-    load,
 )
-from prospect.losses.rows import LOSSES, MODIFIERS
-from prospect.losses.table import Loss, Term
 from prospect.training import names
 from prospect.training.config import from_dict
+from prospect.training.objective import Objective
 from tests.helpers.needs import OLD_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def loss_arguments() -> set[str]:
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
     every |= {name for value in CHOICES["value"] for name in defaults(LOSSES["kto"], {"value": value})}
     every |= {name for chosen in CHOICES["divergence"] for name in defaults(LOSSES["fdpo"], {"divergence": chosen})}
-    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(load(f))}
+    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(f)}
     return every | {"steepness"}
 
 
@@ -231,22 +232,32 @@ def block(page: str, first: str) -> str:
 def test_the_example_of_contributing_adds_a_loss(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its function in the module that it names, its row in the table that it names, its command line: they work."""
+    """Its function in the file that it names is in the table, has a value and a gradient, and is explained; its command
+    line works."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert "row to `LOSSES` in `prospect/losses/rows.py`" in page and "LOSSES" in vars(rows)
-    names = {"torch": torch, "Tensor": torch.Tensor, "Loss": Loss, "Term": Term}
-    exec(block("CONTRIBUTING.md", "def squared_hinge"), names)
-    row = eval(block("CONTRIBUTING.md", "Loss(").rstrip(","), names)
-    module, _, function = str(row.terms[0].function).partition(":")
-    monkeypatch.setattr(importlib.import_module(module), function, names[function], raising=False)
-    monkeypatch.setitem(LOSSES, row.name, row)
+    place = re.search(r"`prospect/losses/(\w+)\.py`", page)
+    assert place is not None
+    module = importlib.import_module(f"prospect.losses.{place[1]}")
+    code = block("CONTRIBUTING.md", "@loss(")
+    assert len(code.splitlines()) <= 10
+    extended = types.ModuleType(module.__name__)
+    vars(extended).update(vars(module))
+    exec(code, vars(extended))
+    command = re.search(r"`prospect train --loss (\S+) --loss\.beta ([\d.]+)`", page)
+    assert command is not None and command[1] not in LOSSES
+    monkeypatch.setitem(LOSSES, command[1], LOSSES["dpo"])  # afterwards it is gone again
+    registry.collect(extended)
+    row = registry.find(command[1])
     assert main(["losses", row.name]) == 0
     assert "beta 0.1" in capsys.readouterr().out
     assert row.family in {other.family for other in LOSSES.values() if other is not row}
-    command = re.search(r"`prospect train (--loss \S+) --loss\.beta ([\d.]+)`", page)
-    assert command is not None and command[1] == f"--loss {row.name}"
-    value = load(row.terms[0].function)(torch.tensor([3.0]), torch.tensor([1.0]), beta=float(command[2]))
+    arguments = registry.arguments(row, {"beta": float(command[2])})
+    chosen, rejected = torch.tensor([3.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    value = registry.bound(row.terms[0].function, arguments)(chosen, rejected)
     assert value.tolist() == pytest.approx([(1 - 0.2 * 2.0) ** 2])
+    value.sum().backward()
+    assert chosen.grad is not None and chosen.grad.item() == pytest.approx(-2 * 0.2 * (1 - 0.2 * 2.0))
+    Objective(row, arguments).rehearse()
 
 
 def test_the_examples_of_own_loss_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +267,7 @@ def test_the_examples_of_own_loss_work(tmp_path: Path, monkeypatch: pytest.Monke
     Path("my_losses.py").write_text("\n\n".join(block("docs/own-loss.md", part) for part in parts))
     row = registry.find("my_losses.py:exponential")
     ratio, desirable = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
-    values = load(row.terms[0].function)(ratio, desirable, beta=0.2)
+    values = row.terms[0].function(ratio, desirable, beta=0.2)
     assert (row.view, row.terms[0].reads) == ("binary", ("log_ratio", "desirable"))
     assert values.tolist() == pytest.approx([math.exp(-0.2), math.exp(0.2)])
     assert registry.estimator("my_losses.py:median_of_partners").averages == "partners"

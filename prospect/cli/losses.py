@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,10 +13,16 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from prospect.cli.options import parse
-from prospect.losses import registry
-from prospect.losses.functions import defaults, keywords, load
-from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
-from prospect.losses.table import Loss, Modifier, ReferencePoint
+from prospect.losses.registry import (
+    LOSSES,
+    MODIFIERS,
+    REFERENCE_POINTS,
+    Function,
+    Loss,
+    defaults,
+    find,
+    keywords,
+)
 from prospect.training.console import Console
 
 VIEWS = {"binary": "thumbs", "pairs": "pairs", "scores": "scores", "text": "answers to imitate"}
@@ -43,11 +50,21 @@ def losses(arguments: list[str]) -> int:
     elif options.markdown:
         print(markdown(), end="")
     elif options.name in MODIFIERS:
-        _explain_modifier(console, MODIFIERS[options.name])
+        modifier = MODIFIERS[options.name]
+        _explain(
+            console,
+            f"--modify {modifier.name}",
+            f"{modifier.title} ({modifier.paper})",
+            {"arguments": _modifier_arguments(modifier.functions) or "none"},
+            [("", _doc(function)) for function in modifier.functions],
+        )
     elif options.name in REFERENCE_POINTS:
-        _explain_point(console, REFERENCE_POINTS[options.name])
+        point = REFERENCE_POINTS[options.name]
+        rest = _doc(point.function).partition("\n")[2].strip()  # the title is its first line
+        _explain(console, f"--reference-point {point.name}", point.title, {}, [("", rest)])
     elif options.name:
-        _explain(console, registry.find(options.name))
+        row = find(options.name)
+        _explain(console, row.name, row.title, _facts(row), _terms(row))
     else:
         _list(Console(highlight=False))
     return 0
@@ -75,23 +92,26 @@ def _section(console: Console, title: str, named: dict[str, str]) -> None:
     console.print(Padding(rows, (0, 0, 1, 2)))
 
 
-def _explain(console: Console, row: Loss) -> None:
-    console.print(f"[bold]{row.name}[/]: {row.title}")
-    for name, value in _facts(row).items():
-        console.print(f"  {name + ':':17}{value}", markup=False)
-    for heading, text in _terms(row):
-        console.print(f"\n[bold]{heading}[/]")
+def _explain(console: Console, name: str, title: str, facts: dict[str, str], texts: Sequence[tuple[str, str]]) -> None:
+    console.print(f"[bold]{name}[/]: {title}")
+    for fact, value in facts.items():
+        console.print(f"  {fact + ':':17}{value}", markup=False)
+    for heading, text in texts:
+        console.print()
+        if heading:
+            console.print(heading, style="bold")
         console.print(text, markup=False)
 
 
 def _facts(row: Loss) -> dict[str, str]:
+    inputs = ", ".join(dict.fromkeys(name for term in row.terms for name in term.reads))
     facts = {
-        "source": ", ".join(filter(None, (row.paper, row.equation))) or "no single one",
-        "reads": f"{VIEWS[row.view]}: {_inputs(row)}" + ("" if row.needs_reference else "; no reference model"),
+        "source": row.paper or "no single one",
+        "reads": f"{VIEWS[row.view]}: {inputs}" + ("" if row.needs_reference else "; no reference model"),
         "HALO": "yes" if row.halo else "no (docs/halo.md says why)",
-        "reference point": row.reference_point,
+        "reference point": row.reference_point.name if row.reference_point else None,
         "learning rate": f"{row.learning_rate:g}, ten times that for LoRA",
-        "arguments": _given(defaults(row)) or "none",
+        "arguments": _values(defaults(row)) or "none",
         "couples": "one answer's loss depends on the whole step's" if row.couples == "step" else None,
     }
     return {name: value for name, value in facts.items() if value}
@@ -99,15 +119,15 @@ def _facts(row: Loss) -> dict[str, str]:
 
 def _terms(row: Loss) -> list[tuple[str, str]]:
     """Each term's place in the objective, and its function's docstring."""
-    found = []
+    texts = []
     for number, term in enumerate(row.terms, start=1):
         side = {"desirable": "chosen", "undesirable": "rejected"} if row.view == "pairs" else {}
         about = "" if term.rows == "all" else f" of the {side.get(term.rows, term.rows)} answers"
         count = f" (term {number} of {len(row.terms)})" if len(row.terms) > 1 else ""
         times = "" if term.coefficient == 1 else f"{term.coefficient:g} times "
         heading = f"{times}The mean per {term.unit.removesuffix('s')}{about}{count}".capitalize()
-        found.append((heading, inspect.getdoc(load(term.function)) or "(it has no docstring)"))
-    return found
+        texts.append((heading, _doc(term.function)))
+    return texts
 
 
 def markdown() -> str:
@@ -124,7 +144,7 @@ def markdown() -> str:
         for row in mine:
             halo = "yes" if row.halo else "no"
             lines.append(
-                f"| [{row.name}](#{row.name}) | {row.title} | {halo} | {_given(defaults(row))} | {row.paper} |"
+                f"| [{row.name}](#{row.name}) | {row.title} | {halo} | {_values(defaults(row))} | {row.paper} |"
             )
         for row in mine:
             lines += ["", f"### {row.name}", "", f"{row.title}.", ""]
@@ -133,42 +153,35 @@ def markdown() -> str:
                 lines += ["", f"{heading}:", "", *("    " + line if line else "" for line in text.splitlines())]
         lines.append("")
     lines += ["## Modifiers", "", "| --modify | what it does | arguments | paper |", "|---|---|---|---|"]
-    lines += [f"| {m.name} | {m.title} | {_given(_modifier_arguments(m))} | {m.paper} |" for m in MODIFIERS.values()]
+    lines += [f"| {m.name} | {m.title} | {_modifier_arguments(m.functions)} | {m.paper} |" for m in MODIFIERS.values()]
     lines += ["", "## Reference points", "", "| --reference-point | z0 is |", "|---|---|"]
     lines += [f"| {point.name} | {point.title} |" for point in REFERENCE_POINTS.values()]
     return "\n".join(lines) + "\n"
 
 
-def _explain_modifier(console: Console, modifier: Modifier) -> None:
-    console.print(f"[bold]--modify {modifier.name}[/]: {modifier.title} ({modifier.paper})")
-    console.print(f"  arguments: {_given(_modifier_arguments(modifier)) or 'none'}", markup=False)
-    for function in modifier.functions:
-        console.print("\n" + (inspect.getdoc(load(function)) or ""), markup=False)
+def _modifier_arguments(functions: Sequence[Function]) -> str:
+    return _values({name: value for function in functions for name, value in keywords(function).items()})
 
 
-def _explain_point(console: Console, point: ReferencePoint) -> None:
-    console.print(f"[bold]--reference-point {point.name}[/]: {point.title}")
-    console.print("\n" + (inspect.getdoc(load(point.function)) or ""), markup=False)
+def _doc(function: Function) -> str:
+    return inspect.getdoc(function) or "(it has no docstring)"
 
 
-def _modifier_arguments(modifier: Modifier) -> dict[str, Any]:
-    return {k: v for function in modifier.functions for k, v in keywords(load(function)).items()}
+def _values(arguments: dict[str, Any]) -> str:
+    """Arguments with their values, in words."""
 
-
-def _inputs(row: Loss) -> str:
-    return ", ".join(dict.fromkeys(name for term in row.terms for name in term.reads))
-
-
-def _given(arguments: dict[str, Any]) -> str:
-    def told(value: Any) -> str:
+    def words(value: Any) -> str:
         return "required" if value is inspect.Parameter.empty else value if isinstance(value, str) else f"{value:g}"
 
-    return ", ".join(f"{name} {told(value)}" for name, value in arguments.items())
+    return ", ".join(f"{name} {words(value)}" for name, value in arguments.items())
 
 
 def _plain(row: Loss) -> dict[str, Any]:
-    return {
-        "name": row.name, "family": row.family, "view": row.view, "title": row.title, "paper": row.paper,
-        "equation": row.equation, "halo": row.halo, "reads": sorted(row.reads), "reference": row.needs_reference,
-        "reference_point": row.reference_point, "arguments": defaults(row), "learning_rate": row.learning_rate,
-    }  # fmt: skip
+    """A row for machines."""
+    plain = {name: getattr(row, name) for name in ("name", "family", "view", "title", "paper", "halo", "learning_rate")}
+    return plain | {
+        "reads": sorted(row.reads),
+        "reference": row.needs_reference,
+        "reference_point": row.reference_point.name if row.reference_point else None,
+        "arguments": defaults(row),
+    }

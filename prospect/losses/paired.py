@@ -14,12 +14,10 @@ from prospect.losses.likelihood import NLL
 from prospect.losses.numerics import exp, logsigmoid, segment_index, segment_position, segment_sum, softplus
 from prospect.losses.reference_point import zero
 from prospect.losses.registry import loss
-from prospect.losses.values import reverse_kl
+from prospect.losses.values import Divergence, reverse_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from prospect.losses.values import Divergence
 
 
 @loss(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from prospect.losses.registry import reference_point
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Tensor | None
+State: TypeAlias = "Tensor | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Statistics:
         """Standard error of `mean` from the sample variance; NaN below two values."""
         if len(self.values) < 2:
             return self.values.new_full((), math.nan)
-        return self.values.detach().std() / len(self.values) ** 0.5
+        return self.values.detach().std() / math.sqrt(len(self.values))
 
 
 @reference_point(averages="partners")

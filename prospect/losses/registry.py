@@ -149,7 +149,8 @@ class Loss:
     @property
     def reads(self) -> frozenset[Read]:
         """Everything that its functions read."""
-        return frozenset(name for part in (*self.terms, *self.modifiers) for name in part.reads)
+        parts: list[Term | Modifier] = [*self.terms, *self.modifiers]
+        return frozenset(name for part in parts for name in part.reads)
 
     @property
     def needs_reference(self) -> bool:

@@ -11,12 +11,10 @@ from prospect.losses.likelihood import NLL
 from prospect.losses.numerics import softplus
 from prospect.losses.reference_point import mismatched, mismatched_logp, running_mean
 from prospect.losses.registry import TrainingRow, loss
-from prospect.losses.values import logistic, lost
+from prospect.losses.values import Value, logistic, lost
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from prospect.losses.values import Value
 
 
 def balanced_weights(rows: Sequence[TrainingRow]) -> dict[str, float]:

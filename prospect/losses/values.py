@@ -9,7 +9,7 @@ log-ratio r in nats: f'(e^r) up to a constant, which cancels in the pair. All ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from prospect.losses import numerics
 from prospect.losses.registry import choice
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    Value = Callable[[Tensor], Tensor]
-    Divergence = Callable[[Tensor], Tensor]
+Value: TypeAlias = "Callable[[Tensor], Tensor]"
+Divergence: TypeAlias = Value
 
 
 @choice("value")
@@ -72,7 +72,7 @@ def power(u: Tensor, *, alpha: float = 0.88, loss_aversion: float = 2.25, floor:
     gain = u >= 0
     # where() rather than abs(): the slope of abs at 0 is 0, and nothing would be learnt from an untrained policy.
     size = u.where(gain, -u)
-    felt = (size + floor) ** alpha - floor**alpha
+    felt: Tensor = (size + floor) ** alpha - floor**alpha
     return felt.where(gain, -loss_aversion * felt)
 
 

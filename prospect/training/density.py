@@ -16,7 +16,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 
 from prospect.data.dataset import Corpus
 from prospect.engine.device import release, within_memory
@@ -24,7 +23,7 @@ from prospect.engine.forward import forward
 from prospect.engine.packing import Branches, Ids
 from prospect.engine.policy import Policy
 from prospect.errors import RunError
-from prospect.losses.segments import segment_mean
+from prospect.losses.numerics import segment_mean
 
 LOWEST, HIGHEST = 0.5, 10.0
 RIDGE = 1.0
@@ -76,6 +75,8 @@ def _means(policy: Policy, prompts: Sequence[Ids]) -> npt.NDArray[np.float64]:
 
 def regress(x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """p(y | x) of each row by ridge-penalised logistic regression with an intercept."""
+    from scipy.optimize import minimize  # slow to import, and few runs need it
+
     x = np.hstack([x, np.ones((len(x), 1))])
     sign = np.where(y, 1.0, -1.0)
 

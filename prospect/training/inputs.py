@@ -20,7 +20,7 @@ from prospect.engine.forward import forward, forward_more
 from prospect.engine.packing import Branches, Ids, TokenLogps
 from prospect.engine.policy import Policy
 from prospect.engine.transfer import move, take
-from prospect.losses.segments import segment_sum
+from prospect.losses.numerics import segment_sum
 from prospect.training.batch import Micro
 
 

@@ -17,9 +17,8 @@ from prospect.engine.forward import on_trees
 from prospect.engine.policy import Policy
 from prospect.engine.reference import LiveReference
 from prospect.errors import ModelError
-from prospect.losses.functions import bound
-from prospect.losses.motion import Motion
-from prospect.losses.table import Loss, ReferencePoint
+from prospect.losses.modifiers import Motion
+from prospect.losses.registry import Loss, ReferencePoint, bound
 from prospect.training import ranks
 from prospect.training.batch import Micro, trees_of
 from prospect.training.config import TrainConfig
@@ -78,12 +77,12 @@ class Job:
     @property
     def needs_live(self) -> bool:
         """Whether the reference must be there as weights."""
-        return self.loss.live is not None or (self.point is not None and self.point.live)
+        return self.loss.motion is not None or (self.point is not None and self.point.live)
 
     @cached_property
     def motion(self) -> Motion | None:
         """How the reference moves, if it does."""
-        return None if self.loss.live is None else bound(self.loss.live, self.arguments)()
+        return None if self.loss.motion is None else bound(self.loss.motion, self.arguments)()
 
     @cached_property
     def objective(self) -> Objective:

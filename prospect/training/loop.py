@@ -21,7 +21,7 @@ from prospect.engine.checks import nan_source, nonfinite_tensors
 from prospect.engine.device import COMPUTED_IN, matmul_peak
 from prospect.engine.reference import LiveReference
 from prospect.errors import Interrupted, ModelError, NonFiniteError
-from prospect.losses.motion import Motion
+from prospect.losses.modifiers import Motion
 from prospect.training import checkpoint, ranks
 from prospect.training import statistics as figures
 from prospect.training.batch import matched

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from prospect.data.dataset import Corpus
 from prospect.errors import ConfigError
-from prospect.losses.functions import bound
-from prospect.losses.segments import segment_sum
-from prospect.losses.table import (
-    Change,
-    Loss,
-    Part,
-    Term,
-)
+from prospect.losses.numerics import segment_sum
+from prospect.losses.registry import Loss, Modifier, Part, Term, bound
 from prospect.training.inputs import Batch, Tokens
 
 Function = Callable[..., Tensor]
@@ -34,10 +28,9 @@ class Objective:
     def __init__(self, loss: Loss, arguments: Mapping[str, Any]) -> None:
         self.loss, self.arguments = loss, dict(arguments)
         self.terms: list[tuple[Term, Function]] = [(term, bound(term.function, arguments)) for term in loss.terms]
-        self.changes: list[tuple[Change, Function]] = [(c, bound(c.function, arguments)) for c in loss.changes]
-        self.weigh: list[tuple[tuple[str, ...], Function]] = [
-            (w.reads, bound(w.function, arguments)) for w in loss.weigh
-        ]
+        modifiers = [(m, bound(m.function, arguments)) for m in loss.modifiers if m.changes != "reference"]
+        self.changes: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes != "weight"]
+        self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
 
     def count(self, corpus: Corpus, rows: Iterable[int]) -> list[int]:
         """The whole step's examples, pairs or tokens that each term is about, on all ranks. Weights do not count."""
@@ -54,10 +47,10 @@ class Objective:
     def __call__(self, batch: Batch, counts: list[int]) -> Tensor:
         """The batch's share of the step's objective, a scalar."""
         weight = batch.weight
-        for reads, function in self.weigh:
+        for modifier, function in self.weights:
             for side in range(len(batch.sides)):
-                weight = weight * function(*(self._input(name, batch, side) for name in reads)).detach()
-        if self.weigh:
+                weight = weight * function(*(self._input(name, batch, side) for name in modifier.reads)).detach()
+        if self.weights:
             batch = replace(batch, weight=weight)
         total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         for (term, function), count in zip(self.terms, counts, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prospect.losses.rows import LOSSES
+from prospect.losses.registry import LOSSES
 
 LORA_RATE = 10.0
 """LoRA's learning rate over that of whole models: its matrices start at zero and move a small part of the model."""

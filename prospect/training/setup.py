@@ -25,10 +25,9 @@ from prospect.feedback.records import (
     examples,
     threshold_of,
 )
-from prospect.losses import functions, registry, table
-from prospect.losses.rows import LOSSES
-from prospect.losses.table import Loss
-from prospect.training import ranks
+from prospect.losses import registry
+from prospect.losses.registry import LOSSES, Loss, ReferencePoint
+from prospect.training import conditional, density, ranks
 from prospect.training.budget import KNEE
 from prospect.training.config import TrainConfig
 from prospect.training.job import Job
@@ -84,7 +83,7 @@ def rows(
     # One number for both sides of the split: the training feedback's.
     threshold = None if config.threshold is None else repr(threshold_of(records, config.threshold))
     options = replace(data_options(config, policy), threshold=threshold)
-    if loss.prepare and options.max_length is not None:
+    if loss.control_tokens and options.max_length is not None:
         options = replace(options, max_length=options.max_length - 1)  # room for a control token
 
     def view(part: Sequence[Record], name: View) -> Corpus:
@@ -105,10 +104,10 @@ def rows(
             "good ones with --loss sft"
         )
     apart_rows = None if apart is None else view(apart, held_out_view(apart, config.threshold))
-    if loss.prepare:
-        training, apart_rows = functions.load(loss.prepare)(policy, training, apart_rows)
-    if loss.row_weights:
-        factors = functions.load(loss.row_weights)(policy, training)
+    if loss.control_tokens:
+        training, apart_rows = conditional.prepare(policy, training, apart_rows)
+    if loss.density_weights:
+        factors = density.weights(policy, training)
         weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.rows, factors, strict=True))
         training = replace(training, rows=tuple(weighed))
     return training, apart_rows
@@ -161,8 +160,8 @@ def arguments(config: TrainConfig, loss: Loss, training: Corpus) -> dict[str, An
     """The loss's arguments: defaults, constants taken from the training rows (fixed for the run), the user's own."""
     constants = {}
     if loss.constants and (config.weights == "auto" or loss.view == "scores"):
-        constants = functions.load(loss.constants)(training.rows)
-    return functions.arguments(loss, config.loss_args, constants)
+        constants = loss.constants(training.rows)
+    return registry.arguments(loss, config.loss_args, constants)
 
 
 def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, log: RunLog) -> Job:
@@ -210,14 +209,14 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
     )
 
 
-def _reference_point(config: TrainConfig, loss: Loss) -> table.ReferencePoint | None:
+def _reference_point(config: TrainConfig, loss: Loss) -> ReferencePoint | None:
     """The estimator of z0, None where the loss has none. Raises ConfigError where it does not fit."""
     if not loss.reference_point:
         if config.reference_point or config.z0_gradient:
             flag = "--reference-point" if config.reference_point else "--z0-gradient"
             raise ConfigError(f'the loss "{loss.name}" has no reference point: leave out {flag}')
         return None
-    point = registry.estimator(config.reference_point or loss.reference_point)
+    point = registry.estimator(config.reference_point) if config.reference_point else loss.reference_point
     if loss.view == "pairs" and point.averages not in ("matched", "nothing"):
         raise ConfigError(
             f"{point.name} asks for single answers, but {loss.name} reads pairs: take running_mean or zero"

@@ -20,9 +20,8 @@ from prospect.engine.packing import Branches, Ids
 from prospect.engine.reference import kl_tokens, token_kl
 from prospect.engine.transfer import move, take
 from prospect.errors import ConfigError
-from prospect.losses.functions import load
+from prospect.losses.numerics import segment_sum
 from prospect.losses.reference_point import Statistics
-from prospect.losses.segments import segment_sum
 from prospect.training import ranks
 from prospect.training.batch import (
     Micro,
@@ -112,7 +111,7 @@ def reference_point(job: Job, step: Step, state: Tensor | None, *, at_reference:
         values.zero_()
     through = job.config.z0_gradient and bool(keys)
     seen = _statistics(job, step, keys, values.requires_grad_(through))
-    z0, state = load(job.point.function)(seen, state)
+    z0, state = job.point.function(seen, state)
     if z0.ndim and len(z0) != len(step.rows):
         raise ConfigError(
             f"step {step.index}: the reference point {job.point.name} gave {len(z0)} numbers for {len(step.rows)} "

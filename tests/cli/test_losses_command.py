@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prospect.cli.main import main
-from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
+from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS
 
 
 def test_the_list_names_everything_in_80_columns(

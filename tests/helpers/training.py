@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prospect.engine.reference import LiveReference
-from prospect.losses.rows import LOSSES
+from prospect.losses.registry import LOSSES
 from prospect.training.gradient import gradient
 from prospect.training.job import Job
 from prospect.training.z0 import reference_point
@@ -154,5 +154,5 @@ def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) ->
 def with_live(job: Job) -> None:
     if job.needs_live:
         job.live = LiveReference(job.policy)
-        if job.loss.live:
+        if job.loss.motion:
             job.reference = job.live

@@ -3,18 +3,18 @@ have."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
+from types import ModuleType
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from prospect.data.schedule import Row
 from prospect.errors import ConfigError
-from prospect.losses import registry
-from prospect.losses.constants import balanced_weights, median_score
-from prospect.losses.functions import arguments, defaults, load
+from prospect.losses import likelihood, paired, reference_free, registry, tokenwise, unpaired
 from prospect.losses.likelihood import sft
 from prospect.losses.paired import dpo
 from prospect.losses.reference_point import (
@@ -27,8 +27,8 @@ from prospect.losses.reference_point import (
     unclamped,
     zero,
 )
-from prospect.losses.rows import LOSSES
-from prospect.losses.unpaired import kto
+from prospect.losses.registry import LOSSES, Loss, arguments, defaults
+from prospect.losses.unpaired import balanced_weights, kto, median_score
 
 R = torch.tensor([3.0, -1.5], dtype=torch.float64)
 UP_DOWN = torch.tensor([True, False])
@@ -184,7 +184,7 @@ def test_table_rows_load_and_agree_with_their_functions() -> None:
     for name, row in LOSSES.items():
         assert name == row.name
         for term in row.terms:
-            assert callable(load(term.function))
+            assert callable(term.function)
     expected = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "value": "logistic"}
     assert defaults(registry.find("kto")) == expected
     assert not registry.find("sft").needs_reference and registry.find("dpo").needs_reference
@@ -228,13 +228,54 @@ def test_unknown_names_get_the_nearest() -> None:
         registry.estimator("mismatch")
 
 
-@pytest.mark.parametrize("module", ["unpaired", "paired", "paired_length", "reference_free", "likelihood", "tokenwise"])
-def test_every_function_has_a_row(module: str) -> None:
-    """A loss that the documentation names can be trained with."""
-    place = f"prospect.losses.{module}"
+@pytest.mark.parametrize("module", [unpaired, paired, reference_free, likelihood, tokenwise])
+def test_every_function_has_a_row(module: ModuleType) -> None:
+    """A loss that the documentation names can be trained with; and a function that computes constants is a row's."""
     public = {
-        f"{place}:{name}"
-        for name, function in vars(importlib.import_module(place)).items()
-        if inspect.isfunction(function) and function.__module__ == place and not name.startswith("_")
+        function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert public and public <= {term.function for loss in LOSSES.values() for term in loss.terms}
+    used = {term.function for loss in LOSSES.values() for term in loss.terms}
+    assert public and public <= used | {loss.constants for loss in LOSSES.values()}
+
+
+def test_inputs_are_the_names_of_arguments() -> None:
+    """Of pairs each once per side, chosen first; `reads` says the same in words, and an order of its own is refused."""
+
+    def own(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, z0: Tensor) -> Tensor:
+        return chosen
+
+    def crossed(chosen: Tensor, chosen_length: Tensor, rejected: Tensor, rejected_length: Tensor) -> Tensor:
+        return chosen
+
+    def unheard(log_ratio: Tensor, mood: Tensor) -> Tensor:
+        return log_ratio
+
+    row = row_of(registry.loss(view="pairs")(own))
+    assert row.terms[0].reads == ("log_ratio", "length", "z0") and row.reference_point is not None
+    assert row_of(registry.loss(view="pairs", reads=("log_ratio", "length", "z0"))(own)).terms == row.terms
+    with pytest.raises(ConfigError, match="each input of chosen, then of rejected"):
+        registry.loss(view="pairs")(crossed)
+    with pytest.raises(ConfigError, match="cannot read mood. Known: log_ratio"):
+        registry.loss(view="binary")(unheard)
+
+
+def row_of(function: Any) -> Loss:
+    """What the decorator nearest to the `def` has declared last."""
+    row: Loss = function.declared[-1]
+    return row
+
+
+def test_two_names_are_two_losses_of_one_function() -> None:
+    """And a loss of one's own is in no table, whatever it is called."""
+
+    @registry.loss("binary", "The second", name="second")
+    @registry.loss("binary")
+    def kto(log_ratio: Tensor, desirable: Tensor, *, beta: float = 0.1) -> Tensor:
+        """The first."""
+        return log_ratio
+
+    first, second = cast(Any, kto).declared
+    assert (first.name, first.title, second.name, second.title) == ("kto", "The first", "second", "The second")
+    assert first.terms[0].function is second.terms[0].function is kto is not LOSSES["kto"].terms[0].function

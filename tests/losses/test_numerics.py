@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from prospect.losses.numerics import exp, expm1, log1mexp
-from prospect.losses.segments import segment_mean, segment_sum
+from prospect.losses.numerics import exp, expm1, log1mexp, segment_mean, segment_sum
 from tests.helpers.loss_checks import f64, slopes
 
 

@@ -10,12 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.losses.divergences import (
-    alpha_divergence,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
-)
 from prospect.losses.paired import (
     aot,
     aot_unpaired,
@@ -34,6 +28,12 @@ from prospect.losses.paired import (
     odpo,
     robust,
     sppo_hard,
+)
+from prospect.losses.values import (
+    alpha_divergence,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
 )
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 

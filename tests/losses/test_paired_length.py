@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.losses.paired import dpo
-from prospect.losses.paired_length import (
+from prospect.losses.paired import (
+    dpo,
     dpo_norm,
     ipo,
     ipo_sum,

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prospect.losses.functions import arguments
-from prospect.losses.registry import find, modified
+from prospect.losses.registry import arguments, find, modified
 from prospect.training.inputs import Batch, Tokens
 from prospect.training.objective import Objective
 

@@ -21,8 +21,8 @@ from prospect.engine.forward import forward
 from prospect.engine.load import load
 from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
+from prospect.losses.numerics import segment_sum
 from prospect.losses.paired import dpo
-from prospect.losses.segments import segment_sum
 from prospect.losses.unpaired import kto
 from tests.helpers.needs import OLD_ARGUMENTS
 

@@ -14,8 +14,7 @@ from prospect.losses import (
     tokenwise,
     unpaired,
 )
-from prospect.losses.rows import LOSSES
-from prospect.losses.table import Loss
+from prospect.losses.registry import LOSSES, Loss
 from research.halo import judge, verdict
 
 KTO_READS = ("log_ratio", "desirable", "z0")

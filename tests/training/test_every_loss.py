@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from prospect.errors import ConfigError, DataError
-from prospect.losses.functions import bound
-from prospect.losses.rows import LOSSES
+from prospect.losses.registry import LOSSES, bound
 from prospect.training import loop
 from prospect.training.gradient import gradient
 from prospect.training.inputs import Tokens

@@ -29,7 +29,7 @@ from prospect.errors import (
     RunError,
 )
 from prospect.evaluate.heldout import read_evaluation
-from prospect.losses import functions
+from prospect.losses import registry
 from prospect.run import train
 from prospect.training import folder as runfolder
 from prospect.training import interrupt, loop
@@ -388,7 +388,7 @@ def test_code_that_only_the_folder_names_is_not_run(
 
     def prospect_train(*line: str) -> tuple[int, bool]:
         """The exit code, and whether the file was run."""
-        functions._file.cache_clear()
+        registry._file.cache_clear()
         trace.unlink(missing_ok=True)
         return main(["train", "--out", str(tmp_path / "run"), *line]), trace.exists()
 

@@ -22,8 +22,8 @@ from prospect.data.tokens import TokenReport, Tree
 from prospect.engine.load import load
 from prospect.errors import ConfigError, Interrupted
 from prospect.feedback.records import Record
-from prospect.losses import functions, registry
-from prospect.losses.rows import LOSSES
+from prospect.losses import registry
+from prospect.losses.registry import LOSSES
 from prospect.run import train
 from prospect.training import conditional, density, loop
 from prospect.training.job import Job
@@ -188,10 +188,10 @@ def test_a_reference_with_another_tokenizer_is_refused(model: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", [*LOSSES, "dpo:0.8,sft:1", "kto:1,unlikelihood:0.5"])
 def test_every_loss_passes_its_rehearsal(name: str) -> None:
     loss = registry.find(name)
-    Objective(loss, functions.arguments(loss, {})).rehearse()
+    Objective(loss, registry.arguments(loss, {})).rehearse()
     if loss.needs_reference and loss.view == "binary":
         loss = registry.modified(loss, ["wpo", "humanline"])
-        Objective(loss, functions.arguments(loss, {})).rehearse()
+        Objective(loss, registry.arguments(loss, {})).rehearse()
 
 
 OWN = """

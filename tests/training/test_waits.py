@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine.forward import forward
-from prospect.losses.rows import LOSSES, MODIFIERS, REFERENCE_POINTS
+from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS
 from prospect.training.batch import matched
 from prospect.training.gradient import gradient
 from prospect.training.job import Job

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prospect.errors import ConfigError
-from prospect.losses.rows import REFERENCE_POINTS
+from prospect.losses.registry import REFERENCE_POINTS
 from prospect.training import job as job_module
 from prospect.training.batch import matched
 from prospect.training.z0 import reference_point
