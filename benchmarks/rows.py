@@ -27,7 +27,7 @@ from benchmarks import workload
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak_rss, write_json
 from prospect import run
 from prospect.data.blobs import Blobs
-from prospect.doctor import run_check
+from prospect.doctor.check import check_run
 from prospect.engine.packing import Query, pack
 from prospect.engine.reference import ReferenceTable, row_key
 from prospect.feedback.load import load
@@ -85,7 +85,7 @@ def measured(path: Path, cache: Path) -> Facts:
     feedback = timed("reading", lambda: load(path))
     corpus, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
     options = prepare.data_options(config, policy)
-    timed("checking", lambda: run_check.findings(feedback, None, policy.tokenizer, loss.view, options))
+    timed("checking", lambda: check_run(feedback, None, policy.tokenizer, loss.view, options))
     (SCRATCH / "out").mkdir(parents=True, exist_ok=True)
     job = timed("planning", lambda: prepare.prepare(config, loss, policy, corpus, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():

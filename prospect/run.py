@@ -20,7 +20,7 @@ import torch
 
 from prospect.data import store
 from prospect.data.dataset import Corpus
-from prospect.doctor import run_check
+from prospect.doctor.check import check_run, write_check
 from prospect.doctor.findings import Findings
 from prospect.engine.folders import cache_folder, no_cache
 from prospect.engine.generate import generate
@@ -165,7 +165,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
                 if resumed is None:
                     _begin_folder(job, feedback, held_feedback, held, inputs, command)
                 else:
-                    run_check.write_check(folder, lambda: _findings(job, feedback, held_feedback))
+                    write_check(folder, lambda: _findings(job, feedback, held_feedback))
                     _mend(job)
         ranks.barrier()
         log.track(config.track)
@@ -407,7 +407,7 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
     """What the doctor says of the run's feedback."""
     options = prepare.data_options(job.config, job.policy)
-    return run_check.findings(feedback, held_feedback, job.policy.tokenizer, job.loss.view, options)
+    return check_run(feedback, held_feedback, job.policy.tokenizer, job.loss.view, options)
 
 
 def _begin_folder(

@@ -1,4 +1,4 @@
-"""The data doctor: what is in a feedback file, what is wrong with it, and what to do. Pure: records in, Findings out.
+"""The data doctor: what is in a feedback file, what is wrong with it, and what to do.
 
 findings = check(load("thumbs.jsonl", keep_going=True))
 findings.exit_code        # 2 where something must be repaired before training
@@ -6,38 +6,31 @@ findings.exit_code        # 2 where something must be repaired before training
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prospect.data import cache as tokentable
+from prospect.data import store, tokens
 from prospect.data.groups import groups
 from prospect.data.options import DataOptions
+from prospect.data.template import Template
 from prospect.data.write import write, write_problems
-from prospect.doctor import (
-    labels as check_labels,
-)
-from prospect.doctor import (
-    leaks as check_split,
-)
-from prospect.doctor import (
-    lengths as check_lengths,
-)
-from prospect.doctor import (
-    texts as check_text,
-)
-from prospect.doctor.findings import Finding, Findings, first, worst_first
+from prospect.doctor import labels, lengths, repeats
+from prospect.doctor.findings import Findings, Measurement, diagnose
 from prospect.doctor.labels import Thumb
 from prospect.doctor.lengths import Lengths
-from prospect.errors import UserError
+from prospect.errors import ModelError, UserError
 from prospect.feedback.load import Feedback
 from prospect.feedback.prompts import prompt_numbers
 from prospect.feedback.records import Record, View, binary, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Finding", "Findings", "check", "split_rows"]
 
 
 def check(
@@ -51,62 +44,74 @@ def check(
     """Examine feedback; with a tokenizer in tokens against `options.max_length`, else in characters.
 
     `view` is what a loss will read, None where that is open: what concerns thumbs is looked for where thumbs are read.
-    `options` are those of the training. What is found never raises; an impossible threshold does (ConfigError,
-    DataError).
+    `options` are those of the training. No finding raises; an impossible threshold does (ConfigError, DataError).
     """
     records = _records(feedback)
+    measured = list(_loading(feedback)) if isinstance(feedback, Feedback) else []
     if not records:
-        nothing = Finding("no_rows", "error", "there is no row to train on")
-        return Findings(_summary(feedback, records, [], [], None, {}), worst_first([*_rows(feedback), nothing]))
-    found = list(_rows(feedback))
-    try:
-        lengths = (
-            check_lengths.characters(records)
-            if tokenizer is None
-            else check_lengths.tokens(records, tokenizer, options)
-        )
-    except UserError as error:
-        found.append(check_lengths.broken(error))
-        lengths = check_lengths.characters(records)
+        return Findings(_summary(feedback, records, [], []), diagnose([*measured, Measurement("no_rows")]))
+    sizes = lengths.characters(records)
+    if tokenizer is not None:
+        try:
+            sizes = lengths.tokens(records, tokenizer, options)
+        except UserError as error:
+            key = "no_template" if isinstance(error, ModelError) else "template"
+            measured.append(Measurement(key, words={"error": str(error)}))
     prompts = prompt_numbers(records)
-    judged = thumbs(records, prompts, lengths, options.threshold)
-    every, fitting = [t for t, _ in judged], [t for t, kept in judged if kept]
-    weights, balance = check_labels.balance(fitting)
+    thumbs = _thumbs(records, prompts, sizes, options.threshold)
+    weights = labels.class_weights(thumbs)
     if view in (None, "binary"):  # pairs and texts have no partners, classes or class weights
-        found += check_labels.classes(records, every, fitting)
-        found += balance
-        found += check_labels.partners(every)
-    found += check_labels.contradictions(every, records)
-    found += check_labels.length_confound(every, lengths.unit)
-    found += check_lengths.flaws(records, lengths, options.special_tokens)
-    found += check_lengths.over_long(records, lengths, options.over_long)
+        measured += [*labels.classes(records, thumbs), *labels.balance(thumbs, weights), *labels.partners(thumbs)]
+    measured += labels.contradictions(thumbs, records)
+    measured += labels.length_confound(thumbs, sizes.unit)
+    if sizes.report is not None:
+        measured += lengths.flaws(sizes.report, options.special_tokens)
+    measured += lengths.over_long(records, sizes, options.over_long)
     if getattr(tokenizer, "chat_template", None):
-        found += check_text.untemplated(records)
+        measured += lengths.untemplated(records)
     together = groups(records)
-    found += check_text.duplicates(records, prompts)
-    found += check_split.near_prompts(records, together)
-    found += check_split.leaks(records, together)
-    found += check_text.empty(records)
-    found += check_text.templated(every)
+    measured += repeats.duplicates(records, prompts)
+    measured += repeats.near_prompts(records, together)
+    measured += repeats.split_by_row(records, together)
+    measured += lengths.blanks(records)
+    measured += repeats.phrases(thumbs)
     if heldout is not None:
         apart = _records(heldout)
-        found += check_split.held_out(records, apart, groups([*records, *apart]))
-    summary = _summary(feedback, records, prompts, every, lengths, weights)
-    return Findings(summary | {"groups": len(set(together.group))}, worst_first(found))
+        measured += repeats.held_out(records, apart, groups([*records, *apart]))
+    summary = _summary(feedback, records, prompts, thumbs) | {"weights": weights, "lengths": sizes.summary()}
+    return Findings(summary | {"groups": len(set(together.group))}, diagnose(measured))
 
 
-def thumbs(
-    records: Sequence[Record], prompts: Sequence[int], lengths: Lengths, threshold: str | None
-) -> list[tuple[Thumb, bool]]:
-    """Every row of the binary view, and whether it survives the policy for over-long rows. `prompts` are the records'
-    `prompt_numbers`."""
-    cut = None if threshold is None else threshold_of(records, threshold)
-    found: list[tuple[Thumb, bool]] = []
-    for record, number, sizes, kept in zip(records, prompts, lengths.completions, lengths.kept, strict=True):
-        for row in binary(record, cut):
-            thumb = Thumb(record.completions[row.chosen], number, row.desirable is True, row.weight, sizes[row.chosen])
-            found.append((thumb, kept[row.chosen]))
-    return found
+def check_run(
+    feedback: Feedback, heldout: Feedback | None, tokenizer: Any, view: View, options: DataOptions
+) -> Findings:
+    """`check` of a run's feedback; the findings on the same feedback with the same options are in the cache folder."""
+    cache, path = options.cache, None
+    name = tokentable.identity(Template(tokenizer, options.chat_template, options.special_tokens))
+    if cache is not None and name is not None:
+        identity = (name, replace(options, cache=None), view, _identity(feedback), heldout and _identity(heldout))
+        key = hashlib.sha256(repr(identity).encode("utf-8", "replace"))
+        # Another doctor may say something else, and so may one who cuts rows in another way.
+        for file in (*sorted(Path(__file__).parent.glob("*.py")), Path(tokens.__file__)):
+            key.update(file.read_bytes())
+        path = cache / "checks" / f"{key.hexdigest()[:24]}.json"
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            return Findings.from_json(store.read_json(path))
+    findings = check(feedback, heldout=heldout, tokenizer=tokenizer, options=options, view=view)
+    if path is not None:
+        with suppress(OSError):
+            store.make_folder(path.parent)
+            store.write_json(path, findings.to_json())
+    return findings
+
+
+def write_check(folder: Path, make: Callable[[], Findings]) -> None:
+    """check.json of a run folder, unless it is there and readable."""
+    path = folder / "check.json"
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        Findings.from_json(store.read_json(path))
+        return
+    store.write_json(path, make().to_json())
 
 
 def split_rows(feedback: Feedback, path: str | Path) -> tuple[Path | None, Path | None]:
@@ -126,28 +131,28 @@ def _records(feedback: Feedback | Sequence[Record]) -> Sequence[Record]:
     return feedback.records if isinstance(feedback, Feedback) else feedback
 
 
-def _rows(feedback: Feedback | Sequence[Record]) -> Iterator[Finding]:
+def _loading(feedback: Feedback) -> Iterator[Measurement]:
     """What loading left out or did not use."""
-    if not isinstance(feedback, Feedback):
-        return
-    if feedback.problems:
-        count = len(feedback.problems)
-        message = (
-            f"{count} of {feedback.rows} rows cannot be read. Repair them, or go on without: --keep-going OUT.jsonl"
-        )
-        examples = first([f"line {p.line}: {p.message}" for p in feedback.problems])
-        yield Finding("bad_rows", "error", message, examples, {"rows": count})
+    problems = [f"line {problem.line}: {problem.message}" for problem in feedback.problems]
+    if problems:
+        yield Measurement("bad_rows", {"rows": len(problems)}, problems, {"total": feedback.rows})
     for note in feedback.notes:
-        yield Finding("not_read", "info", note)
+        yield Measurement("not_read", words={"note": note})
+
+
+def _thumbs(records: Sequence[Record], prompts: Sequence[int], sizes: Lengths, threshold: str | None) -> list[Thumb]:
+    """Every row of the binary view. `prompts` are the records' `prompt_numbers`."""
+    cut = None if threshold is None else threshold_of(records, threshold)
+    return [
+        Thumb(record.completions[i], prompt, row.desirable is True, row.weight, size[i], fits[i])
+        for record, prompt, size, fits in zip(records, prompts, sizes.completions, sizes.fits, strict=True)
+        for row in binary(record, cut)
+        for i in (row.chosen,)
+    ]
 
 
 def _summary(
-    feedback: Feedback | Sequence[Record],
-    records: Sequence[Record],
-    prompts: Sequence[int],
-    judged: Sequence[Thumb],
-    lengths: Lengths | None,
-    weights: dict[str, Any],
+    feedback: Feedback | Sequence[Record], records: Sequence[Record], prompts: Sequence[int], thumbs: Sequence[Thumb]
 ) -> dict[str, Any]:
     loaded = feedback if isinstance(feedback, Feedback) else None
     per_prompt = Counter[int]()
@@ -155,7 +160,7 @@ def _summary(
         per_prompt[prompt] += len(record.completions)
     histogram = Counter(per_prompt.values())
     every = [c for r in records for c in r.completions]
-    up = sum(t.desirable for t in judged)
+    up = sum(t.desirable for t in thumbs)
     return {
         "path": loaded.path if loaded else None,
         "format": loaded.format if loaded else None,
@@ -163,9 +168,16 @@ def _summary(
         "prompts": len(per_prompt),
         "completions": len(every),
         "completions_per_prompt": {str(n): histogram[n] for n in sorted(histogram)},
-        "labels": {"desirable": up, "undesirable": len(judged) - up},
+        "labels": {"desirable": up, "undesirable": len(thumbs) - up},
         "scored": sum(c.score is not None for c in every),
         "pairs": sum(len(r.pairs) for r in records),
-        "weights": weights,
-        "lengths": lengths.summary() if lengths else {},
+        "weights": {},
+        "lengths": {},
     }
+
+
+def _identity(data: Feedback) -> tuple[Any, ...]:
+    """All that the doctor reads of feedback; the digest leaves out the lines that it cites."""
+    lines = [completion.line for record in data.records for completion in record.completions]
+    problems = [(problem.line, problem.message) for problem in data.problems]
+    return data.path, data.format, data.rows, data.digest, data.notes, lines, problems

@@ -8,103 +8,73 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from prospect.doctor.findings import Finding, Level, both, first, of
+from prospect.doctor.findings import Measurement, of
+from prospect.evaluate.statistics import clustered_auc
 from prospect.feedback.records import Completion, Record, at, cite
-
-MOST_WEIGHT = 10.0
-"""Above this ratio of the two weights a few rows speak for many: the doctor warns."""
-FAIR_AUC = (0.4, 0.6)
-"""An AUC of length within these bounds is no confound worth a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One row of the binary view. `prompt` numbers the distinct prompts; `length` is in tokens or characters."""
+    """One row of the binary view. `prompt` numbers the distinct prompts; `length` is in tokens or characters; `fits`
+    says whether the row survives the policy for over-long ones."""
 
     completion: Completion
     prompt: int
     desirable: bool
     weight: float
     length: int
+    fits: bool
 
 
-def classes(records: Sequence[Record], thumbs: Sequence[Thumb], kept: Sequence[Thumb]) -> Iterator[Finding]:
-    """Which labels there are: both, one only, none. `kept` are the thumbs that survive the over-long policy."""
+def classes(records: Sequence[Record], thumbs: Sequence[Thumb]) -> Iterator[Measurement]:
+    """Which labels there are: both, one only, none."""
     every = [c for r in records for c in r.completions]
-    up = sum(t.desirable for t in thumbs)
+    up, scored = sum(t.desirable for t in thumbs), sum(c.score is not None for c in every)
     counts = {"desirable": up, "undesirable": len(thumbs) - up}
-    if not thumbs:
-        scored = sum(c.score is not None for c in every)
-        if scored:
-            message = (
-                f"{of(scored, len(every))} completions have a score: --threshold mean|median|VALUE makes thumbs of them"
-            )
-        else:
-            message = "nothing is judged (no label, score or pair): this file serves --loss sft only"
-        yield Finding("labels", "info", message, data=counts)
+    words = {"thumbs": len(thumbs), "scored": scored, "share": of(scored, len(every))}
+    if thumbs and 0 in counts.values():
+        yield Measurement("one_class", counts, words=words)
         return
-    if not up or up == len(thumbs):
-        one, other = ("desirable", "undesirable") if up else ("undesirable", "desirable")
-        yield Finding(
-            "one_class",
-            "error",
-            f"all {len(thumbs)} thumbs are {one}: KTO learns from both. Add {other} answers"
-            + (", or use --loss sft on answers to imitate" if up else ""),
-            data=counts,
-        )
-        return
-    yield Finding("labels", "ok", f"{up} desirable and {len(thumbs) - up} undesirable", data=counts)
-    if kept and len({t.desirable for t in kept}) == 1:
-        one = "desirable" if kept[0].desirable else "undesirable"
-        message = f"what fits the context is all {one}, but KTO learns from both. Choose another --over-long"
-        yield Finding("one_class", "error", message, data={one: len(kept)})
+    yield Measurement("labels", counts, words=words)
+    fitting = Counter("desirable" if t.desirable else "undesirable" for t in thumbs if t.fits)
+    if len(fitting) == 1:
+        yield Measurement("one_class", dict(fitting), words={"one": next(iter(fitting))})
     judged = {id(t.completion) for t in thumbs}
     silent = [c for c in every if id(c) not in judged]
-    if silent:
-        message = f"{of(len(silent), len(every))} completions have no thumb and are left out of training with thumbs"
-        yield Finding("unjudged", "info", message, first([at(c) for c in silent]), {"count": len(silent)})
+    if thumbs and silent:
+        words = {"share": of(len(silent), len(every))}
+        yield Measurement("unjudged", {"count": len(silent)}, [at(c) for c in silent], words)
 
 
-def balance(thumbs: Sequence[Thumb]) -> tuple[dict[str, Any], list[Finding]]:
-    """Sums of weights per class, the `auto` weights and Eq. 9 of arXiv 2402.01306 (KTO): lambda_D n_D / (lambda_U n_U)
-    should lie in [1, 3/2]. `auto` makes it 1, the majority side staying at 1."""
-    up = sum(t.weight for t in thumbs if t.desirable)
-    down = sum(t.weight for t in thumbs if not t.desirable)
-    idle = [t for t in thumbs if t.weight == 0]
-    found = []
-    if idle:
-        message = f"{of(len(idle), len(thumbs))} rows have weight 0 and teach nothing"
-        found.append(Finding("zero_weight", "info", message, first([at(t.completion) for t in idle])))
+def class_weights(thumbs: Sequence[Thumb]) -> dict[str, Any]:
+    """Sums of weights per class of what fits, and where both are there their ratio and the `auto` weights, which make
+    lambda_D n_D / (lambda_U n_U) one, the majority side staying at 1."""
+    up = sum(t.weight for t in thumbs if t.fits and t.desirable)
+    down = sum(t.weight for t in thumbs if t.fits and not t.desirable)
     if up == 0 or down == 0:
-        return {"desirable": up, "undesirable": down}, found
-    ratio = up / down
-    auto = {"desirable_weight": max(1.0, 1 / ratio), "undesirable_weight": max(1.0, ratio)}
-    summary = {"desirable": up, "undesirable": down, "ratio": ratio, "auto": auto}
-    level: Level = "info"
-    side = "desirable_weight" if ratio < 1 else "undesirable_weight"
-    low, high = (1 / ratio, 1.5 / ratio) if ratio < 1 else (ratio / 1.5, ratio)
-    if 1 <= ratio <= 1.5:
-        message = (
-            f"desirable to undesirable is {ratio:.3g} by weight, within [1, 1.5] as it should be (KTO paper, Eq. 9)"
-        )
-        level = "ok"
-    else:
-        message = (
-            f"desirable to undesirable is {ratio:.3g} by weight. The automatic weights set {side} to {auto[side]:.3g}; "
-            f"by the KTO paper's Eq. 9 it may lie in [{low:.3g}, {high:.3g}]"
-        )
-        if auto[side] > MOST_WEIGHT:
-            level = "warning"
-            rare = "desirable" if ratio < 1 else "undesirable"
-            message += (
-                f". Each {rare} row then speaks for more than {MOST_WEIGHT:g} others: collect more {rare} answers"
-            )
-    return summary, [*found, Finding("balance", level, message, data=summary)]
+        return {"desirable": up, "undesirable": down}
+    auto = {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
+    return {"desirable": up, "undesirable": down, "ratio": up / down, "auto": auto}
 
 
-def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterator[Finding]:
+def balance(thumbs: Sequence[Thumb], weights: dict[str, Any]) -> Iterator[Measurement]:
+    """Rows without weight, and `class_weights` by Eq. 9 of arXiv 2402.01306 (KTO): with lambdas in front, the ratio
+    should lie in [1, 3/2]."""
+    fitting = [t for t in thumbs if t.fits]
+    idle = [at(t.completion) for t in fitting if t.weight == 0]
+    if idle:
+        yield Measurement("zero_weight", examples=idle, words={"share": of(len(idle), len(fitting))})
+    if "ratio" in weights:
+        ratio = weights["ratio"]
+        rare = "desirable" if ratio < 1 else "undesirable"
+        low, high = (1 / ratio, 1.5 / ratio) if ratio < 1 else (ratio / 1.5, ratio)
+        side = f"{rare}_weight"
+        words = {"rare": rare, "side": side, "weight": weights["auto"][side], "low": low, "high": high}
+        yield Measurement("balance", weights, words=words)
+
+
+def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterator[Measurement]:
     """The same answer to the same prompt with both thumbs; pairs that prefer both ways, or an answer over itself."""
     from_pairs = {id(r.completions[i]) for r in records for p in r.pairs for i in (p.chosen, p.rejected)}
     by_answer: dict[tuple[int, str], list[Thumb]] = defaultdict(list)
@@ -114,101 +84,49 @@ def contradictions(thumbs: Sequence[Thumb], records: Sequence[Record]) -> Iterat
             by_answer[thumb.prompt, thumb.completion.key].append(thumb)
     torn = [group for group in by_answer.values() if len({t.desirable for t in group}) == 2]
     if torn:
-        rows = sum(map(len, torn))
-        examples = []
-        for group in torn:
-            good = next(t for t in group if t.desirable)
-            bad = next(t for t in group if not t.desirable)
-            examples.append(f"{both(good.completion, bad.completion)}: {cite(good.completion.readable)}")
-        message = (
-            f"answers with both thumbs for the same prompt: {len(torn)} ({rows} rows). Decide on one, by majority say, "
-            "or leave them as a measure of noise"
-        )
-        yield Finding("contradictions", "warning", message, first(examples), {"answers": len(torn), "rows": rows})
+        sides = [[next(t.completion for t in group if t.desirable is side) for side in (True, False)] for group in torn]
+        data = {"answers": len(torn), "rows": sum(map(len, torn))}
+        yield Measurement("contradictions", data, [cite_both(good, bad, good) for good, bad in sides])
     equal, reversed_ = [], []
     for record in records:
         preferred: dict[tuple[str, str], Completion] = {}
         for pair in record.pairs:
             better, worse = record.completions[pair.chosen], record.completions[pair.rejected]
             if better.key == worse.key:
-                equal.append(f"{both(better, worse)}: {cite(better.readable)}")
+                equal.append(cite_both(better, worse, better))
             elif (worse.key, better.key) in preferred:
-                reversed_.append(f"{both(preferred[worse.key, better.key], better)}: {cite(better.readable)}")
+                reversed_.append(cite_both(preferred[worse.key, better.key], better, better))
             preferred.setdefault((better.key, worse.key), better)
-    if equal:
-        message = f"pairs that prefer an answer over itself: {len(equal)}. They teach nothing: remove them"
-        yield Finding("equal_pairs", "warning", message, first(equal), {"pairs": len(equal)})
-    if reversed_:
-        message = f"pairs that reverse another pair of the same prompt: {len(reversed_)}. Decide on one order"
-        yield Finding("reversed_pairs", "warning", message, first(reversed_), {"pairs": len(reversed_)})
+    for key, examples in (("equal_pairs", equal), ("reversed_pairs", reversed_)):
+        if examples:
+            yield Measurement(key, {"pairs": len(examples)}, examples)
 
 
-def partners(thumbs: Sequence[Thumb]) -> Iterator[Finding]:
+def cite_both(a: Completion, b: Completion, cited: Completion) -> str:
+    """Where two completions stand, and the beginning of one of them."""
+    return f"{at(a)} and {at(b)}: {cite(cited.readable)}"
+
+
+def partners(thumbs: Sequence[Thumb]) -> Iterator[Measurement]:
     """Whether each row finds an answer to another prompt as its partner for z0."""
     if len(thumbs) < 2:
         return
     (top, rows), *others = Counter(t.prompt for t in thumbs).most_common()
-    where = first([at(t.completion) for t in thumbs if t.prompt == top][:1])
+    where = [at(next(t.completion for t in thumbs if t.prompt == top))]
     if not others:
-        message = (
-            "all thumbs are for one prompt, so no answer has a partner on another prompt and z0 cannot be estimated. "
-            "Add feedback on other prompts, or train with --reference-point zero"
-        )
-        yield Finding("one_prompt", "error", message, where)
+        yield Measurement("one_prompt", examples=where)
     elif 2 * rows > len(thumbs):
-        lonely = 2 * rows - len(thumbs)
-        message = (
-            f"one prompt has {of(rows, len(thumbs))} thumbs: up to {lonely} of them find no partner on another prompt "
-            "and do not enter z0. Add feedback on other prompts"
-        )
-        yield Finding("dominant_prompt", "warning", message, where, {"rows": rows, "without_partner": lonely})
+        data = {"rows": rows, "without_partner": 2 * rows - len(thumbs)}
+        yield Measurement("dominant_prompt", data, where, {"share": of(rows, len(thumbs))})
 
 
-def length_confound(thumbs: Sequence[Thumb], unit: str) -> Iterator[Finding]:
+def length_confound(thumbs: Sequence[Thumb], unit: str) -> Iterator[Measurement]:
     """P(a desirable answer is longer than an undesirable one), with its 95 % interval clustered by prompt."""
     good = np.array([t.desirable for t in thumbs], bool)
     if not good.any() or good.all():
         return
     lengths = np.array([t.length for t in thumbs], np.float64)
-    value, error = clustered_auc(lengths, good, np.array([t.prompt for t in thumbs]))
-    low, high = max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
+    auc = clustered_auc(lengths, good, np.array([t.prompt for t in thumbs]))
     medians = {"desirable": float(np.median(lengths[good])), "undesirable": float(np.median(lengths[~good]))}
-    data = {"auc": value, "low": low, "high": high, "unit": unit, "median": medians}
-    numbers = (
-        f"AUC of length {value:.2f} [{low:.2f}, {high:.2f}]; medians: desirable {medians['desirable']:g}, undesirable "
-        f"{medians['undesirable']:g} {unit}"
-    )
-    # Outside the fair bounds, and not by chance.
-    outside = not FAIR_AUC[0] <= value <= FAIR_AUC[1] and not low <= 0.5 <= high
-    if outside:
-        kind = "longer" if value > 0.5 else "shorter"
-        message = (
-            f"desirable answers are {kind} ({numbers}): a model can please by length alone. Compare evaluations with "
-            "the length baseline, or balance lengths within each label"
-        )
-        yield Finding("length_confound", "warning", message, data=data)
-    else:
-        yield Finding("length_confound", "ok", f"length hardly tells the label ({numbers})", data=data)
-
-
-def clustered_auc(
-    score: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_], cluster: npt.NDArray[np.int_]
-) -> tuple[float, float]:
-    """(AUC with ties counting half, its standard error when rows of a cluster depend on each other).
-
-    (N,) each, both classes present. Obuchowski 1997 (Biometrics 53, p. 567): each row's placement among the other class
-    minus the AUC, summed within clusters; with clusters of one row this is DeLong's variance.
-    """
-    up, down = np.sort(score[positive]), np.sort(score[~positive])
-
-    def below(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        wins = np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")
-        return np.asarray(wins / (2 * len(others)), np.float64)
-
-    placement = np.where(positive, below(score, down), 1 - below(score, up))
-    value = float(placement[positive].mean())
-    influence = (placement - value) / np.where(positive, len(up), len(down))
-    _, number = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(number, influence)
-    spread = len(sums) / max(1, len(sums) - 1)
-    return value, float(np.sqrt(spread * np.sum(sums**2)))
+    data = {"auc": auc.value, "low": auc.low, "high": auc.high, "unit": unit, "median": medians}
+    yield Measurement("length_confound", data, words={"kind": "longer" if auc.value > 0.5 else "shorter"})

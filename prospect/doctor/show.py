@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prospect.doctor.findings import Findings
-from prospect.feedback.records import Completion, Record, at, binary, readable
+from prospect.feedback.records import Record, at, binary, readable
 from prospect.training.console import Console
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(Text.assemble((f"{finding.level:>8} ", style), (f"{finding.key}: ", "bold"), finding.message))
         for example in finding.examples:
             console.print(Text(f"{'':10}{example}", style="dim"))
-    counts = [(sum(f.level == level for f in findings.findings), level) for level in ("error", "warning")]
-    said = ", ".join(f"{n} {level}{'s' if n > 1 else ''}" for n, level in counts if n)
-    console.print(Text(said or "nothing to repair", style="bold" if said else "bold green"))
+    counts = Counter(finding.level for finding in findings.findings)
+    end = ", ".join(f"{counts[x]} {x}{'s' if counts[x] > 1 else ''}" for x in ("error", "warning") if counts[x])
+    console.print(Text(end or "nothing to repair", style="bold" if end else "bold green"))
 
 
 def show_rows(
@@ -58,18 +59,29 @@ def show_rows(
             head.append(f"  weight {completion.weight:g}")
         if not completion.complete:
             head.append("  cut off")
-        if trees is None or tokenizer is None:
-            prompt, said = readable(record.prompt), Text(completion.readable, style=colour)
-        else:
-            tree = trees[place]
+        prompt, answer = readable(record.prompt), Text(completion.readable, style=colour)
+        if trees is not None and tokenizer is not None:
+            tree, ids = trees[place], trees[place].completions[index]
             prompt = str(tokenizer.decode(tree.prompt.tolist()))
-            said = _trained(tree, index, completion, tokenizer, colour)
-            ids = tree.completions[index]
+            if ids is None:
+                answer = Text(f"[dropped] {completion.readable}", style="dim strike")
+            else:
+                answer = Text("|", style="dim").join(
+                    Text(piece.replace("\n", "\u21b5\n"), style=colour) for piece in pieces(ids.tolist(), tokenizer)
+                )
             head.append(f"  {len(tree.prompt)} + {0 if ids is None else len(ids)} tokens")
         console.print(head)
         console.print(Text(prompt if len(prompt) <= MOST_PROMPT else f"… {prompt[-MOST_PROMPT:]}", style="dim"))
-        console.print(said)
+        console.print(answer)
         console.print()
+
+
+def _rows(records: Sequence[Record]) -> Iterator[tuple[int, int, bool | None]]:
+    """(record, completion, its thumb), record by record; scores stay without one."""
+    for place, record in enumerate(records):
+        thumbs = {row.chosen: row.desirable for row in binary(record)}
+        for index in range(len(record.completions)):
+            yield place, index, thumbs.get(index)
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
@@ -84,55 +96,37 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
             previous, start = start, end
 
 
-def _rows(records: Sequence[Record]) -> Iterator[tuple[int, int, bool | None]]:
-    """(record, completion, its thumb), record by record; scores stay without one."""
-    for place, record in enumerate(records):
-        thumbs = {row.chosen: row.desirable for row in binary(record)}
-        for index in range(len(record.completions)):
-            yield place, index, thumbs.get(index)
-
-
-def _trained(tree: Tree, index: int, completion: Completion, tokenizer: Any, colour: str) -> Text:
-    ids = tree.completions[index]
-    if ids is None:
-        return Text(f"[dropped] {completion.readable}", style="dim strike")
-    said = Text()
-    for k, piece in enumerate(pieces(ids.tolist(), tokenizer)):
-        said.append("|" if k else "", style="dim")
-        said.append(piece.replace("\n", "\u21b5\n"), style=colour)
-    return said
-
-
 def _overview(summary: dict[str, Any]) -> Table:
+    """The rows of a summary that have something to say."""
+    up, down = (summary["labels"][side] for side in ("desirable", "undesirable"))
+    lengths = summary["lengths"]
+    rows = {
+        "file": " ".join(str(summary[key]) for key in ("path", "format") if summary[key]),
+        "rows": f"{summary['completions']} completions to {summary['prompts']} prompts",
+        "thumbs": f"{up} desirable, {down} undesirable" if up or down else "",
+        "scored": str(summary["scored"] or ""),
+        "pairs": str(summary["pairs"] or ""),
+        "auto weights": ", ".join(f"{name} {value:.3g}" for name, value in summary["weights"].get("auto", {}).items()),
+    }
+    for key, name in (("prompt", "prompt"), ("completion", "completion"), ("row", "prompt + completion")):
+        if quantiles := lengths.get(key):
+            rows[name] = (
+                f"median {quantiles['median']:.0f}, 95 % up to {quantiles['p95']:.0f}, longest {quantiles['max']:.0f} "
+                f"{lengths['unit']}"
+            )
+    rows["completions per prompt"] = _histogram(summary["completions_per_prompt"])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
-    table.add_column()
-    source = " ".join(str(summary[k]) for k in ("path", "format") if summary[k])
-    if source:
-        table.add_row("file", Text(source))
-    table.add_row("rows", f"{summary['completions']} completions to {summary['prompts']} prompts")
-    labels = summary["labels"]
-    if any(labels.values()):
-        table.add_row("thumbs", f"{labels['desirable']} desirable, {labels['undesirable']} undesirable")
-    for name in ("scored", "pairs"):
-        if summary[name]:
-            table.add_row(name, str(summary[name]))
-    weights = summary["weights"].get("auto")
-    if weights:
-        table.add_row("auto weights", ", ".join(f"{name} {value:.3g}" for name, value in weights.items()))
-    lengths = summary["lengths"]
-    for name in ("prompt", "completion", "row"):
-        if lengths.get(name):
-            q = {k: f"{v:.0f}" for k, v in lengths[name].items()}
-            text = f"median {q['median']}, 95 % up to {q['p95']}, longest {q['max']} {lengths['unit']}"
-            table.add_row("prompt + completion" if name == "row" else name, text)
-    if summary["completions_per_prompt"]:
-        table.add_row("completions per prompt", _histogram(summary["completions_per_prompt"]))
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, Text(text))
     return table
 
 
 def _histogram(counts: dict[str, int]) -> str:
     """One bar per number of completions; the rarely seen large numbers together."""
+    if not counts:
+        return ""
     rows = list(counts.items())
     shown, rest = rows[:8], rows[8:]
     if rest:

@@ -90,6 +90,27 @@ def auc(score: Floats, label: Bools, weight: Floats | None = None) -> Floats:
     return area
 
 
+def clustered_auc(score: Floats, label: Bools, cluster: Ints) -> Interval:
+    """`auc` with the 95 % interval that it has where rows of a cluster depend on each other; (N,) each, both classes
+    present. A formula where `bootstrap` would take a thousand resamples.
+
+    Obuchowski, Biometrics 53 (1997), p. 567: each row's placement among the other class minus the AUC, summed within
+    clusters. With clusters of one row this is DeLong's variance.
+    """
+    up, down = np.sort(score[label]), np.sort(score[~label])
+
+    def below(values: Floats, others: Floats) -> Floats:
+        wins = np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")
+        return np.asarray(wins / (2 * len(others)), np.float64)
+
+    value = float(auc(score, label)[0])
+    placement = np.where(label, below(score, down), 1 - below(score, up))
+    influence = (placement - value) / np.where(label, len(up), len(down))
+    sums = np.bincount(np.unique(cluster, return_inverse=True)[1], influence)
+    error = float(np.sqrt(len(sums) / max(1, len(sums) - 1) * np.sum(sums**2)))
+    return Interval(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+
+
 def roc(score: Floats, label: Bools, most: int = 200) -> list[tuple[float, float]]:
     """(false, true positive rate) as the threshold falls from above every score to below every one; (0,0) ... (1,1).
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from prospect.data.options import DataOptions
 from prospect.doctor import check
-from prospect.doctor.run_check import findings
+from prospect.doctor.check import check_run
 from prospect.engine import folders
 from prospect.errors import ConfigError
 from prospect.feedback.load import load
@@ -89,16 +90,18 @@ def test_findings_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return original(*args, **options)
 
     monkeypatch.setattr(check, "check", counted)
-    config, tokenizer = TrainConfig(cache=str(tmp_path)), byte_level()
+    options, tokenizer = DataOptions(max_length=64, cache=tmp_path), byte_level()
 
-    def ask(held: Any = None, length: int = 64, view: Any = "binary", **options: Any) -> Any:
-        return findings(replace(config, **options), load(path), held, tokenizer, length, view)
+    def ask(held: Any = None, view: Any = "binary", **changes: Any) -> Any:
+        return check_run(load(path), held, tokenizer, view, replace(options, **changes))
 
     first = ask()
-    assert first == original(load(path), tokenizer=tokenizer, max_length=64, view="binary")
+    assert first == original(load(path), tokenizer=tokenizer, options=DataOptions(max_length=64), view="binary")
     assert ask() == first
     assert len(made) == 1
-    for number, change in enumerate(({"length": 3}, {"view": "text"}, {"held": load(rows)}, {"over_long": "error"}), 2):
+    for number, change in enumerate(
+        ({"max_length": 3}, {"view": "text"}, {"held": load(rows)}, {"over_long": "error"}), 2
+    ):
         ask(**change)
         assert len(made) == number
     path.write_text("\n" + path.read_text())  # the same rows on other lines, which the findings cite
