@@ -68,21 +68,22 @@ def lines(
     y_label: str,
     *,
     include: Sequence[float] = (),
-    x: Range | None = None,
     y: Range | None = None,
-    square: bool = False,
+    unit_square: bool = False,
 ) -> Figure:
-    """Series over a common axis. `include` are values that the vertical axis must show; a `square` chart has the
-    diagonal y = x for comparison."""
-    values = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
-    x = x or padded([v for s in series for v in s.x], share=0)
-    width, height = (400, 380) if square else (WIDTH, HEIGHT)
-    frame = Frame(width, height, x, y or padded(values, include=include))
+    """Series over a common axis. `include` are values that the vertical axis must show, unless `y` is its range; the
+    `unit_square` has the diagonal y = x for comparison."""
+    if unit_square:
+        frame = Frame(400, 380, (0.0, 1.0), (0.0, 1.0))
+    else:
+        values = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
+        steps = padded([v for s in series for v in s.x], share=0)
+        frame = Frame(WIDTH, HEIGHT, steps, y or padded(values, include=include))
     parts = [frame.axes(x_label, y_label)]
     if frame.y[0] < 0 < frame.y[1]:
-        parts.append(frame.line((x[0], 0), (x[1], 0), "zero"))
-    if square:
-        parts.append(frame.line((x[0], x[0]), (x[1], x[1]), "zero"))
+        parts.append(frame.line((frame.x[0], 0), (frame.x[1], 0), "zero"))
+    if unit_square:
+        parts.append(frame.line((0, 0), (1, 1), "zero"))
     for s in series:
         low, high = s.band or ((), ())
         for run in _runs(list(zip(s.x, low, high, strict=False))):

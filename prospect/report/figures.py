@@ -10,14 +10,7 @@ import numpy as np
 
 from prospect.report import charts
 from prospect.report.charts import Bar, Figure, Line, minus
-from prospect.report.evidence import (
-    Data,
-    RunFolder,
-    interval,
-    number,
-    section,
-    with_interval,
-)
+from prospect.report.evidence import Data, RunFolder, interval, number, section, with_interval
 
 REWARD = "β·nats"
 LOSS_UNITS = {"kto": "mean of λ − value, no unit", "dpo": "nats per pair", "sft": "nats per token"}
@@ -50,7 +43,7 @@ class Series:
         if not run.has(self.figure):
             return None
         x, y = run.series("step"), run.series(self.figure)
-        line = thin(x, y) if self.exact else smooth(x, y)
+        line = smooth(x, y, exact=self.exact)
         band = line.band if self.band == "spread" else None
         if self.band == "z0_se":
             error = run.series(self.band)
@@ -144,40 +137,26 @@ def curves(run: RunFolder) -> list[Figure]:
     return figures
 
 
-def smooth(x: Sequence[float], y: Sequence[float]) -> Line:
-    """A series (same lengths, NaN where unknown) as it is where short, thinned and averaged where long.
+def smooth(x: Sequence[float], y: Sequence[float], *, exact: bool = False) -> Line:
+    """A series (same lengths, NaN where unknown) as it is where short, thinned and averaged where long; only thinned
+    where it is `exact`.
 
     A step's loss is a mean over a few rows, so a curve of thousands of steps is mostly noise and a large file. What is
     drawn is the average over a window of neighbouring steps, cut to what exists at the ends, in a band of one standard
     deviation of that window to either side.
     """
-    steps, values = _measured(x, y)
+    points = np.array([x, y], np.float64)
+    steps, values = points[:, np.isfinite(points[1])]
     n = len(steps)
-    if n <= 2 * WINDOWS:
-        return Line("", "", steps.tolist(), values.tolist())
+    centres = (
+        np.unique(np.round(np.arange(POINTS) * (n - 1) / (POINTS - 1)).astype(int)) if n > POINTS else np.arange(n)
+    )
+    if exact or n <= 2 * WINDOWS:
+        return Line("", "", steps[centres].tolist(), values[centres].tolist())
     half = max(1, n // WINDOWS // 2)
-    centres = _thinned(n)
     windows = [values[max(0, centre - half) : centre + half + 1] for centre in centres]
     mean, spread = np.array([(window.mean(), window.std()) for window in windows]).T
     return Line("", "", steps[centres].tolist(), mean.tolist(), ((mean - spread).tolist(), (mean + spread).tolist()))
-
-
-def thin(x: Sequence[float], y: Sequence[float]) -> Line:
-    """A series without noise, such as a learning rate: fewer points, nothing averaged."""
-    steps, values = _measured(x, y)
-    centres = _thinned(len(steps))
-    return Line("", "", steps[centres].tolist(), values[centres].tolist())
-
-
-def _measured(x: Sequence[float], y: Sequence[float]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(2, n) the points of a series whose value is known."""
-    points = np.array([x, y], np.float64)
-    return points[:, np.isfinite(points[1])]
-
-
-def _thinned(n: int) -> list[int]:
-    """Indices of at most POINTS of n values, evenly spread, first and last included."""
-    return sorted({round(k * (n - 1) / (POINTS - 1)) for k in range(POINTS)}) if n > POINTS else list(range(n))
 
 
 # ---- held-out feedback -----------------------------------------------------------------------------------------------
@@ -244,7 +223,7 @@ def heldout(run: RunFolder) -> list[Figure]:
     ]
     axes = ("false positive rate", "true positive rate")
     if lines:
-        figures.append(charts.lines("roc", "ROC", caption, lines, *axes, x=(0.0, 1.0), y=(0.0, 1.0), square=True))
+        figures.append(charts.lines("roc", "ROC", caption, lines, *axes, unit_square=True))
 
     caption = "σ(reward − z0) as the probability of a thumb up, against what was observed."
     if section(run.after, "calibration_slope"):

@@ -21,15 +21,7 @@ from prospect.evaluate.advice import LEGEND
 from prospect.report import figures
 from prospect.report.advice import advise
 from prospect.report.charts import minus
-from prospect.report.evidence import (
-    Data,
-    Evidence,
-    RunFolder,
-    interval,
-    number,
-    read,
-    section,
-)
+from prospect.report.evidence import Data, Evidence, RunFolder, interval, number, read, section
 from prospect.report.verdict import verdict
 
 Facts = list[tuple[str, str]]

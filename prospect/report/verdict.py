@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prospect.evaluate.advice import render
-from prospect.report.evidence import (
-    STILL,
-    Evidence,
-    RunFolder,
-    ends,
-    interval,
-    rise,
-    section,
-    with_interval,
-)
+from prospect.report.evidence import STILL, Evidence, RunFolder, ends, interval, rise, section, with_interval
 
 Tone = Literal["good", "bad", "open"]
 

@@ -11,7 +11,7 @@ import pytest
 from prospect.report import charts
 from prospect.report.charts import Bar, Figure, Frame, Line, labels, minus, padded, ticks
 from prospect.report.evidence import ends, rise
-from prospect.report.figures import POINTS, smooth, thin
+from prospect.report.figures import POINTS, smooth
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -149,7 +149,7 @@ def test_long_series_are_thinned_and_averaged() -> None:
     assert all(0.45 < y < 0.55 for y in curve.y)
     assert curve.band is not None
     assert all(high - low == pytest.approx(1.0, abs=0.02) for low, high in zip(*curve.band, strict=True))
-    straight = thin(x, x)
+    straight = smooth(x, x, exact=True)
     assert straight.x == straight.y
     assert len(straight.x) == POINTS
 
