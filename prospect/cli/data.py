@@ -64,7 +64,7 @@ def check(arguments: list[str]) -> int:
     from prospect.data.tokens import build_trees
     from prospect.doctor import check as doctor
     from prospect.doctor.show import print_findings, show_rows
-    from prospect.feedback.columns import ColumnChoice
+    from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import load
     from prospect.training.console import Console, json_text
     from prospect.training.progress import Bars
@@ -150,7 +150,7 @@ def convert(arguments: list[str]) -> int:
     """`prospect convert`"""
     options = parse(ConvertOptions, arguments, "convert")
     from prospect.data.write import write
-    from prospect.feedback.columns import ColumnChoice
+    from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import load
     from prospect.feedback.records import as_chat, inventory
     from prospect.training.console import printable

@@ -1,18 +1,23 @@
-"""The table of layouts, and which of them a file has, by its columns."""
+"""The table of layouts; which of them a file has, by its columns; and columns that nobody would read.
+
+A column whose name or values look like a judgement is never passed over: a reader who takes a rejected answer for a
+comment trains the opposite of what people said. A new layout is a reader (`readers`) and a row of LAYOUTS.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prospect.errors import ConfigError, DataError, nearest
 from prospect.feedback import messages as chat
 from prospect.feedback import readers
-from prospect.feedback.columns import is_side, overlooked
+from prospect.feedback.labels import thumb
+from prospect.feedback.readers import COMMON, CONVERSATION_IDS, SIDE_SCORES, SIDES, THUMBS, FeedbackLine
 from prospect.feedback.records import Record
-from prospect.feedback.rows import COMMON, CONVERSATION_IDS, FeedbackLine
 
 MOST_COLUMNS = 1000
 """A file with more columns than this has values where names of columns should be."""
@@ -34,89 +39,47 @@ class Layout:
 
     @property
     def columns(self) -> str:
-        """What it needs, in words: "instruction + output"."""
+        """What it needs: "instruction + output"."""
         return " + ".join(self.needs)
 
     def missing(self, columns: Collection[str]) -> list[str]:
         """The needed columns that are not among `columns`."""
         return [name for name in self.needs if name not in columns]
 
+    def unread(self, columns: frozenset[str]) -> list[str]:
+        """The columns that the layout does not read."""
+        return sorted(columns - {*self.needs, *self.reads, *COMMON, *CONVERSATION_IDS})
 
-_SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
-_ANSWERS = ("completion", "output")
-_WHOLE = ("score", *readers.ROW_TAGS)
-"""What judges a whole row of chat."""
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        # In order of detection: a layout stands before those whose columns it contains.
-        Layout(
-            "prospect",
-            ("prompt", "completions"),
-            readers.prospect,
-            reads=("completion", "label", "score", "pairs"),
-            judged_by=("completions",),
-        ),
-        Layout(
-            "halos-pairs",
-            ("prompt", "output_A", "output_B", "label"),
-            readers.halos_pairs,
-            reads=("reward_A", "reward_B", "reward_difference"),
-            judged_by=("label",),
-        ),
-        Layout(
-            "sharegpt-pairs",
-            ("conversations", *_SIDES),
-            readers.conversation_pairs,
-            reads=("system", *_SIDE_SCORES),
-            judged_by=_SIDES,
-        ),
-        Layout(
-            "sharegpt",
-            ("conversations",),
-            readers.conversation,
-            reads=("system", *_WHOLE),
-            judged_by=_WHOLE,
-            turns="conversations",
-        ),
-        Layout(
-            "alpaca-pairs",
-            ("instruction", *_SIDES),
-            readers.alpaca_pairs,
-            reads=("input", "system", "history", *_SIDE_SCORES),
-            judged_by=_SIDES,
-        ),
-        Layout(
-            "alpaca",
-            ("instruction", "output"),
-            readers.alpaca,
-            reads=("input", "system", "history", *_WHOLE),
-            judged_by=_WHOLE,
-        ),
-        Layout(
-            "hh",
-            _SIDES,
-            readers.transcripts,
-            judged_by=_SIDES,
-            looks=lambda row: "prompt" not in row and chat.is_transcript(row.get("chosen")),
-        ),
-        Layout("paired", _SIDES, readers.paired, reads=("prompt", "messages", *_SIDE_SCORES), judged_by=_SIDES),
-        Layout("halos", ("prompt", "output"), readers.halos, reads=("label", "reward"), judged_by=("label", "reward")),
-        Layout("unpaired", ("prompt", "completion", "label"), readers.flat, reads=("score",), judged_by=("label",)),
-        Layout("scores", ("prompt", "completion", "score"), readers.flat, judged_by=("score",)),
-        Layout("prompt-completion", ("prompt", "completion"), readers.flat),
-        Layout(
-            "messages",
-            ("messages",),
-            readers.conversation,
-            reads=("system", *_WHOLE),
-            judged_by=_WHOLE,
-            turns="messages",
-        ),
-        Layout("text", ("text",), readers.text),
-    )
-}
+def _is_hh(row: Mapping[str, Any]) -> bool:
+    return "prompt" not in row and chat.is_transcript(row.get("chosen"))
+
+
+_WHOLE = ("score", *THUMBS)
+_CHAT = ("system", *_WHOLE)
+_ALPACA = ("input", "system", "history")
+_OWN = ("completion", "label", "score", "pairs")
+_HALOS_PAIRS = ("prompt", "output_A", "output_B", "label")
+_HALOS_SCORES = ("reward_A", "reward_B", "reward_difference")
+
+# In order of detection: a layout stands before those whose columns it contains.
+_TABLE = (
+    Layout("prospect", ("prompt", "completions"), readers.prospect, _OWN, ("completions",)),
+    Layout("halos-pairs", _HALOS_PAIRS, readers.halos_pairs, _HALOS_SCORES, ("label",)),
+    Layout("sharegpt-pairs", ("conversations", *SIDES), readers.conversation_pairs, ("system", *SIDE_SCORES), SIDES),
+    Layout("sharegpt", ("conversations",), readers.conversation, _CHAT, _WHOLE, turns="conversations"),
+    Layout("alpaca-pairs", ("instruction", *SIDES), readers.alpaca_pairs, (*_ALPACA, *SIDE_SCORES), SIDES),
+    Layout("alpaca", ("instruction", "output"), readers.alpaca, (*_ALPACA, *_WHOLE), _WHOLE),
+    Layout("hh", SIDES, readers.transcripts, (), SIDES, looks=_is_hh),
+    Layout("paired", SIDES, readers.paired, ("prompt", "messages", *SIDE_SCORES), SIDES),
+    Layout("halos", ("prompt", "output"), readers.halos, ("label", "reward"), ("label", "reward")),
+    Layout("unpaired", ("prompt", "completion", "label"), readers.flat, ("score",), ("label",)),
+    Layout("scores", ("prompt", "completion", "score"), readers.flat, (), ("score",)),
+    Layout("prompt-completion", ("prompt", "completion"), readers.flat),
+    Layout("messages", ("messages",), readers.conversation, _CHAT, _WHOLE, turns="messages"),
+    Layout("text", ("text",), readers.text),
+)
+LAYOUTS = {layout.name: layout for layout in _TABLE}
 """Every layout by name. TRL's are unpaired, paired, prompt-completion and messages; LLaMA-Factory's are alpaca and
 sharegpt."""
 
@@ -134,10 +97,10 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
         )
     if format == "auto":
         sample = rows[:100]
-        fitting = [x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, sample))]
-        if not fitting:
-            raise DataError(_unknown(columns))
-        layout = fitting[0]
+        fitting = (x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, sample)))
+        layout = next(fitting, None)
+        if layout is None:
+            raise DataError(_no_layout(columns))
     elif format in LAYOUTS:
         layout = LAYOUTS[format]
         if lacks := layout.missing(columns):
@@ -147,54 +110,18 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
     else:
         known = ("auto", *LAYOUTS)
         raise ConfigError(f'unknown format "{format}".{nearest(format, known)} Known: {", ".join(known)}')
-    unread = ignored(layout, columns)
-    _refuse_misspelt(layout, columns, unread)
-    _refuse_overlooked(layout, columns, rows, unread)
-    return layout
-
-
-def ignored(layout: Layout, columns: frozenset[str]) -> list[str]:
-    """The columns that the layout does not read."""
-    return sorted(columns - {*layout.needs, *layout.reads, *COMMON, *CONVERSATION_IDS})
-
-
-def _refuse_misspelt(layout: Layout, columns: frozenset[str], unread: Sequence[str]) -> None:
-    """An unread column is fine unless it was probably meant to be read."""
     absent = [name for name in (*layout.reads, *COMMON) if name not in columns and len(name) > 3]
-    for name in unread:
-        meant = difflib.get_close_matches(name, absent, n=1, cutoff=0.8)
-        if meant:
+    for name in layout.unread(columns):
+        if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.8):
             raise DataError(
                 f'unknown column "{name}" in the layout {layout.name}. Did you mean "{meant[0]}"? If not, leave it '
                 f"out: prospect convert IN OUT.jsonl --ignore {name}"
             )
+    _refuse_unread_judgements(layout, columns, rows)
+    return layout
 
 
-def _refuse_overlooked(
-    layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]], unread: Sequence[str]
-) -> None:
-    """Raises DataError for judgements that the layout does not read."""
-    turns_judged = bool(layout.turns) and any(map(chat.judges_turns, rows))
-    judged = bool(columns.intersection(layout.judged_by)) or turns_judged
-    answers = None if judged else tuple(name for name in layout.needs if name in _ANSWERS)
-    names = overlooked(rows, frozenset(unread), layout.turns, answers)
-    if not names:
-        return
-    one = len(names) == 1
-    if any(is_side(name, answers) for name in names):
-        way_in = "A pair has the columns prompt, chosen and rejected"
-    elif layout.judged_by and not judged:
-        way_in = f"Name it {' or '.join(layout.judged_by)}"
-    else:
-        way_in = 'Write prompt, completion and a column named "label" (thumbs) or "score"'
-    raise DataError(
-        f"the column{'' if one else 's'} {_listed(names)} look{'s' if one else ''} like a judgement, but the layout "
-        f"{layout.name} ({layout.columns}) would not read {'it' if one else 'them'}. {way_in} (prospect convert IN "
-        f"OUT.jsonl --map NAME={names[0]}); or train without: prospect convert IN OUT.jsonl --ignore {','.join(names)}"
-    )
-
-
-def _unknown(columns: frozenset[str]) -> str:
+def _no_layout(columns: frozenset[str]) -> str:
     """The error for columns that fit nothing: the layouts there are, and the closest one."""
     known = "; ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
     if not columns:
@@ -207,11 +134,12 @@ def _unknown(columns: frozenset[str]) -> str:
     closest = max(LAYOUTS.values(), key=closeness)
     hint = ""
     if closeness(closest) >= 0.3:
-        lacks = closest.missing(columns)
         spare = columns - set(closest.needs)
-        guesses = {need: difflib.get_close_matches(need, spare, n=1, cutoff=0.6) for need in lacks}
-        named = [f'"{need}"' + (f' (is it "{guess[0]}"?)' if guess else "") for need, guess in guesses.items()]
-        hint = f" Closest is {closest.name}, which also needs {' and '.join(named)}."
+        lacks = []
+        for need in closest.missing(columns):
+            guess = difflib.get_close_matches(need, spare, n=1, cutoff=0.6)
+            lacks.append(f'"{need}"' + (f' (is it "{guess[0]}"?)' if guess else ""))
+        hint = f" Closest is {closest.name}, which also needs {' and '.join(lacks)}."
     return f"the columns {_listed(columns)} fit no known layout.{hint} Known layouts: {known}"
 
 
@@ -219,3 +147,230 @@ def _listed(names: Collection[str]) -> str:
     """Names in quotation marks; of many, the first."""
     listed = ", ".join(f'"{name}"' for name in sorted(names)[:30])
     return listed if len(names) <= 30 else f"{listed} and {len(names) - 30} more"
+
+
+# Judgements that the layout would not read
+
+_JUDGEMENT_NAME = re.compile(
+    "(label|rating|rated|rate|score|reward|thumb|feedback|vote|voted|upvote|downvote|like|liked|dislike|disliked|star|"
+    "grade|judgement|judgment|verdict|csat|nps|satisfaction|satisfied|helpful|helpfulness|approval|approved|accepted|"
+    "correct|correctness|quality|reaction|emoji|annotation|evaluation|rank|ranking|kto|desirable|undesirable)s?"
+)
+"""Words in the name of a column that make it a judgement."""
+
+_VERDICT_NAME = re.compile("good|ok|okay|pass|passed|fail|failed|resolved|selected|flagged|harmful|comparison")
+"""Words that name a judgement where nothing else does; beside a thumb they are often a fact of the row."""
+
+_SIDE_NAME = re.compile(
+    "(preference|preferred|prefer|dispreferred|chosen|rejected|reject|winner|winning|won|loser|losing|better|worse|"
+    "best|worst)s?"
+)
+"""Words in the name of a column that make it one side of a comparison, or its outcome."""
+
+_OTHER_SIDE_NAME = re.compile("(.+_)?negatives?|y_?[wl]", re.IGNORECASE)
+"""Names of a side, where nothing else is judged."""
+
+_ABOUT_ANSWER = re.compile(
+    "ids?|hash|model|tokens?|tokenized|length|len|language|lang|format|type|kind|source|url|path|file|name|date|time|"
+    "style|schema|reason|status|version"
+)
+"""Words that make a column named like the answer's one about the answer: "completion_model"."""
+
+_JUDGEMENT_VALUE = re.compile(
+    "up|down|good|bad|(dis)?liked?|(un)?desirable|(up|down)voted?|thumbs?(up|down)|positive|negative|(un)?helpful|"
+    "(in)?correct|accepted|rejected|chosen|[\U0001f44d\U0001f44e]"
+)
+"""Words that are a judgement whatever their column is called."""
+
+_DECORATION = re.compile("[\\s_:-]+|[\U0001f3fb-\U0001f3ff\ufe0f]")
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_MESSAGE_KEY = re.compile(
+    "role|content|from|value|name|tool_calls|tool_call_id|reasoning_content|reasoning|thinking|weight|complete|train|loss"
+)
+"""Keys of a message that have a meaning of their own."""
+
+_NO_TURNS = ("tools", "completions", "pairs", "history")
+"""Columns whose objects are no messages."""
+
+_ANSWERS = ("completion", "output")
+
+
+def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises DataError for columns, and keys of messages ("messages.vote"), that look like a judgement and that the
+    layout does not read.
+
+    Where the layout reads no judgement, a telling name is enough, and so are values of which some could be thumbs up
+    and some thumbs down. Where it reads one, the name must be telling and the values look like a judgement,
+    so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
+    """
+    judged = bool(columns.intersection(layout.judged_by)) or (bool(layout.turns) and any(map(chat.judges_turns, rows)))
+    answers = () if judged else tuple(name for name in layout.needs if name in _ANSWERS)
+    unread = frozenset(layout.unread(columns))
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in _unread_values(row, unread, layout.turns, levels=0 if judged else 4):
+            values.setdefault(name, []).append(value)
+    names: list[str] = []
+    for name in sorted(values):
+        if any(name.startswith(f"{outer}.") for outer in names):
+            continue
+        words, contents = _words(name), values[name]
+        suspicious = any(map(_SIDE_NAME.fullmatch, words)) or all(map(_is_judgement_word, contents))
+        if any(map(_JUDGEMENT_NAME.fullmatch, words)):
+            suspicious = suspicious or not judged or all(map(_could_judge, contents))
+        if not judged and not suspicious:
+            texts = all(isinstance(value, str) or chat.is_messages(value) for value in contents)
+            suspicious = any(map(_VERDICT_NAME.fullmatch, words)) or (texts and _is_beside_answer(name, answers))
+            suspicious = suspicious or _are_thumbs_both_ways(contents)
+        if suspicious:
+            names.append(name)
+    if not names:
+        return
+    sides = (any(map(_SIDE_NAME.fullmatch, _words(name))) for name in names)
+    if any(sides) or (not judged and any(_is_beside_answer(name, answers) for name in names)):
+        way_in = "A pair has the columns prompt, chosen and rejected"
+    elif layout.judged_by and not judged:
+        way_in = f"Name it {' or '.join(layout.judged_by)}"
+    else:
+        way_in = 'Write prompt, completion and a column named "label" (thumbs) or "score"'
+    s, look, it = ("", "looks", "it") if len(names) == 1 else ("s", "look", "them")
+    raise DataError(
+        f"the column{s} {_listed(names)} {look} like a judgement, but the layout {layout.name} ({layout.columns}) "
+        f"would not read {it}. {way_in} (prospect convert IN OUT.jsonl --map NAME={names[0]}); or train without: "
+        f"prospect convert IN OUT.jsonl --ignore {','.join(names)}"
+    )
+
+
+def _is_beside_answer(name: str, answers: Collection[str]) -> bool:
+    """Whether, where nothing is judged and `answers` are the columns of answers, a column is named like another one:
+    "bad_completion", "completion_b", "negative"."""
+    if "." in name:
+        return False
+    words = _words(name)
+    beside = not {answer.rstrip("s") for answer in answers}.isdisjoint(word.rstrip("s") for word in words)
+    more = name not in answers and not any(map(_ABOUT_ANSWER.fullmatch, words))
+    return _OTHER_SIDE_NAME.fullmatch(name) is not None or (beside and more)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a column's name, or of a key's."""
+    return [word.lower() for word in _WORDS.findall(name.rpartition(".")[2])]
+
+
+def _unread_values(
+    row: Mapping[str, Any], unread: Collection[str], turns: str, levels: int
+) -> Iterator[tuple[str, Any]]:
+    """(name, value) of everything in a row that no reader looks at and that is not null, down to some `levels` inside
+    objects."""
+    for column, value in row.items():
+        if column in unread:
+            yield from _within(column, value, levels)
+        elif chat.is_messages(value) and column not in _NO_TURNS:
+            for turn in value:
+                for key, part in turn.items():
+                    read = key in chat.TURN_JUDGEMENTS and column == turns
+                    if not read and not _MESSAGE_KEY.fullmatch(key):
+                        yield from _within(f"{column}.{key}", part, levels)
+
+
+def _within(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:
+    """(name, value), and so on for each key of an object. Nulls and empty texts are nothing."""
+    if value is None or value == "":
+        return
+    yield name, value
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(part, dict) and levels:
+            for key, inner in part.items():
+                yield from _within(f"{name}.{key}", inner, levels - 1)
+
+
+def _could_judge(value: Any) -> bool:
+    """Whether a value could be a thumb, a grade or a score."""
+    if not isinstance(value, str):
+        return isinstance(value, bool | int | float)
+    try:
+        float(value)
+    except ValueError:
+        return value.strip().lower() in ("true", "false", "yes", "no") or _is_judgement_word(value)
+    return True
+
+
+def _is_judgement_word(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > 20:
+        return False
+    return _JUDGEMENT_VALUE.fullmatch(_DECORATION.sub("", value).casefold()) is not None
+
+
+def _are_thumbs_both_ways(values: Sequence[Any]) -> bool:
+    """Whether all values could be thumbs, some up and some down."""
+    try:
+        return {thumb(value)[0] for value in values} == {True, False}
+    except DataError:
+        return False
+
+
+# What the user says of columns
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. What
+    lies inside is written with its column: "messages.vote", "metadata.rating"."""
+
+    rename: Mapping[str, str] = field(default_factory=dict)
+    ignore: Collection[str] = ()
+
+    @classmethod
+    def parse(cls, rename: str, ignore: str) -> ColumnChoice:
+        """From `--map NEW=COLUMN,...` and `--ignore COLUMN,...`. Raises ConfigError where an equals sign is missing."""
+        pairs = {}
+        for part in filter(None, rename.split(",")):
+            new, _, old = (name.strip() for name in part.partition("="))
+            if not new or not old:
+                raise ConfigError(f'--map reads NEW=COLUMN, such as --map label=vote,prompt=question, not "{part}"')
+            pairs[new] = old
+        return cls(pairs, tuple(name.strip() for name in ignore.split(",") if name.strip()))
+
+    def apply(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Rename and leave out, in place. Raises DataError where no row has the column, or one has the new name."""
+        for name in self.ignore:
+            if not sum([_move(row, name, None) for row in rows]):
+                raise DataError(f'there is no column "{name}" to ignore')
+        for new, old in self.rename.items():
+            if old.split(".")[: new.count(".")] != new.split(".")[:-1]:
+                raise ConfigError(
+                    f"--map {new}={old} must stay in its place or come out of it, such as "
+                    '"messages.rating=messages.vote" or "label=metadata.rating"'
+                )
+            if not sum([_move(row, old, new) for row in rows]):
+                raise DataError(f'there is no column "{old}" to read as "{new}"')
+
+
+def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
+    """Rename `old` in a row, or drop it where `new` is None; says whether it was there. A name with fewer dots takes
+    the value out of the object that it lies in. Raises DataError where that is one of several, or the name is taken."""
+    *path, key = [old] if old in row else old.split(".")
+    depth = len(path) if new is None else new.count(".")
+    holders = [row]
+    for name in path[:depth]:
+        values = (value for holder in holders for value in _as_list(holder.get(name)))
+        holders = [value for value in values if isinstance(value, dict)]
+    there = False
+    for holder in holders:
+        inner: Any = holder
+        for name in path[depth:]:
+            inner = inner.get(name) if isinstance(inner, dict) else inner
+        if isinstance(inner, list) and path[depth:]:
+            raise DataError(f'"{old}" is a key of each of several objects, so it cannot be read as one "{new}"')
+        if isinstance(inner, dict) and key in inner:
+            value, there = inner.pop(key), True
+            if new is not None:
+                name = new.rpartition(".")[2]
+                if holder.get(name) is not None:
+                    raise DataError(f'"{name}" is there already. Leave it out first: --ignore {name}')
+                holder[name] = value
+    return there
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,76 +1,249 @@
-"""One reader per public layout: a row of a file becomes records (usually one, a judged conversation several).
+"""A line of a file, and one reader per public layout: a line becomes records (usually one, a judged conversation
+several).
 
-A reader sees one row and trusts nothing. It raises DataError without a place; `load.load` adds file and line, merges
+A reader sees one line and trusts nothing. It raises DataError without a place; `load.load` adds file and line, merges
 records that share a prompt and checks that the file's labels speak one vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from prospect.errors import DataError, nearest
+from prospect.errors import DataError, nearest, written
 from prospect.feedback import messages as chat
+from prospect.feedback.labels import Labels
 from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
-from prospect.feedback.rows import FeedbackLine, complete, identifier, number, weight
 
-ROW_TAGS = ("label", "kto_tag", "rating")
-"""Columns that may hold the thumb of a whole conversation."""
+COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete")
+"""Optional columns of every layout."""
 
-INSTRUCTORS = ("system", "developer")
-"""Roles that nobody answers."""
+_OTHER_CONVERSATION_IDS = "conversation_hash conv_id convo_id chat_id thread_id session_id dialog_id dialogue_id"
+CONVERSATION_IDS = ("conversation_id", *_OTHER_CONVERSATION_IDS.split())
+"""Columns that name the conversation of a line, in any layout."""
+
+THUMBS = ("label", "kto_tag", "rating")
+"""Columns that may hold the thumb of a whole line."""
+
+SIDES, SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
 _COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete")
-_OF_A_COMPLETION = ("completion", "label", "score", "weight", "complete")
-"""Columns of a flat row that have no meaning beside a list of completions."""
-
-_SIDES, _SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
+_BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete")
+"""Columns of a flat line that have no meaning beside a list of completions."""
 
 
-def raw_thumbs(row: Mapping[str, Any]) -> Iterator[Any]:
-    """Every value in a row that some layout reads as a thumb, as it stands in the file."""
-    yield from (row[tag] for tag in ROW_TAGS if tag in row)
+@dataclass(frozen=True, slots=True)
+class FeedbackLine:
+    """One line, with what its reader must know of the file: all its `columns`, the vocabulary of its `labels`, and
+    whether it judges single turns. `prefix` tells the files of one source apart."""
+
+    number: int
+    values: Mapping[str, Any]
+    columns: frozenset[str]
+    labels: Labels
+    judged_turns: bool = False
+    prefix: str = ""
+
+    @property
+    def id(self) -> str:
+        """The line's own id, or "line12"."""
+        return identifier(self.values.get("id"), f"{self.prefix}line{self.number}")
+
+    def get(self, column: str) -> Any:
+        return self.values.get(column)
+
+    def thumb(self, column: str) -> bool:
+        """Whether the label in `column` says desirable."""
+        if column not in self.values:
+            raise DataError(f"has no {column}, though other rows do. Judge the row or leave it out")
+        return self.labels.read(self.values[column])
+
+    def score(self, column: str, label: bool | None) -> float | None:
+        """The score in `column`. Raises DataError where the file has scores, and this line neither that nor a label."""
+        score = number(self.values, column)
+        if score is None and label is None and column in self.columns:
+            raise DataError(f"{column} is missing, though other rows have one. Score the row or leave it out")
+        return score
+
+    def record(
+        self, prompt: Prompt, completions: tuple[Completion, ...], pairs: tuple[Pair, ...] = (), id: str = ""
+    ) -> Record:
+        """A record with this line's source, tools and template keywords."""
+        source = self.get("source")
+        return Record(
+            id=id or self.id,
+            prompt=prompt,
+            completions=completions,
+            pairs=pairs,
+            source="" if source is None else chat.plain_text(str(source), "source"),
+            tools=_tools(self.get("tools")),
+            template_kwargs=_template_kwargs(self.values),
+            conversations=_conversations(self.values),
+        )
+
+    def answered(
+        self, prompt: Prompt, value: Any, where: str, label: bool | None = None, score: float | None = None
+    ) -> list[Record]:
+        """One record with one answer, `value` in the column `where`."""
+        _require_same_form(prompt, value, where)
+        completion = Completion(
+            id=self.id,
+            content=chat.answer(value, where),
+            label=label,
+            score=score,
+            weight=weight(self.values),
+            complete=complete(self.values),
+            line=self.number,
+        )
+        return [self.record(prompt, (completion,))]
+
+    def pair(
+        self,
+        prompt: Prompt,
+        chosen: Any,
+        rejected: Any,
+        columns: tuple[str, str] = SIDES,
+        scores: tuple[str, str] = SIDE_SCORES,
+    ) -> list[Record]:
+        """One record with one pair, whose sides stand in `columns`; the line's weight is the pair's."""
+        for value, column in zip((chosen, rejected), columns, strict=True):
+            _require_same_form(prompt, value, column)
+        completions = tuple(
+            Completion(
+                id=f"{self.id}/{side}",
+                content=chat.answer(value, column),
+                score=number(self.values, score),
+                complete=complete(self.values),
+                line=self.number,
+            )
+            for side, value, column, score in zip(SIDES, (chosen, rejected), columns, scores, strict=True)
+        )
+        return [self.record(prompt, completions, (Pair(0, 1, weight(self.values)),))]
+
+
+def _require_same_form(prompt: Prompt, answer: Any, where: str) -> None:
+    """Text prompts have text answers: a chat answer says nothing about how the text prompt is to be rendered."""
+    if isinstance(prompt, str) and isinstance(answer, dict | list | tuple):
+        raise DataError(f"prompt is text but {where} is a chat message. Write both as text or both as messages")
+
+
+# Columns and keys that stand anywhere
+
+
+def identifier(value: Any, default: str, where: str = "id") -> str:
+    """An id: `value`, or `default` where there is none."""
+    if value is None or value == "":
+        return default
+    text = written(value, str)
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and text == "..."):
+        raise DataError(f"{where} must be text or a whole number, not {chat.excerpt(value)}")
+    return chat.plain_text(text, where)
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """A finite number, or None where the key is absent or null."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{key} must be a number, not {chat.excerpt(value)}")
+    try:
+        as_float = float(value)
+    except OverflowError:  # a whole number beyond 1e308
+        as_float = math.inf
+    if not math.isfinite(as_float):
+        raise DataError(f"{key} must be finite, not {chat.excerpt(value)}")
+    return as_float
+
+
+def weight(values: Mapping[str, Any]) -> float:
+    """The importance of a line, an answer or a pair, 1 where none is given."""
+    value = number(values, "weight")
+    if value is not None and value < 0:
+        raise DataError(f"weight must be 0 or more, not {value:g}. To unlearn an answer, label it undesirable")
+    return 1.0 if value is None else value
+
+
+def complete(values: Mapping[str, Any]) -> bool:
+    """False where the generator was cut off."""
+    value = values.get("complete")
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"complete must be true or false, not {chat.excerpt(value)}")
+    return value is not False
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+    value = chat.from_json(value, "tools") if value != "" else None
+    if value is None or value == []:
+        return None
+    if not chat.is_messages(value):
+        raise DataError(f"tools must be a list of function descriptions, not {chat.excerpt(value)}")
+    return tuple(chat.jsonable(value, "tools"))
+
+
+def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    column = "template_kwargs" if values.get("template_kwargs") is not None else "chat_template_kwargs"
+    value = chat.from_json(values.get(column) or None, column)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise DataError(f"{column} must be an object, not {chat.excerpt(value)}")
+    return chat.jsonable(value, column) or None
+
+
+def _conversations(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the conversations that a line is from. "conversation_id" may list several, as Prospect writes it; an
+    id of another column is told apart by its name."""
+    ids: dict[str, None] = {}
+    for column in CONVERSATION_IDS:
+        value = values.get(column)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            whole = int(one) if isinstance(one, float) and one.is_integer() else one  # a column of numbers with gaps
+            if name := identifier(whole, "", column):
+                ids[name if column == "conversation_id" else f"{column} {name}"] = None
+    return tuple(ids)
+
+
+def thumbs_of(values: Mapping[str, Any]) -> Iterator[Any]:
+    """Every value in a line that some layout reads as a thumb, as it stands in the file."""
+    yield from (values[column] for column in THUMBS if column in values)
     for column, keys in (("completions", ("label",)), *((name, chat.TURN_THUMBS) for name in chat.CONVERSATIONS)):
-        parts = row.get(column)
+        parts = values.get(column)
         for part in parts if isinstance(parts, list | tuple) else ():
             if isinstance(part, dict):
                 yield from (part[key] for key in keys if key in part)
 
 
-def _same_form(prompt: Prompt, side: Any, where: str) -> None:
-    """Text prompts have text answers: a chat answer says nothing about how the text prompt is to be rendered."""
-    if isinstance(prompt, str) and isinstance(side, dict | list | tuple):
-        raise DataError(f"prompt is text but {where} is a chat message. Write both as text or both as messages")
-
-
 # Prospect's own lines
 
 
-def prospect(row: FeedbackLine) -> list[Record]:
+def prospect(line: FeedbackLine) -> list[Record]:
     """{"prompt", "completions": [...], "pairs": [...]}, or a flat line."""
-    if "completions" not in row.values:
-        if row.get("pairs"):
+    if "completions" not in line.values:
+        if line.get("pairs"):
             raise DataError("pairs stands beside a single completion. Pairs belong to a row with completions")
-        return flat(row)
-    if misplaced := [key for key in _OF_A_COMPLETION if row.get(key) is not None]:
+        return flat(line)
+    if misplaced := [key for key in _BESIDE_COMPLETIONS if line.get(key) is not None]:
         raise DataError(
             f"{' and '.join(misplaced)} beside completions belong{'s' if len(misplaced) == 1 else ''} to none of them. "
             'Write it into the completion: {"completions": [{"content": ..., "label": ...}]}'
         )
-    values = row.get("completions")
+    values = line.get("completions")
     if not isinstance(values, list | tuple) or not values:
         raise DataError(f"completions must be a non-empty list, not {chat.excerpt(values)}")
-    prompt = "" if row.get("prompt") == "" else chat.prompt(row.get("prompt"))
-    completions = tuple(_own_completion(row, i, value) for i, value in enumerate(values))
-    pairs = row.get("pairs") or ()
+    prompt = "" if line.get("prompt") == "" else chat.prompt(line.get("prompt"))
+    completions = tuple(_own_completion(line, i, value) for i, value in enumerate(values))
+    pairs = line.get("pairs") or ()
     if not isinstance(pairs, list | tuple):
         raise DataError(f"pairs must be a list, not {chat.excerpt(pairs)}")
-    for i, done in enumerate(completions):
-        _same_form(prompt, done.content, f"completions[{i}]")
-    return [row.record(prompt, completions, tuple(_own_pair(pair, len(completions)) for pair in pairs))]
+    for i, completion in enumerate(completions):
+        _require_same_form(prompt, completion.content, f"completions[{i}]")
+    return [line.record(prompt, completions, tuple(_own_pair(pair, len(completions)) for pair in pairs))]
 
 
-def _own_completion(row: FeedbackLine, index: int, value: Any) -> Completion:
+def _own_completion(line: FeedbackLine, index: int, value: Any) -> Completion:
     where = f"completions[{index}]"
     if isinstance(value, str):
         value = {"content": value}
@@ -82,243 +255,205 @@ def _own_completion(row: FeedbackLine, index: int, value: Any) -> Completion:
     if ("content" in value) == ("message" in value):
         raise DataError(f"{where} needs content (text) or message (an assistant message), and not both")
     return Completion(
-        id=identifier(value.get("id"), f"{row.name}/{index}"),
+        id=identifier(value.get("id"), f"{line.id}/{index}"),
         content=chat.answer(value.get("content", value.get("message")), where),
-        label=None if value.get("label") is None else row.labels.read(value["label"]),
+        label=None if value.get("label") is None else line.labels.read(value["label"]),
         score=number(value, "score"),
         weight=weight(value),
         complete=complete(value),
-        line=row.line,
+        line=line.number,
     )
 
 
 def _own_pair(value: Any, count: int) -> Pair:
     if isinstance(value, list | tuple) and len(value) == 2:
-        value = {"chosen": value[0], "rejected": value[1]}
+        value = dict(zip(SIDES, value, strict=True))
     if not isinstance(value, dict):
         raise DataError(f"a pair is [chosen, rejected], not {chat.excerpt(value)}")
-    sides = value.get("chosen"), value.get("rejected")
-    for side in sides:
+    for side in map(value.get, SIDES):
         if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side < count:
             raise DataError(f"a pair names its sides by index, from 0 to {count - 1}, not {chat.excerpt(side)}")
-    return Pair(int(value["chosen"]), int(value["rejected"]), weight(value))
+    return Pair(value["chosen"], value["rejected"], weight(value))
 
 
-# One answer per row
+# One answer per line
 
 
-def flat(row: FeedbackLine) -> list[Record]:
+def flat(line: FeedbackLine) -> list[Record]:
     """{"prompt", "completion"} with "label", "score", both or neither."""
-    prompt = chat.prompt(row.get("prompt"))
-    _same_form(prompt, row.get("completion"), "completion")
-    answer = chat.answer(row.get("completion"), "completion")
-    mixed = "completions" in row.columns  # Prospect's own file, where every line may be judged or not
-    label = row.thumb("label") if "label" in (row.values if mixed else row.columns) else None
-    score = number(row.values, "score") if mixed else row.score("score", label)
-    return [row.record(prompt, (row.completion(answer, label, score),))]
+    mixed = "completions" in line.columns  # Prospect's own file, where every line may be judged or not
+    prompt = chat.prompt(line.get("prompt"))
+    label = line.thumb("label") if "label" in (line.values if mixed else line.columns) else None
+    score = number(line.values, "score") if mixed else line.score("score", label)
+    return line.answered(prompt, line.get("completion"), "completion", label, score)
 
 
-def halos(row: FeedbackLine) -> list[Record]:
+def halos(line: FeedbackLine) -> list[Record]:
     """{"prompt", "output": [message], "label", "reward"} as HALOs labels its samples."""
-    prompt = chat.prompt(row.get("prompt"))
-    _same_form(prompt, row.get("output"), "output")
-    answer = chat.answer(row.get("output"), "output")
-    label = row.thumb("label") if "label" in row.columns else None
-    return [row.record(prompt, (row.completion(answer, label, row.score("reward", label)),))]
+    prompt = chat.prompt(line.get("prompt"))
+    label = line.thumb("label") if "label" in line.columns else None
+    return line.answered(prompt, line.get("output"), "output", label, line.score("reward", label))
 
 
-def text(row: FeedbackLine) -> list[Record]:
+def text(line: FeedbackLine) -> list[Record]:
     """{"text"}: imitated as it is, without a prompt."""
-    value = chat.plain_text(row.get("text"), "text")
+    value = chat.plain_text(line.get("text"), "text")
     if not value.strip():
         raise DataError("text is blank")
-    return [row.record("", (row.completion(value),))]
+    return line.answered("", value, "text")
+
+
+def _tagged(line: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> list[Record]:
+    """One answer with the line's own thumb and score, where it has them."""
+    columns = [column for column in THUMBS if column in line.columns]
+    if len(columns) > 1:
+        raise DataError(f"has the columns {' and '.join(columns)}; which one is the thumb? Keep one of them")
+    label = line.thumb(columns[0]) if columns else None
+    return line.answered(prompt, answer, where, label, line.score("score", label))
 
 
 # Pairs
 
 
-def _pair(
-    row: FeedbackLine, prompt: Prompt, sides: tuple[Any, Any], names: tuple[str, str], scores: tuple[str, str]
-) -> Record:
-    """`sides` are (chosen, rejected), `names` their columns, `scores` the columns of their scores. The row's weight is
-    the pair's."""
-    for side, name in zip(sides, names, strict=True):
-        _same_form(prompt, side, name)
-    done = tuple(
-        Completion(
-            id=f"{row.name}/{kind}",
-            content=chat.answer(side, name),
-            score=number(row.values, score),
-            complete=complete(row.values),
-            line=row.line,
-        )
-        for kind, side, name, score in zip(_SIDES, sides, names, scores, strict=True)
-    )
-    return row.record(prompt, done, (Pair(0, 1, weight(row.values)),))
-
-
-def paired(row: FeedbackLine) -> list[Record]:
+def paired(line: FeedbackLine) -> list[Record]:
     """{"prompt", "chosen", "rejected"}; without a prompt, the turns that two conversations share are it."""
-    sides = row.get("chosen"), row.get("rejected")
-    given = row.get("prompt")
-    if given is None and isinstance(sides[0], dict):  # LLaMA-Factory's preferences with OpenAI's keys
-        given = row.get("messages")
-    if chat.is_messages(sides[0]) and chat.is_messages(sides[1]):
-        prompt, sides = _shared_turns(given, *sides)
-    elif given is None:
+    chosen, rejected, prompt = line.get("chosen"), line.get("rejected"), line.get("prompt")
+    if prompt is None and isinstance(chosen, dict):  # LLaMA-Factory's preferences with OpenAI's keys
+        prompt = line.get("messages")
+    if chat.is_messages(chosen) and chat.is_messages(rejected):
+        return line.pair(*_shared_turns(prompt, chosen, rejected))
+    if prompt is None:
         raise DataError("has no prompt, and chosen and rejected are no conversations that could share one")
-    else:
-        prompt = chat.prompt(given)
-    return [_pair(row, prompt, sides, _SIDES, _SIDE_SCORES)]
+    return line.pair(chat.prompt(prompt), chosen, rejected)
 
 
-def _shared_turns(given: Any, chosen: Any, rejected: Any) -> tuple[Prompt, tuple[Any, Any]]:
+def _shared_turns(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, Any, Any]:
     """The prompt of two conversations, and what each says after it."""
     a, b = chat.messages(chosen, "chosen"), chat.messages(rejected, "rejected")
     lead = 0
     while lead < min(len(a), len(b)) - 1 and a[lead] == b[lead]:
         lead += 1
-    shared, rest = a[:lead], (a[lead:], b[lead:])
-    if given is None:
-        return chat.with_text(shared, "what chosen and rejected share"), rest
-    prompt = chat.prompt(given)
+    shared = a[:lead]
+    if prompt is None:
+        chat.with_text(shared, "what chosen and rejected share")
+        return shared, a[lead:], b[lead:]
+    prompt = chat.prompt(prompt)
     if isinstance(prompt, str):
-        _same_form(prompt, None if any(m.get("content") == prompt for m in shared) else a, "chosen")
-        return shared, rest
-    return (shared if shared[: len(prompt)] == prompt else prompt + shared), rest
+        _require_same_form(prompt, None if any(m.get("content") == prompt for m in shared) else a, "chosen")
+        return shared, a[lead:], b[lead:]
+    return shared if shared[: len(prompt)] == prompt else prompt + shared, a[lead:], b[lead:]
 
 
-def halos_pairs(row: FeedbackLine) -> list[Record]:
+def halos_pairs(line: FeedbackLine) -> list[Record]:
     """{"prompt", "output_A", "output_B", "label": 1 if A is the better one, "reward_A", "reward_B"}."""
-    order = ("A", "B") if row.thumb("label") else ("B", "A")
-    names = (f"output_{order[0]}", f"output_{order[1]}")
-    sides = (row.get(names[0]), row.get(names[1]))
-    return [_pair(row, chat.prompt(row.get("prompt")), sides, names, (f"reward_{order[0]}", f"reward_{order[1]}"))]
+    better, worse = ("A", "B") if line.thumb("label") else ("B", "A")
+    columns, rewards = (f"output_{better}", f"output_{worse}"), (f"reward_{better}", f"reward_{worse}")
+    return line.pair(chat.prompt(line.get("prompt")), line.get(columns[0]), line.get(columns[1]), columns, rewards)
 
 
-# LLaMA-Factory
+def transcripts(line: FeedbackLine) -> list[Record]:
+    """Anthropic's {"chosen", "rejected"}, both "\\n\\nHuman: ...\\n\\nAssistant: ...", alike up to the last answer."""
+    chosen, rejected = (chat.transcript(line.get(side), side) for side in SIDES)
+    if chosen[:-1] != rejected[:-1]:
+        raise DataError("chosen and rejected differ before their last answer, so they answer no common prompt")
+    return line.pair(chat.with_text(chosen[:-1]), chosen[-1:], rejected[-1:])
 
 
-def _tagged(row: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> Record:
-    """One answer with the row's own thumb and score, where it has them."""
-    tags = [tag for tag in ROW_TAGS if tag in row.columns]
-    if len(tags) > 1:
-        raise DataError(f"has the columns {' and '.join(tags)}; which one is the thumb? Keep one of them")
-    label = row.thumb(tags[0]) if tags else None
-    return row.record(prompt, (row.completion(chat.answer(answer, where), label, row.score("score", label)),))
+# LLaMA-Factory's instructions
 
 
-def alpaca(row: FeedbackLine) -> list[Record]:
+def alpaca(line: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with a pair [better, worse] of texts as
     its output."""
-    prompt, output = _instruction(row), row.get("output")
+    prompt, output = _instruction(line), line.get("output")
     if isinstance(output, list | tuple) and len(output) == 2 and all(isinstance(side, str) for side in output):
-        if row.columns.intersection((*ROW_TAGS, "score")):
+        if line.columns.intersection((*THUMBS, "score")):
             raise DataError(
                 "output is a pair [better, worse], so it has no thumb or score of its own. Keep one of them"
             )
-        return [_pair(row, prompt, (output[0], output[1]), ("output[0]", "output[1]"), _SIDE_SCORES)]
-    return [_tagged(row, prompt, output, "output")]
+        return line.pair(prompt, output[0], output[1], columns=("output[0]", "output[1]"))
+    return _tagged(line, prompt, output, "output")
 
 
-def alpaca_pairs(row: FeedbackLine) -> list[Record]:
+def alpaca_pairs(line: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "chosen", "rejected", "score_chosen", "score_rejected"}."""
-    return [_pair(row, _instruction(row), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
+    return line.pair(_instruction(line), line.get("chosen"), line.get("rejected"))
 
 
-def _instruction(row: FeedbackLine) -> tuple[Message, ...]:
-    """The prompt of a row of Alpaca."""
-    turns: list[Message] = _system(row)
-    for question, reply in _history(row.get("history")):
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    lines = [row.get("instruction"), row.get("input")]
-    question = "\n".join(chat.plain_text(line, "instruction or input") for line in lines if line)
+def _instruction(line: FeedbackLine) -> tuple[Message, ...]:
+    """The prompt of a line of Alpaca."""
+    turns = _system(line)
+    history = chat.from_json(line.get("history"), "history") if line.get("history") else []
+    if not isinstance(history, list | tuple) or any(not isinstance(v, list | tuple) or len(v) != 2 for v in history):
+        raise DataError(f"history must be a list of [question, answer], not {chat.excerpt(history)}")
+    for question, reply in history:
+        turns.append({"role": "user", "content": chat.plain_text(question, "history")})
+        turns.append({"role": "assistant", "content": chat.plain_text(reply, "history")})
+    lines = [line.get("instruction"), line.get("input")]
+    question = "\n".join(chat.plain_text(text, "instruction or input") for text in lines if text)
     if not question.strip():
         raise DataError("instruction is blank")
     return (*turns, {"role": "user", "content": question})
 
 
-def _system(row: FeedbackLine) -> list[Message]:
-    text = row.get("system")
+def _system(line: FeedbackLine) -> list[Message]:
+    text = line.get("system")
     return [{"role": "system", "content": chat.plain_text(text, "system")}] if text else []
-
-
-def _history(value: Any) -> list[tuple[str, str]]:
-    value = chat.from_json(value, "history") if value else []
-    if not isinstance(value, list | tuple) or any(not isinstance(v, list | tuple) or len(v) != 2 for v in value):
-        raise DataError(f"history must be a list of [question, answer], not {chat.excerpt(value)}")
-    return [(chat.plain_text(q, "history"), chat.plain_text(a, "history")) for q, a in value]
 
 
 # Conversations
 
 
-def conversation(row: FeedbackLine) -> list[Record]:
+def conversation(line: FeedbackLine) -> list[Record]:
     """{"messages"} or {"conversations"}: judged turn by turn, or as a whole (then its last answer is meant), or not at
     all (then every answer is imitated)."""
-    column = "conversations" if "conversations" in row.columns else "messages"
-    own_turns = _turns(row, column)
-    turns = (*_system(row), *own_turns)
-    if row.columns.intersection(ROW_TAGS) or "score" in row.columns:
-        if row.judged_turns:
+    column = "conversations" if "conversations" in line.columns else "messages"
+    system, turns, values = _system(line), _turns(line, column), line.get(column)
+    if line.columns.intersection((*THUMBS, "score")):
+        if line.judged_turns:
             raise DataError("the file judges both rows and single turns. Keep one of the two")
-        if chat.is_context(row.get(column)[-1]):
+        if chat.is_context(values[-1]):
             return []
-        return [_tagged(row, chat.with_text(turns[:-1]), turns[-1], f"the last of {column}")]
-    before = len(turns) - len(own_turns)
-    done = []
-    for i, raw in enumerate(row.get(column)):
-        prompt = turns[: before + i]
-        if row.judged_turns:
-            answers = chat.is_judged(raw)
+        return _tagged(line, chat.with_text((*system, *turns[:-1])), turns[-1], f"the last of {column}")
+    records = []
+    for i, (turn, value) in enumerate(zip(turns, values, strict=True)):
+        prompt = (*system, *turns[:i])
+        if line.judged_turns:
+            is_answer = chat.is_judged(value)
         else:  # a greeting answers nobody: it is context, not a completion
-            answers = own_turns[i]["role"] == "assistant" and any(turn["role"] not in INSTRUCTORS for turn in prompt)
-        if answers and not chat.is_context(raw):
-            done.append(_turn(row, prompt, own_turns[i], raw, i + 1, column))
-    return done
+            is_answer = turn["role"] == "assistant" and any(m["role"] not in ("system", "developer") for m in prompt)
+        if is_answer and not chat.is_context(value):
+            records.append(_turn(line, prompt, turn, value, f"{column}: message {i + 1}", f"{line.id}/turn{i + 1}"))
+    return records
 
 
-def conversation_pairs(row: FeedbackLine) -> list[Record]:
+def conversation_pairs(line: FeedbackLine) -> list[Record]:
     """{"conversations", "chosen", "rejected"}: the conversation is the prompt of the pair."""
-    turns = (*_system(row), *_turns(row, "conversations"))
-    return [_pair(row, chat.with_text(turns), (row.get("chosen"), row.get("rejected")), _SIDES, _SIDE_SCORES)]
+    prompt = chat.with_text((*_system(line), *_turns(line, "conversations")))
+    return line.pair(prompt, line.get("chosen"), line.get("rejected"))
 
 
-def _turns(row: FeedbackLine, column: str) -> tuple[Message, ...]:
-    turns = chat.messages(row.get(column), column)
-    for i, raw in enumerate(row.get(column), 1):
-        chat.check_flags(raw, f"{column}: message {i}")
+def _turns(line: FeedbackLine, column: str) -> tuple[Message, ...]:
+    turns = chat.messages(line.get(column), column)
+    for i, value in enumerate(line.get(column), 1):
+        chat.check_flags(value, f"{column}: message {i}")
     return turns
 
 
 def _turn(
-    row: FeedbackLine, prompt: tuple[Message, ...], said: Message, raw: Mapping[str, Any], turn: int, column: str
+    line: FeedbackLine, prompt: tuple[Message, ...], turn: Message, value: Mapping[str, Any], where: str, id: str
 ) -> Record:
-    """One turn (`raw` with its judgement, `said` without) as the answer to the turns before it."""
-    where, name = f"{column}: message {turn}", f"{row.name}/turn{turn}"
-    tags = [tag for tag in chat.TURN_THUMBS if raw.get(tag) is not None]
-    if len(tags) > 1:
+    """One turn (`value` with its judgement) as the answer to the turns before it."""
+    thumbs = [key for key in chat.TURN_THUMBS if value.get(key) is not None]
+    if len(thumbs) > 1:
         raise DataError(f"{where} has a label and a rating. Keep one of them")
-    answer = Completion(
-        id=name,
-        content=chat.answer(said, where),
-        label=row.labels.read(raw[tags[0]]) if tags else None,
-        score=number(raw, "score"),
-        weight=weight(raw) if "weight" in raw else weight(row.values),
-        complete=complete(raw) and complete(row.values),
-        line=row.line,
+    completion = Completion(
+        id=id,
+        content=chat.answer(turn, where),
+        label=line.labels.read(value[thumbs[0]]) if thumbs else None,
+        score=number(value, "score"),
+        weight=weight(value if "weight" in value else line.values),
+        complete=complete(value) and complete(line.values),
+        line=line.number,
     )
-    return row.record(chat.with_text(prompt, f"{where}: its prompt"), (answer,), name=name)
-
-
-# Anthropic's transcripts
-
-
-def transcripts(row: FeedbackLine) -> list[Record]:
-    """{"chosen", "rejected"}, both "\\n\\nHuman: ...\\n\\nAssistant: ...", alike up to the last answer."""
-    chosen, rejected = (chat.transcript(row.get(side), side) for side in _SIDES)
-    if chosen[:-1] != rejected[:-1]:
-        raise DataError("chosen and rejected differ before their last answer, so they answer no common prompt")
-    sides = chosen[-1:], rejected[-1:]
-    return [_pair(row, chat.with_text(chosen[:-1]), sides, _SIDES, _SIDE_SCORES)]
+    return line.record(chat.with_text(prompt, f"{where}: its prompt"), (completion,), id=id)

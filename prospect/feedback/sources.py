@@ -1,19 +1,31 @@
-"""Where rows come from: files of any kind, folders, patterns, the Hub, or memory."""
+"""Where rows come from: files of any kind, folders, patterns, the Hub, or memory.
+
+What is wrong with one row is handed on as `Unreadable`, so that the others can still be read; what is wrong with the
+whole source is a DataError. Saved folders, the Hub and `datasets` in memory are read by `datasets`. JSON and CSV are
+read by the standard library, which knows the line of every row; Parquet by pyarrow in batches, since a copy in the
+cache of `datasets` has no bound. pyarrow, datasets and pandas are imported only where their kind of source is given.
+"""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import glob
+import gzip
+import io
 import itertools
+import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
 
-from prospect.errors import DataError
-from prospect.feedback import tables
-from prospect.feedback.files import KINDS, Rows, json_rows, open_file, pieces_of
+from prospect.errors import DataError, written
+from prospect.feedback.messages import TOO_DEEP, json_value, too_deep
 
 if TYPE_CHECKING:
     import datasets
@@ -23,10 +35,37 @@ Source: TypeAlias = (
     "str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]] | datasets.Dataset | pandas.DataFrame"
 )
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_SUFFIXES = (*KINDS, ".gz", ".txt")
+KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Kinds of files, by how their names end."""
 
-NO_NAMES: Mapping[str, str] = {}
+EXPANSION = 100
+SMALL = 64 << 20
+"""A packed file may unpack to EXPANSION times its own size, and in any case to SMALL bytes."""
+
+BATCH = 256
+"""Rows that are taken out of a table at a time."""
+
+VALUE = 64
+"""Bytes that a value of a table takes at the least, once it is a Python object in a row."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+_WRAPPERS = ("data", "rows", "examples")
+"""Keys under which some JSON files hold their rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row that is no object of columns: what stands there, and why it cannot be read."""
+
+    raw: str
+    reason: str
+
+
+Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]
+"""(line, row), lines counted from 1. In JSON lines and CSV it is the line of the file, else the number of the row."""
+
+
+# What a source names
 
 
 def sources(source: Source) -> tuple[list[Source], list[str]]:
@@ -35,22 +74,21 @@ def sources(source: Source) -> tuple[list[Source], list[str]]:
 
     Raises DataError where a pattern or folder has no file, and where a file is named twice.
     """
-    names: Sequence[Source] = source if _is_names(source) else [source]
     files: list[Source] = []
     notes: list[str] = []
-    for name in names:
-        more, note = _files_of(name) if isinstance(name, str | Path) else ([name], None)
-        files += more
-        notes += [note] if note else []
-    taken = Counter(Path(file).resolve() for file in files if isinstance(file, str | Path))
-    for file, times in taken.items():
+    for name in source if _is_names(source) else [source]:
+        if isinstance(name, str | Path):
+            files += _files_of(name, notes)
+        else:
+            files.append(cast(Source, name))
+    for file, times in Counter(Path(file).resolve() for file in files if isinstance(file, str | Path)).items():
         if times > 1:
             raise DataError("is named twice", path=file)
     return files, notes
 
 
-def _files_of(name: str | Path) -> tuple[list[Source], str | None]:
-    """The files that one name stands for, and what a folder has beside them."""
+def _files_of(name: str | Path, notes: list[str]) -> Sequence[str | Path]:
+    """The files that one name stands for; a note says what a folder has beside them."""
     path = Path(name)
     try:
         folder, there = path.is_dir(), path.exists()
@@ -60,9 +98,9 @@ def _files_of(name: str | Path) -> tuple[list[Source], str | None]:
         matches = sorted(match for match in glob.glob(str(name), recursive=True) if Path(match).is_file())
         if not matches:
             raise DataError("no file matches this pattern", path=path)
-        return list(matches), None
+        return matches
     if not folder or (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        return [name], None
+        return [name]
     inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     data = [entry for entry in inside if entry.name.removesuffix(".gz").endswith(KINDS)]
     if not data:
@@ -71,47 +109,9 @@ def _files_of(name: str | Path) -> tuple[list[Source], str | None]:
             f"({' '.join(KINDS)}). Give a file in it, or a pattern such as {path}/**/*.jsonl",
             path=path,
         )
-    rest = [entry.name for entry in inside if entry not in data]
-    return list(data), f"files of {path} not read: {', '.join(rest)}" if rest else None
-
-
-def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str] = NO_NAMES) -> Rows:
-    """The rows of one source. Raises DataError where there is no such source or it cannot be read as a whole.
-
-    `any_size` reads a packed file whatever it unpacks to; `names` are the columns that will be renamed, so that cells
-    of CSV are read as what they will be called.
-    """
-
-    if not isinstance(source, str | Path):
-        return tables.in_memory(source)
-    path = Path(source)
-    if path.is_dir():
-        return tables.datasets_folder(path)
-    if not path.exists():
-        if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not source.endswith(_SUFFIXES):
-            return tables.hub(source)
-        raise DataError(f"there is no such file or folder{_neighbour(path)}", path=path)
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    file = open_file(path)
-    size_on_disk = file.seek(0, 2)
-    pieces = pieces_of(file, path, any_size=any_size)
-    head = b""
-    while len(head) < 4 or not head.strip():
-        piece = next(pieces, None)
-        if piece is None:
-            break
-        head += piece
-    if not head.strip():
-        raise DataError("is empty", path=path)
-    if kind == "parquet" or head.startswith(b"PAR1"):
-        return tables.parquet(b"".join((head, *pieces)), path, size_on_disk, any_size=any_size)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
-    mark = b"\xef\xbb\xbf" if head.startswith(b"\xef\xbb\xbf") else b""
-    pieces = itertools.chain((head.removeprefix(mark),), pieces)
-    if kind in ("csv", "tsv"):
-        return tables.csv_rows(b"".join(pieces), path, "\t" if kind == "tsv" else None, names)
-    return json_rows(pieces, path, len(mark))
+    if rest := [entry.name for entry in inside if entry not in data]:
+        notes.append(f"files of {path} not read: {', '.join(rest)}")
+    return data
 
 
 def source_name(source: Source) -> str:
@@ -131,9 +131,386 @@ def _is_names(source: Any) -> TypeGuard[Sequence[str | Path]]:
     return isinstance(source, list | tuple) and bool(source) and all(isinstance(part, str | Path) for part in source)
 
 
-def _neighbour(path: Path) -> str:
-    """The most similar name in the same folder, as a question."""
-    if not path.parent.is_dir():
-        return f", nor a folder {path.parent}"
-    match = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.6)
-    return f'. Did you mean "{path.parent / match[0]}"?' if match else ""
+def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str] | None = None) -> Rows:
+    """The rows of one source. Raises DataError where there is no such source or it cannot be read as a whole.
+
+    `any_size` reads a packed file whatever it unpacks to; `names` are the columns that will be renamed, so that cells
+    of CSV are read as what they will be called.
+    """
+    if not isinstance(source, str | Path):
+        return _rows_in_memory(source)
+    path = Path(source)
+    if path.is_dir():
+        return _rows_of_folder(path)
+    if path.exists():
+        return _rows_of_file(path, any_size, names or {})
+    if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not source.endswith((*KINDS, ".gz", ".txt")):
+        return _rows_of_hub(source)
+    neighbour = f", nor a folder {path.parent}"
+    if path.parent.is_dir():
+        match = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.6)
+        neighbour = f'. Did you mean "{path.parent / match[0]}"?' if match else ""
+    raise DataError(f"there is no such file or folder{neighbour}", path=path)
+
+
+# Files
+
+
+def _rows_of_file(path: Path, any_size: bool, names: Mapping[str, str]) -> Rows:
+    """The rows of a file. It stays open until the last, and is read as they are taken."""
+    with _failures_named(path), _open(path) as file:
+        size = file.seek(0, 2)
+        content = _unpacked(file, path, size, any_size)
+        head = content.read(4)
+        if not head.strip() and not (head + content.read()).strip():
+            raise DataError("is empty", path=path)
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        start = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+        content.seek(start)
+        if kind == "parquet" or head.startswith(b"PAR1"):
+            yield from parquet_rows(content.read(), path, size, any_size=any_size)
+        elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
+        elif kind in ("csv", "tsv"):
+            yield from csv_rows(_decoded(content.read(), path), path, "\t" if kind == "tsv" else None, names)
+        else:
+            yield from json_rows(content, path, start)
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """What goes wrong on a disk or in an archive, as a DataError."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        reason = "it ends too early" if isinstance(error, EOFError) else error
+        raise DataError(f"is corrupt gzip ({reason}). Copy or download it again", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file as it lies on disk, or what has come through a pipe, to be read more than once."""
+    file = path.open("rb")
+    if file.seekable():
+        return file
+    with file:
+        return io.BytesIO(file.read())
+
+
+def _unpacked(file: BinaryIO, path: Path, size: int, any_size: bool) -> BinaryIO:
+    """The content of a file of `size` bytes, unpacked where it is gzip. Raises DataError where it would unpack to too
+    much; memory holds a piece of it at a time."""
+    file.seek(0)
+    packed = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not packed or not size:
+        return file
+    content = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    limit, unpacked = max(SMALL, EXPANSION * size), 0
+    while not any_size and (piece := content.read(1 << 20)):
+        unpacked += len(piece)
+        if unpacked > limit:
+            raise _too_large(path, limit, size)
+    content.seek(0)
+    return content
+
+
+def _too_large(path: Path, limit: float, size: int) -> DataError:
+    return DataError(
+        f"unpacks to more than {limit / 1e6:,.0f} MB from {size / 1e6:.1f} MB, over {EXPANSION} times its size: it is "
+        "not read, since it may be made to fill the memory. If you trust it, write it out first: prospect convert "
+        f"{path} OUT.jsonl --any-size",
+        path=path,
+    )
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    """A whole file's text. Raises DataError with line and byte offset where it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(_not_utf8(data[error.start], error.start), path=path, line=line) from None
+
+
+def _not_utf8(byte: int, offset: int) -> str:
+    return (
+        f"is not UTF-8: byte 0x{byte:02x} at offset {offset} of the file. If it is Latin-1, convert it: "
+        "iconv -f LATIN1 -t UTF-8 FILE"
+    )
+
+
+def json_rows(content: BinaryIO, path: Path, start: int) -> Rows:
+    """JSON lines, or one JSON document where the first line begins an array or is a brace; `start` is the offset at
+    which the content stands."""
+    first = next((line.strip() for line in content if line.strip()), b"")
+    if not first:
+        raise DataError("is empty", path=path)
+    if not first.startswith((b"[", b"{")):
+        raise DataError(
+            f"is neither JSON nor JSON lines: it begins with {first[:20]!r}. Known kinds of files: {' '.join(KINDS)}",
+            path=path,
+            line=1,
+        )
+    content.seek(start)
+    if first.startswith(b"[") or first == b"{":
+        try:
+            value = json_value(_decoded(content.read(), path))
+        except DataError as error:
+            raise DataError(error.message, path=path, line=error.line) from None
+        return _numbered_values(value)
+    rows = _json_lines(content, start)
+    head = list(itertools.islice(rows, 2))
+    if len(head) == 1 and isinstance(head[0][1], dict):
+        return _numbered_values(head[0][1])
+    return itertools.chain(head, rows)
+
+
+def _numbered_values(value: Any) -> Rows:
+    """The rows of a document: an array of objects, {"data": [...]}, or one object."""
+    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    if isinstance(inner, list) and next(iter(value)) in _WRAPPERS:
+        value = inner
+    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+        yield number, row if isinstance(row, dict) else _no_object(row, json.dumps(row, ensure_ascii=False))
+
+
+def _no_object(value: Any, raw: str) -> Unreadable:
+    return Unreadable(raw, f'must be an object such as {{"prompt": ...}}, not a {type(value).__name__}')
+
+
+def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
+    for number, line in enumerate(lines, 1):
+        start, offset = offset, offset + len(line)
+        if not line.strip():
+            continue
+        raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        try:
+            value = json_value(line.decode("utf-8").rstrip("\n"))
+        except UnicodeDecodeError as error:
+            yield number, Unreadable(raw, _not_utf8(line[error.start], start + error.start))
+        except DataError as error:
+            yield number, Unreadable(raw, error.message)
+        else:
+            yield number, value if isinstance(value, dict) else _no_object(value, raw)
+
+
+# CSV
+
+_NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
+_ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")
+"""Columns whose empty cell is an empty answer, not an absent one."""
+
+_STRUCTURES = ("prompt", "messages", "conversations", "completions", "pairs", "history", *_ANSWERS)
+"""Columns that may hold messages, written as JSON in a cell."""
+
+_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
+"""How messages begin, which no text does."""
+
+
+def csv_rows(text: str, path: Path, delimiter: str | None, names: Mapping[str, str]) -> Rows:
+    """The rows of CSV with a header; the delimiter is the most frequent of , ; and tab in it unless given. A cell is
+    read by the name that its column has, or will have (`names`). The readers of pyarrow and pandas, behind `datasets`,
+    do not tell on which line a row begins, and stop at the first row of another width."""
+    header_line = text.lstrip("\r\n").partition("\n")[0]
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header_line.count), strict=True
+    )
+    header: list[str] = []
+    line, following = 1, 1
+    try:
+        for cells in reader:
+            line, following = following, reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = [name.strip() for name in cells]
+                if twice := {name for name in header if header.count(name) > 1}:
+                    raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
+                continue
+            raw = ",".join(cells)
+            if len(cells) != len(header):
+                reason = f"has {len(cells)} cells, but the header has {len(header)} columns"
+                yield line, Unreadable(raw, reason)
+                continue
+            try:
+                row = {name: _cell(names.get(name, name), cell) for name, cell in zip(header, cells, strict=True)}
+            except DataError as error:
+                yield line, Unreadable(raw, error.message)
+            else:
+                yield line, row
+    except csv.Error as error:
+        raise DataError(f"broken CSV in the row that begins here: {error}", path=path, line=following) from None
+    if not header:  # a byte order mark and nothing else
+        raise DataError("is empty", path=path)
+
+
+def _cell(column: str, cell: str) -> Any:
+    """A cell's value: numbers, messages and booleans where the column has them, else text."""
+    if cell == "" and column not in _ANSWERS:
+        return None
+    if column in _NUMBERS:
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
+    if column == "complete":
+        return {"true": True, "false": False, "1": True, "0": False}.get(cell.strip().lower(), cell)
+    if column not in _STRUCTURES or not cell.lstrip().startswith(("[", "{")):
+        return cell
+    if cell.lstrip().startswith(("[{'", "{'")):
+        raise DataError(f"{column} is written in Python's notation. Write messages as JSON, with double quotes")
+    try:
+        value = json_value(cell)
+    except DataError as error:
+        # Text may begin with a bracket: what json_value cannot even begin to read is text.
+        if _MESSAGES.match(cell) or "broken JSON" not in error.message:
+            raise DataError(f"{column}: {error.message}") from None
+        return cell
+    first = value[0] if isinstance(value, list) and value else value
+    structured = isinstance(first, list | int) if column in ("history", "pairs") else isinstance(first, dict)
+    return value if structured and (column not in _ANSWERS or "role" in first or "from" in first) else cell
+
+
+# Arrow's tables: Parquet, `datasets`
+
+
+def parquet_rows(data: bytes, path: Path, size_on_disk: int, *, any_size: bool) -> Rows:
+    """The rows of a Parquet file, which may be packed once more on disk. Raises DataError where it is none, is damaged,
+    or holds so many values that it must be a few repeated without end (`any_size` reads them)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    limit = float("inf") if any_size else max(SMALL, EXPANSION * size_on_disk)
+
+    def rows() -> Iterator[Any]:
+        # ParquetFile, since read_table would make columns out of folder names such as "label=1".
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        _ = file.schema_arrow.names  # raises where one is no UTF-8
+        # Of a damaged file the columns' own counts end the process: only the counts of the whole are looked at.
+        if VALUE * file.metadata.num_rows * file.metadata.num_columns > limit:
+            raise _too_large(path, limit, size_on_disk)
+        size = 0
+        for batch in file.iter_batches(batch_size=BATCH):
+            size += batch.nbytes + VALUE * sum(map(_values, batch.columns))
+            if size > limit:
+                raise _too_large(path, limit, size_on_disk)
+            yield from batch_rows(batch)
+
+    try:
+        yield from _numbered(rows())
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"is no readable Parquet file: {_first_line(error)}", path=path) from None
+
+
+def _values(array: Any) -> int:
+    """How many values an Arrow array holds, those inside its lists and objects included."""
+    import pyarrow.types as kinds
+
+    if kinds.is_list(array.type) or kinds.is_large_list(array.type):
+        return len(array) + _values(array.flatten())
+    return sum(map(_values, array.flatten())) if kinds.is_struct(array.type) else len(array)
+
+
+def batch_rows(batch: Any) -> Iterator[Any]:
+    """The rows of an Arrow table or batch. Text that is not UTF-8, for which Arrow never looks, spoils only its row."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                yield from batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raw = error.object.decode("utf-8", "backslashreplace")
+                yield Unreadable(raw, f"holds text that is not UTF-8: byte 0x{error.object[error.start]:02x}")
+
+
+def _rows_of_folder(path: Path) -> Rows:
+    """The rows of a folder written by `Dataset.save_to_disk`."""
+    if (path / "dataset_dict.json").exists():
+        splits = ", ".join(str(p.parent) for p in sorted(path.glob("*/state.json")))
+        raise DataError(f"holds several splits; name one of them: {splits}", path=path)
+    if not (path / "dataset_info.json").exists():
+        raise DataError("is a folder, but none that Dataset.save_to_disk wrote. Give a file in it", path=path)
+    import datasets
+
+    try:
+        rows = list(_dataset_rows(datasets.load_from_disk(str(path))))
+    except Exception as error:  # arrow, json and file errors of several libraries, all about this folder
+        raise DataError(f"is no readable datasets folder: {_first_line(error)}", path=path) from error
+    return _numbered(rows)
+
+
+def _rows_of_hub(name: str) -> Rows:
+    """The rows of "owner/name" (its split "train") or "owner/name:split" on the Hugging Face Hub."""
+    import datasets
+
+    repository, _, split = name.partition(":")
+    try:
+        rows = list(_dataset_rows(datasets.load_dataset(repository, split=split or "train")))
+    except Exception as error:  # offline, unknown name, unknown split, ...: the libraries raise a dozen kinds
+        raise DataError(
+            f"there is no such file, and as a data set on the Hub it cannot be had ({type(error).__name__}: "
+            f"{_first_line(error)}). A split is named like {repository}:test; without a network, give a local file",
+            path=name,
+        ) from error
+    return _numbered(rows)
+
+
+def _dataset_rows(data: Any) -> Iterator[Any]:
+    for batch in data.with_format("arrow").iter(batch_size=BATCH):
+        yield from batch_rows(batch)
+
+
+def _rows_in_memory(source: Any) -> Rows:
+    """The rows of a list of dicts, a datasets.Dataset or a pandas.DataFrame."""
+    kind = type(source).__module__.partition(".")[0]
+    if kind == "datasets":
+        if not hasattr(source, "to_list"):
+            raise DataError(f"a {type(source).__name__} is not one table. Choose a split, such as data['train']")
+        return _numbered(_dataset_rows(source))
+    if kind == "pandas":
+        return _numbered(source.to_dict("records"), arrow=False)
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise DataError(f"feedback is a path, a list of dicts, a Dataset or a DataFrame, not a {type(source).__name__}")
+    return _numbered(source, arrow=False)
+
+
+def _numbered(rows: Iterable[Any], *, arrow: bool = True) -> Rows:
+    """`rows` with their numbers, in Python's own types; those of `arrow` without its nulls."""
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, Unreadable):
+            yield number, row
+        elif isinstance(row, Mapping):
+            try:
+                values = {str(k): _without_nulls(v) if arrow else _plain(v) for k, v in row.items()}
+                deep = too_deep(values)
+            except RecursionError:
+                values, deep = {}, True
+            yield number, Unreadable(written(row), TOO_DEEP) if deep else values
+        else:
+            yield number, Unreadable(written(row), f"must be a dict, not a {type(row).__name__}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Nested values without the nulls that Arrow puts where one row's object lacks a key that another's has."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    """A copy in Python's own types: numpy's arrays and numbers, tuples, and a data frame's NaN for "nothing here"."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

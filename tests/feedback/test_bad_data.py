@@ -13,7 +13,7 @@ import pytest
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.layouts import LAYOUTS
 from prospect.feedback.load import MOST_PROBLEMS, Feedback, load
-from prospect.feedback.rows import COMMON
+from prospect.feedback.readers import COMMON
 from tests.helpers.feedback import CHAT, GOOD, error_of, save
 
 # Columns

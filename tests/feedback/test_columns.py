@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from prospect.errors import ConfigError, DataError
-from prospect.feedback.columns import ColumnChoice
-from prospect.feedback.layouts import MOST_COLUMNS
+from prospect.feedback.layouts import MOST_COLUMNS, ColumnChoice
 from prospect.feedback.load import load
 from tests.helpers.feedback import CHAT, GOOD, assistant, error_of, user
 

@@ -15,10 +15,9 @@ import pytest
 
 from prospect.data.write import write_problems
 from prospect.errors import DataError
-from prospect.feedback.files import Unreadable
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
-from prospect.feedback.sources import read_rows
+from prospect.feedback.sources import Unreadable, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},
