@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.marks import Facts, peak_rss, spread
-from prospect.data.schedule import Row, cut, plan
+from prospect.data.schedule import cut, plan
 from prospect.engine.attention import attend
 from prospect.engine.device import COMPUTED_IN, matmul_peak, pick_precision
 from prospect.engine.head import token_logp
@@ -133,10 +133,9 @@ def planning(rows: int) -> Facts:
     """Seconds per row of planning an epoch, and of packing its steps' forests (a sample of them)."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 300, rows).tolist()
-    each = [Row(str(i), i, (0,), i % 2 == 0, 1.0) for i in range(rows)]
     names = [i.to_bytes(4, "big") for i in range(rows)]
     began = time.perf_counter()
-    schedule = plan(each, names, lengths, lengths, batch_size=32, epochs=1, seed=0)
+    schedule = plan(names, lengths, lengths, batch_size=32, epochs=1, seed=0)
     steps = schedule.steps
     for step in steps:
         cut([lengths[i] for i in step.rows], 1, 4096)

@@ -91,7 +91,7 @@ def steps(quick: bool, data: str) -> Facts:
     took: dict[str, list[float]] = {"kto": [], "sft": []}
     work = {"kto": 0.0, "sft": 0.0}
     for k, step in enumerate(kto.schedule.steps * (1 if quick else 2)):
-        micros = matched(kto.corpus, step.rows, 1, kto.token_budget)[0]
+        micros = matched(kto.dataset, step.rows, 1, kto.token_budget)[0]
         for kind in ("kto", "sft"):
             began, done = time.perf_counter(), kto.policy.flops
             if kind == "kto":
@@ -186,8 +186,8 @@ def reference(quick: bool) -> Facts:
     found: Facts = {}
     for data in ("hh",) if quick else ("hh", "cje"):
         ready = job("kto", data, 8, 2)
-        rows = range(len(ready.corpus.rows))
-        asked = ready.corpus.answered(rows) + ready.corpus.mismatched(rows, ready.schedule.partners, ready.context)
+        rows = range(len(ready.dataset.examples))
+        asked = ready.dataset.answered(rows) + ready.dataset.mismatched(rows, ready.schedule.partners, ready.context)
 
         def all_of_it(budget: int, queries: list[Query], policy: Policy) -> None:
             for _ in score(policy, queries, token_budget=budget):

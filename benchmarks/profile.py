@@ -80,7 +80,7 @@ def main() -> None:
         for step in steps[1 : 1 + options.steps]:
             take(step)
         whole = time.perf_counter() - began
-    tokens = sum(real_tokens(job.corpus, step.rows) for step in steps[1 : 1 + options.steps])
+    tokens = sum(real_tokens(job.dataset, step.rows) for step in steps[1 : 1 + options.steps])
     print(f"{whole / options.steps:.3f} s a step, {tokens / whole:,.0f} real tokens/s, {forest.__name__} engine")
     for name, seconds in spent.items():
         print(f"{100 * seconds / whole:5.1f} %  {name}")

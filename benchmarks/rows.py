@@ -83,11 +83,11 @@ def measured(path: Path, cache: Path) -> Facts:
     loss = registry.find("kto")
     policy = prepare.load_policy(config, model, frozen=False)
     feedback = timed("reading", lambda: load(path))
-    corpus, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
+    dataset, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
     options = prepare.data_options(config, policy)
     timed("checking", lambda: check_run(feedback, None, policy.tokenizer, loss.view, options))
     (SCRATCH / "out").mkdir(parents=True, exist_ok=True)
-    job = timed("planning", lambda: prepare.prepare(config, loss, policy, corpus, RunLog(SCRATCH / "out")))
+    job = timed("planning", lambda: prepare.prepare(config, loss, policy, dataset, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():
         with mock.patch.object(ReferenceTable, "fill", zeros):
             run.reference_table(job, None, (), lambda: False)
@@ -95,10 +95,10 @@ def measured(path: Path, cache: Path) -> Facts:
     assert kept.forwards == 0
     for kind in ("", " cpu"):
         found["after load" + kind] = sum(found[stage + kind] for stage in STAGES[1:])
-    micros = [m for step in job.schedule.steps[:SAMPLE] for m in matched(corpus, step.rows, 1, job.token_budget)[0]]
+    micros = [m for step in job.schedule.steps[:SAMPLE] for m in matched(dataset, step.rows, 1, job.token_budget)[0]]
     timed("packing", lambda: [pack(micro.trees) for micro in micros])
-    counts = {"rows": len(corpus.rows), "packed": sum(len(micro.rows) for micro in micros)}
-    tokens = sum(len(tree.prompt) + sum(len(c) for c in tree.completions if c is not None) for tree in corpus.trees)
+    counts = {"rows": len(dataset.examples), "packed": sum(len(micro.rows) for micro in micros)}
+    tokens = sum(len(tree.prompt) + sum(len(c) for c in tree.completions if c is not None) for tree in dataset.trees)
     return found | counts | {"tokens": tokens, "peak_rss": peak_rss()}
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from benchmarks.marks import Facts, Marks
 from benchmarks.switches import switched
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.data.schedule import Step
 from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
@@ -39,9 +39,9 @@ from prospect.training.z0 import reference_point
 class ToldLog(RunLog):
     """Turns what a run logs into marks."""
 
-    def __init__(self, folder: Path, marks: Marks, corpus: Corpus) -> None:
+    def __init__(self, folder: Path, marks: Marks, dataset: Dataset) -> None:
         super().__init__(folder)
-        self.marks, self.corpus, self.steps = marks, corpus, ()
+        self.marks, self.dataset, self.steps = marks, dataset, ()
 
     steps: tuple[Step, ...]
 
@@ -50,16 +50,16 @@ class ToldLog(RunLog):
         if event == "step":
             rows = self.steps[values["step"] - 1].rows
             kept = {k: values[k] for k in ("loss", "grad_norm", "z0", "utilisation") if values.get(k) is not None}
-            self.marks("step", rows=len(rows), tokens=real_tokens(self.corpus, rows), **kept)
+            self.marks("step", rows=len(rows), tokens=real_tokens(self.dataset, rows), **kept)
         elif event == "reference":
             self.marks("reference", forwards=values["forwards"])
         elif event == "preflight":
             self.marks("preflight")
 
 
-def real_tokens(corpus: Corpus, rows: Sequence[int]) -> int:
+def real_tokens(dataset: Dataset, rows: Sequence[int]) -> int:
     """Prompt plus answers of each row; neither padding nor partners, whatever is computed once for several rows."""
-    return sum(len(corpus.trees[corpus.rows[i].tree].prompt) + corpus.length(corpus.rows[i]) for i in rows)
+    return sum(len(dataset.trees[dataset.examples[i].tree].prompt) + dataset.length(dataset.examples[i]) for i in rows)
 
 
 def config_of(job: Facts) -> TrainConfig:
@@ -89,7 +89,7 @@ def prepared(job: Facts, marks: Marks) -> Job:
     log = ToldLog(folder, marks, training)
     found = prepare.prepare(config, loss, policy, training, log)
     log.steps = found.schedule.steps
-    marks("prepared", rows=len(training.rows), tokens=real_tokens(training, range(len(training.rows))))
+    marks("prepared", rows=len(training.examples), tokens=real_tokens(training, range(len(training.examples))))
     return found
 
 
@@ -114,7 +114,7 @@ def timed(job: Facts, marks: Marks) -> None:
 def check(job: Facts, marks: Marks) -> None:
     """One step, not taken: its loss, z0 and gradient. The mismatched answers are those of TRL: the row before."""
     ready = prepared(job, marks)
-    rows = tuple(range(len(ready.corpus.rows)))
+    rows = tuple(range(len(ready.dataset.examples)))
     if ready.point is not None:
         before = tuple((i - 1) % len(rows) for i in rows)
         ready = replace(ready, schedule=replace(ready.schedule, partners=before))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import prospect
-from prospect.data import dataset as corpora
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset, build_dataset
 from prospect.data.options import DataOptions
 from prospect.engine.forward import Branches, forward
 from prospect.engine.load import load
@@ -26,49 +25,52 @@ from prospect.losses.unpaired import kto
 BATCH, LEARNING_RATE = 16, 5e-6
 
 
-def prepare(model: str, data: str) -> tuple[Policy, Corpus, Tensor]:
+def prepare(model: str, data: str) -> tuple[Policy, Dataset, Tensor]:
     """The policy, the tokenised rows, and the start model's log-prob of each row's answer (rows,), in nats."""
     policy = load(model)
     records = prospect.load_feedback(data).records
-    rows = corpora.build(records, policy.tokenizer, "binary", DataOptions(max_length=policy.context))
+    dataset = build_dataset(records, policy.tokenizer, "binary", DataOptions(max_length=policy.context))
     with torch.no_grad():
-        parts = [logp(policy, rows, range(k, min(k + BATCH, len(rows.rows)))) for k in range(0, len(rows.rows), BATCH)]
-    return policy, rows, torch.cat(parts)
+        parts = [
+            logp(policy, dataset, range(k, min(k + BATCH, len(dataset.examples))))
+            for k in range(0, len(dataset.examples), BATCH)
+        ]
+    return policy, dataset, torch.cat(parts)
 
 
-def logp(policy: Policy, rows: Corpus, which: Sequence[int]) -> Tensor:
+def logp(policy: Policy, dataset: Dataset, which: Sequence[int]) -> Tensor:
     """log pi(y|x) of some rows, (N,) nats: packed without padding, logits on the answers' tokens only."""
-    chosen = [rows.rows[i] for i in which]
-    scores = forward(policy, [Branches(rows.trees[r.tree].prompt, (rows.completion(r),)) for r in chosen])
+    chosen = [dataset.examples[i] for i in which]
+    scores = forward(policy, [Branches(dataset.trees[r.tree].prompt, (dataset.completion(r),)) for r in chosen])
     return segment_sum(scores.token_logp, scores.offsets)
 
 
-def objective(policy: Policy, rows: Corpus, reference: Tensor, which: Sequence[int]) -> Tensor:
+def objective(policy: Policy, dataset: Dataset, reference: Tensor, which: Sequence[int]) -> Tensor:
     """KTO's loss of some rows."""
-    desirable = torch.tensor([bool(rows.rows[i].desirable) for i in which], device=policy.device)
-    log_ratio = logp(policy, rows, which) - reference[list(which)]
+    desirable = torch.tensor([bool(dataset.examples[i].desirable) for i in which], device=policy.device)
+    log_ratio = logp(policy, dataset, which) - reference[list(which)]
     return kto(log_ratio, desirable, log_ratio.new_zeros(())).mean()
 
 
-def bare(policy: Policy, rows: Corpus, reference: Tensor, epochs: int = 1) -> None:
+def bare(policy: Policy, dataset: Dataset, reference: Tensor, epochs: int = 1) -> None:
     """The shortest loop that trains."""
     optimizer = torch.optim.AdamW([p for _, p in policy.trainable()], lr=LEARNING_RATE, weight_decay=0.0)
     for _ in range(epochs):
-        for which in torch.randperm(len(rows.rows)).split(BATCH):
-            loss = objective(policy, rows, reference, which.tolist())
+        for which in torch.randperm(len(dataset.examples)).split(BATCH):
+            loss = objective(policy, dataset, reference, which.tolist())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             print(f"loss {loss.item():.4f}")
 
 
-def with_trainer(policy: Policy, rows: Corpus, reference: Tensor, out: str = "own-trainer") -> None:
+def with_trainer(policy: Policy, dataset: Dataset, reference: Tensor, out: str = "own-trainer") -> None:
     """The same inside transformers' Trainer, which then does what you know it for."""
     from transformers import Trainer, TrainingArguments
 
     class KTO(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
-            loss = objective(policy, rows, reference, inputs["row"].tolist())
+            loss = objective(policy, dataset, reference, inputs["row"].tolist())
             return (loss, {}) if return_outputs else loss
 
     options = TrainingArguments(
@@ -81,7 +83,7 @@ def with_trainer(policy: Policy, rows: Corpus, reference: Tensor, out: str = "ow
         report_to="none",
         save_strategy="no",
     )
-    numbers: Any = [{"row": i} for i in range(len(rows.rows))]
+    numbers: Any = [{"row": i} for i in range(len(dataset.examples))]
 
     def collate(batch: list[dict[str, int]]) -> dict[str, Tensor]:
         return {"row": torch.tensor([item["row"] for item in batch])}

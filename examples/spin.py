@@ -30,7 +30,7 @@ def self_play(model: str, records: list[Record], path: Path, seed: int) -> Path:
     answers = generate(policy, prompts, temperature=1.0, max_new_tokens=256, seed=seed)
     pairs = []
     for record, answer in zip(records, answers, strict=True):
-        good = record.completions[text(record)[0].chosen]
+        good = record.completions[text(record)[0].branches[0]]
         own = Completion(f"{record.id}/own", answer.text, complete=answer.complete)
         if own.text.strip() and own.text != good.text:
             pairs.append(Record(record.id, record.prompt, (Completion(good.id, good.content), own), (Pair(0, 1),)))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prospect.data import store
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.doctor.check import check_run, write_check
 from prospect.doctor.findings import Findings
 from prospect.engine.folders import cache_folder, no_cache
@@ -197,7 +197,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     return Run(folder, policy, config, job.beta)
 
 
-def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
+def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
     partners = scoring.mismatched_partners(held, job.context) if held is not None else ()
@@ -213,12 +213,12 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        with job.log.bar("evaluation", len(scoring.queries(held.trees, held.rows, partners, job.context))) as bar:
+        with job.log.bar("evaluation", len(scoring.queries(held.trees, held.examples, partners, job.context))) as bar:
             return scoring.evaluate(
                 policy,
                 reference.token_logp,
                 held.trees,
-                held.rows,
+                held.examples,
                 beta=job.beta,
                 partners=partners,
                 groups=groups,
@@ -229,7 +229,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
 
     def sample(step: int) -> None:
         if ranks.rank() == 0 and config.samples:
-            _sample(job, held or job.corpus, step)
+            _sample(job, held or job.dataset, step)
 
     job = replace(
         job,
@@ -263,7 +263,7 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         sample(end)
         if ranks.rank() == 0:
             with job.log.bar("saving the model"):
-                save(policy, folder / "model", dtype=config.save_dtype, ends=job.corpus.ends(policy.tokenizer))
+                save(policy, folder / "model", dtype=config.save_dtype, ends=job.dataset.ends(policy.tokenizer))
             heldout.write_evaluation(folder, config, job.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
@@ -274,7 +274,9 @@ def _run(job: Job, held: Corpus | None, adapter: LoraSpec | None, stop: Callable
         job.log.say(result_line(read_folder(folder)))
 
 
-def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop: Callable[[], bool]) -> ReferenceTable:
+def reference_table(
+    job: Job, held: Dataset | None, partners: Sequence[int], stop: Callable[[], bool]
+) -> ReferenceTable:
     """The table with all that the run will ask, computed by the start model before anything changes it, or by another
     model (--reference). The ranks share the work."""
     config = job.config
@@ -284,11 +286,11 @@ def reference_table(job: Job, held: Corpus | None, partners: Sequence[int], stop
     numbers = sorted({i for step in job.schedule.steps for i in step.rows})
     asked: list[Query] = []
     if job.loss.needs_reference and not job.loss.motion:
-        asked += job.corpus.answered(numbers)
+        asked += job.dataset.answered(numbers)
     if job.point is not None and job.point.averages == "partners" and not job.loss.motion:
-        asked += job.corpus.mismatched(numbers, job.schedule.partners, job.context)
+        asked += job.dataset.mismatched(numbers, job.schedule.partners, job.context)
     if held is not None:
-        asked += scoring.queries(held.trees, held.rows, partners, job.context)
+        asked += scoring.queries(held.trees, held.examples, partners, job.context)
     if policy is not job.policy:
         require_comparable(job.policy, policy, asked)
     found = ReferenceTable(cache_folder(config.cache), policy)
@@ -380,10 +382,10 @@ def _go_on(config: TrainConfig) -> str:
     return f"Go on with: prospect train --resume --out {config.out}{trust}"
 
 
-def _sample(job: Job, corpus: Corpus, step: int) -> None:
+def _sample(job: Job, dataset: Dataset, step: int) -> None:
     """Answer the same few prompts, with the same random numbers, and keep the answers in samples.jsonl. They are for
     looking at: a model that cannot answer is no reason to lose a run."""
-    trees = corpus.trees[: job.config.samples]
+    trees = dataset.trees[: job.config.samples]
     prompts = [tree.prompt.tolist() for tree in trees]
     try:
         with job.log.bar("samples", len(prompts)) as bar:
@@ -399,7 +401,7 @@ def _sample(job: Job, corpus: Corpus, step: int) -> None:
         return
     lines = [
         {"step": step, "prompt": readable(record.prompt), "completion": answer.text}
-        for record, answer in zip(corpus.records, answers, strict=False)
+        for record, answer in zip(dataset.records, answers, strict=False)
     ]
     runfolder.write_samples(Path(job.config.out), step, lines)
 
@@ -414,7 +416,7 @@ def _begin_folder(
     job: Job,
     feedback: Feedback,
     held_feedback: Feedback | None,
-    held: Corpus | None,
+    held: Dataset | None,
     inputs: dict[str, str],
     command: str,
 ) -> None:
@@ -427,7 +429,12 @@ def _begin_folder(
         "reference_point": job.point.name if job.point else None,
         "learning_rate": job.learning_rate,
     }
-    data = {"path": config.data, "format": feedback.format, "digest": feedback.digest, "rows": len(job.corpus.rows)}
+    data = {
+        "path": config.data,
+        "format": feedback.format,
+        "digest": feedback.digest,
+        "rows": len(job.dataset.examples),
+    }
     model = {
         "path": config.model,
         "digest": policy.digest,
@@ -443,7 +450,7 @@ def _begin_folder(
     }
     written = {"config": to_dict(config), "loss": loss, **runfolder.provenance(command, str(policy.device))}
     written |= {
-        "data": data | {"heldout_rows": len(held.rows) if held else 0},
+        "data": data | {"heldout_rows": len(held.examples) if held else 0},
         "model": model | {"context": job.context},
     }
     written |= {"engine": engine | {"token_budget": job.token_budget}, "seed": config.seed}
@@ -458,21 +465,21 @@ def _begin_folder(
             job.log.say(f"data: {finding.message}", warning=True)
 
 
-def _tell(job: Job, held: Corpus | None) -> None:
+def _tell(job: Job, held: Dataset | None) -> None:
     """What is about to be trained, in a few lines."""
-    corpus, policy = job.corpus, job.policy
-    alone = sum(len(corpus.trees[row.tree].prompt) + corpus.length(row) for row in corpus.rows)
+    dataset, policy = job.dataset, job.policy
+    alone = sum(len(dataset.trees[row.tree].prompt) + dataset.length(row) for row in dataset.examples)
     shared = 0
     for block in job.schedule.blocks:
-        trees = {corpus.rows[i].tree for i in block}
-        shared += sum(len(corpus.trees[tree].prompt) for tree in trees)
-        shared += sum(corpus.length(corpus.rows[i]) for i in block)
-    job.log.say(corpus.report.describe())
+        trees = {dataset.examples[i].tree for i in block}
+        shared += sum(len(dataset.trees[tree].prompt) for tree in trees)
+        shared += sum(dataset.length(dataset.examples[i]) for i in block)
+    job.log.say(dataset.report.describe())
     apart = "none held out"
     if held is not None:
-        apart = f"{len(held.rows)} rows of {len({held.prompt(row) for row in held.rows})} prompts held out"
+        apart = f"{len(held.examples)} rows of {len({held.prompt(row) for row in held.examples})} prompts held out"
     job.log.say(
-        f"{len(corpus.rows)} rows to train, {apart}; {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, "
+        f"{len(dataset.examples)} rows to train, {apart}; {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, "
         f"{alone:,} without sharing prompts"
     )
     reason = f" ({policy.path_reason})" if policy.path_reason else ""

@@ -2,7 +2,7 @@
 
 Two pure functions, seeded, without torch:
 
-    plan(rows, prompts, lengths, ...)  -> Schedule     order and partners: from the data and the seeds alone
+    plan(prompts, lengths, ...)        -> Schedule     order and partners: from the data and the seeds alone
     cut(items, costs, ranks, budget)   -> micro-batches, equally many per rank, balanced by tokens
 
 Rows are put into blocks once per run; epochs shuffle blocks; a step is whole blocks. A row's partner sits in its
@@ -25,21 +25,8 @@ size."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One training row: `branches` are indices of its tree's completions, (completion,) or (chosen, rejected). `score`
-    is the answer's, of a pair chosen minus rejected, None where there is none."""
-
-    id: str
-    tree: int
-    branches: tuple[int, ...]
-    desirable: bool | None
-    weight: float
-    score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: `index` counts from 1 over the run, `rows` are indices into Schedule.rows."""
+    """One optimizer step: `index` counts from 1 over the run, `rows` are the numbers of its examples."""
 
     index: int
     epoch: int
@@ -50,7 +37,6 @@ class Step:
 class Schedule:
     """`blocks` are rows that stay together; `partners[i]` is the row whose completion is row i's y', or -1."""
 
-    rows: tuple[Row, ...]
     blocks: tuple[tuple[int, ...], ...]
     partners: tuple[int, ...]
     batch_size: int
@@ -85,7 +71,6 @@ class Schedule:
 
 
 def plan(
-    rows: Sequence[Row],
     prompts: Sequence[bytes],
     prompt_lengths: Sequence[int],
     row_lengths: Sequence[int],
@@ -109,7 +94,7 @@ def plan(
     by_prompt: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
-    grouped = group == "prompt" or (group == "auto" and len(by_prompt) < len(rows))
+    grouped = group == "prompt" or (group == "auto" and len(by_prompt) < len(prompts))
     most = max(1, min(GROUP_SIZE, batch_size // 2)) if grouped else 1
     rng = random.Random(f"partners {partner_seed}")
     buckets = list(by_prompt.values())
@@ -117,7 +102,7 @@ def plan(
         rng.shuffle(bucket)
     rng.shuffle(buckets)
     units = [[bucket[k : k + most] for k in range(0, len(bucket), most)] for bucket in buckets]
-    partners = [-1] * len(rows)
+    partners = [-1] * len(prompts)
     blocks = [[unit] for bucket in units for unit in bucket]
     if with_partners and len(units) > 1:
         blocks = _meet(units, prompts, prompt_lengths, row_lengths, context, rng)
@@ -128,7 +113,6 @@ def plan(
                 for m, i in enumerate(unit):
                     partners[i] = answers[m % len(answers)]
     return Schedule(
-        tuple(rows),
         tuple(tuple(i for unit in block for i in unit) for block in blocks),
         tuple(partners),
         batch_size,

@@ -147,7 +147,7 @@ def _thumbs(records: Sequence[Record], prompts: Sequence[int], sizes: Lengths, t
         Thumb(record.completions[i], prompt, row.desirable is True, row.weight, size[i], fits[i])
         for record, prompt, size, fits in zip(records, prompts, sizes.completions, sizes.fits, strict=True)
         for row in binary(record, cut)
-        for i in (row.chosen,)
+        for i in row.branches
     ]
 
 

@@ -79,7 +79,7 @@ def show_rows(
 def _rows(records: Sequence[Record]) -> Iterator[tuple[int, int, bool | None]]:
     """(record, completion, its thumb), record by record; scores stay without one."""
     for place, record in enumerate(records):
-        thumbs = {row.chosen: row.desirable for row in binary(record)}
+        thumbs = {row.branches[0]: row.desirable for row in binary(record)}
         for index in range(len(record.completions)):
             yield place, index, thumbs.get(index)
 

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prospect.data import dataset
-from prospect.data.dataset import Corpus, mismatch
+from prospect.data.dataset import Dataset, build_dataset, mismatch
 from prospect.data.options import DataOptions
-from prospect.data.schedule import Row
 from prospect.data.tokens import Tree
 from prospect.engine.device import ROUNDING
 from prospect.engine.load import load
@@ -25,6 +23,7 @@ from prospect.engine.reference import ReferenceTable, require_comparable, requir
 from prospect.evaluate.heldout import Heldout, measure
 from prospect.evaluate.statistics import Floats
 from prospect.feedback.load import load as load_feedback
+from prospect.feedback.records import Example
 from prospect.training.setup import held_out_view
 
 Lookup = Callable[[Query], npt.NDArray[np.floating[Any]]]
@@ -53,10 +52,10 @@ def evaluate_feedback(
     feedback = load_feedback(data, format=format)
     options = replace(options, max_length=min(options.max_length or policy.context, policy.context))
     view = held_out_view(feedback.records, options.threshold)
-    held = dataset.build(feedback.records, policy.tokenizer, view, options)
+    held = build_dataset(feedback.records, policy.tokenizer, view, options)
     require_embedded(policy, held.ids())
     partners = mismatched_partners(held, policy.context)
-    couples = queries(held.trees, held.rows, partners, policy.context)
+    couples = queries(held.trees, held.examples, partners, policy.context)
     model = load(
         reference,
         frozen=True,
@@ -75,7 +74,7 @@ def evaluate_feedback(
         policy,
         table.token_logp,
         held.trees,
-        held.rows,
+        held.examples,
         beta=beta,
         partners=partners,
         groups=held.groups(),
@@ -89,7 +88,7 @@ def evaluate(
     policy: Policy,
     reference: Lookup,
     trees: Sequence[Tree],
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     *,
     beta: float,
     partners: Sequence[int] = (),
@@ -133,7 +132,7 @@ def evaluate(
     )
 
 
-def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int], context: int) -> list[Query]:
+def queries(trees: Sequence[Tree], rows: Sequence[Example], partners: Sequence[int], context: int) -> list[Query]:
     """All that `evaluate` looks up in the reference: each row's answers, then each row's prompt with its partner's
     answer, cut to the model's context as in training."""
     couples = [query for _, query, _ in _answers(trees, rows)]
@@ -145,9 +144,9 @@ def queries(trees: Sequence[Tree], rows: Sequence[Row], partners: Sequence[int],
     return couples
 
 
-def mismatched_partners(held: Corpus, context: int) -> tuple[int, ...]:
+def mismatched_partners(held: Dataset, context: int) -> tuple[int, ...]:
     """Whose answer is each held-out row's y' for z0, as in training: another prompt's, or -1."""
-    return dataset.schedule(held, batch_size=2, context=context, with_partners=True, group="row").partners
+    return held.schedule(batch_size=2, context=context, with_partners=True, group="row").partners
 
 
 def log_probs(
@@ -164,7 +163,7 @@ def log_probs(
     return values
 
 
-def _answers(trees: Sequence[Tree], rows: Sequence[Row]) -> Iterator[tuple[int, Query, bool | None]]:
+def _answers(trees: Sequence[Tree], rows: Sequence[Example]) -> Iterator[tuple[int, Query, bool | None]]:
     """(row, query, thumb) of every answer of the rows, each (prompt, answer, thumb) once however many pairs repeat
     it."""
     done: set[tuple[int, int, bool | None]] = set()

@@ -160,18 +160,19 @@ def inventory(records: Sequence[Record]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training row of a record: a completion with its thumb (`rejected` None), or a pair. `chosen` and `rejected`
-    are indices into the record's completions; `desirable` is None where the view has no label. `score` is the answer's,
-    of a pair chosen minus rejected, None where there is none."""
+    """One training row of a view: `branches` are indices of its record's completions, (completion,) with its thumb, or
+    (chosen, rejected). `tree` is the number of the record, and of its tree of token ids; `desirable` is None where the
+    view has no label; `score` is the answer's, of a pair chosen minus rejected, None where there is none."""
 
-    chosen: int
-    rejected: int | None = None
+    id: str
+    tree: int
+    branches: tuple[int, ...]
     desirable: bool | None = None
     weight: float = 1.0
     score: float | None = None
 
 
-def binary(record: Record, threshold: float | None = None) -> list[Example]:
+def binary(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
     """Each completion with its thumb. Policy: an explicit label; else score >= threshold; else each side of an explicit
     pair (chosen desirable, rejected undesirable, once per pair and side, as in the paper's experiments)."""
     examples: list[Example] = []
@@ -180,17 +181,17 @@ def binary(record: Record, threshold: float | None = None) -> list[Example]:
         if label is None and c.score is not None and threshold is not None:
             label = c.score >= threshold
         if label is not None:
-            examples.append(Example(i, desirable=label, weight=c.weight))
-    judged = {example.chosen for example in examples}
+            examples.append(Example(c.id, tree, (i,), label, c.weight))
+    judged = {example.branches[0] for example in examples}
     for pair in record.pairs:
         for side, desirable in ((pair.chosen, True), (pair.rejected, False)):
             if side not in judged:
-                weight = pair.weight * record.completions[side].weight
-                examples.append(Example(side, desirable=desirable, weight=weight))
+                c = record.completions[side]
+                examples.append(Example(c.id, tree, (side,), desirable, pair.weight * c.weight))
     return examples
 
 
-def pairs(record: Record) -> list[Example]:
+def pairs(record: Record, tree: int = 0) -> list[Example]:
     """Chosen over rejected. Policy: explicit pairs; else every two completions with different scores; else each
     desirable with each undesirable completion of the prompt."""
     completions = record.completions
@@ -204,9 +205,10 @@ def pairs(record: Record) -> list[Example]:
         judged = tuple(Pair(i, j, completions[i].weight * completions[j].weight) for i, j in sides)
     examples = []
     for pair in judged:
-        chosen, rejected = completions[pair.chosen].score, completions[pair.rejected].score
-        margin = None if chosen is None or rejected is None else chosen - rejected
-        examples.append(Example(pair.chosen, pair.rejected, weight=pair.weight, score=margin))
+        chosen, rejected = completions[pair.chosen], completions[pair.rejected]
+        margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score
+        name, branches = f"{chosen.id} > {rejected.id}", (pair.chosen, pair.rejected)
+        examples.append(Example(name, tree, branches, weight=pair.weight, score=margin))
     return examples
 
 
@@ -220,16 +222,16 @@ def pair_count(record: Record) -> int:
     return unequal or labels.count(True) * labels.count(False)
 
 
-def scores(record: Record, threshold: float) -> list[Example]:
+def scores(record: Record, threshold: float, tree: int = 0) -> list[Example]:
     """Each scored completion, with a thumb by the threshold for the figures that want one."""
     return [
-        Example(i, desirable=c.score >= threshold, weight=c.weight, score=c.score)
+        Example(c.id, tree, (i,), c.score >= threshold, c.weight, c.score)
         for i, c in enumerate(record.completions)
         if c.score is not None
     ]
 
 
-def text(record: Record, threshold: float | None = None) -> list[Example]:
+def text(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
     """What SFT imitates: every completion but the undesirable ones, those that pairs only reject, and those without a
     label whose score is below `threshold`."""
     left_out = {p.rejected for p in record.pairs} - {p.chosen for p in record.pairs}
@@ -237,7 +239,7 @@ def text(record: Record, threshold: float | None = None) -> list[Example]:
         low = threshold is not None and c.score is not None and c.score < threshold
         if c.label is False or (c.label is None and low):
             left_out.add(i)
-    return [Example(i, weight=c.weight) for i, c in enumerate(record.completions) if i not in left_out]
+    return [Example(c.id, tree, (i,), weight=c.weight) for i, c in enumerate(record.completions) if i not in left_out]
 
 
 def threshold_of(records: Iterable[Record], rule: str) -> float:
@@ -267,20 +269,22 @@ _NEEDS = {
 }
 
 
-def examples(records: Sequence[Record], view: View, threshold: str | None = None) -> list[list[Example]]:
-    """The training rows of every record in one view, aligned with `records`.
+def examples(records: Sequence[Record], view: View, threshold: str | None = None) -> list[Example]:
+    """The training rows of all records in one view; their `tree` is the record's number.
 
     Raises DataError, naming what the data has instead, where the view finds nothing.
     """
     if view == "pairs":
-        rows = [pairs(r) for r in records]
+        parts = [pairs(r, k) for k, r in enumerate(records)]
     elif view == "scores":
         scored = any(c.score is not None for r in records for c in r.completions)
         middle = threshold_of(records, threshold or "median") if scored else 0.0
-        rows = [scores(r, middle) for r in records]
+        parts = [scores(r, middle, k) for k, r in enumerate(records)]
     else:
         limit = None if threshold is None else threshold_of(records, threshold)
-        rows = [binary(r, limit) if view == "binary" else text(r, limit) for r in records]
-    if not any(rows):
+        of_record = binary if view == "binary" else text
+        parts = [of_record(r, limit, k) for k, r in enumerate(records)]
+    rows = [example for part in parts for example in part]
+    if not rows:
         raise DataError(f"this loss reads {_NEEDS[view]}, but the data has {inventory(records)}")
     return rows

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.engine.packing import Branches
 from prospect.training import ranks
 from prospect.training.batch import Micro
@@ -83,7 +83,7 @@ def settle(job: Job, meter: Meter | None = None) -> bool:
 
 def _measured(job: Job, meter: Meter) -> int:
     """The token budget of this rank."""
-    trees = _longest_first(job.corpus)
+    trees = _longest_first(job.dataset)
     longest = _tokens(trees[:1])
     small = _filled(trees, SMALL)
     large = _filled(trees, 2 * _tokens(small))
@@ -109,11 +109,11 @@ def _pass(job: Job, trees: list[Branches]) -> None:
     torch.stack([column.sum() for column in columns if column is not None]).sum().backward()
 
 
-def _longest_first(corpus: Corpus) -> list[Branches]:
+def _longest_first(dataset: Dataset) -> list[Branches]:
     """Every row alone with its prompt."""
     found = [
-        Branches(corpus.trees[row.tree].prompt, tuple(corpus.completion(row, k) for k in range(len(row.branches))))
-        for row in corpus.rows
+        Branches(dataset.trees[row.tree].prompt, tuple(dataset.completion(row, k) for k in range(len(row.branches))))
+        for row in dataset.examples
     ]
     return sorted(found, key=lambda tree: -_tokens([tree]))
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.data.tokens import Tree
 from prospect.engine.policy import Policy
 from prospect.errors import ConfigError
@@ -23,7 +23,7 @@ from prospect.feedback.records import Record
 GOOD, BAD = "<|good|>", "<|bad|>"
 
 
-def prepare(policy: Policy, training: Corpus, held: Corpus | None) -> tuple[Corpus, Corpus | None]:
+def prepare(policy: Policy, training: Dataset, held: Dataset | None) -> tuple[Dataset, Dataset | None]:
     """Teach tokenizer, template and model the two tokens, and put them at the end of the prompts: in training by each
     answer's thumb, in held-out rows the good one. A model that knows them goes on with what it has learnt. Raises
     ConfigError with LoRA, which does not train new tokens."""
@@ -52,19 +52,19 @@ def _grow(policy: Policy, new: list[int]) -> None:
     policy.adopt(policy.model)
 
 
-def _marked(corpus: Corpus, good: int, bad: int) -> Corpus:
-    """The corpus with each tree once per token that its rows want, those for good answers first. A control token that
+def _marked(dataset: Dataset, good: int, bad: int) -> Dataset:
+    """The dataset with each tree once per token that its rows want, those for good answers first. A control token that
     the template has put at a prompt's end gives way."""
     trees: list[Tree] = []
     records: list[Record] = []
     place: dict[tuple[int, int], int] = {}
-    tokens = [good if row.desirable else bad for row in corpus.rows]
-    for is_bad, k in sorted({(token != good, row.tree) for token, row in zip(tokens, corpus.rows, strict=True)}):
+    tokens = [good if row.desirable else bad for row in dataset.examples]
+    for is_bad, k in sorted({(token != good, row.tree) for token, row in zip(tokens, dataset.examples, strict=True)}):
         token = bad if is_bad else good
         place[k, token] = len(trees)
-        prompt = corpus.trees[k].prompt
+        prompt = dataset.trees[k].prompt
         prompt = prompt[:-1] if len(prompt) and int(prompt[-1]) in (good, bad) else prompt
-        trees.append(replace(corpus.trees[k], prompt=np.append(prompt, np.int32(token))))
-        records.append(corpus.records[k])
-    rows = (replace(row, tree=place[row.tree, token]) for row, token in zip(corpus.rows, tokens, strict=True))
-    return replace(corpus, records=tuple(records), trees=tuple(trees), rows=tuple(rows))
+        trees.append(replace(dataset.trees[k], prompt=np.append(prompt, np.int32(token))))
+        records.append(dataset.records[k])
+    rows = (replace(row, tree=place[row.tree, token]) for row, token in zip(dataset.examples, tokens, strict=True))
+    return replace(dataset, records=tuple(records), trees=tuple(trees), examples=tuple(rows))

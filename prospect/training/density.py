@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.engine.device import release, within_memory
 from prospect.engine.forward import forward
 from prospect.engine.packing import Branches, Ids
@@ -31,26 +31,26 @@ RIDGE = 1.0
 TOKENS = 8192
 
 
-def weights(policy: Policy, corpus: Corpus) -> list[float]:
+def weights(policy: Policy, dataset: Dataset) -> list[float]:
     """A factor for each row's weight."""
-    features = embeddings(policy, corpus)
-    x = np.stack([features[row.tree] for row in corpus.rows])
-    y = np.array([bool(row.desirable) for row in corpus.rows])
+    features = embeddings(policy, dataset)
+    x = np.stack([features[row.tree] for row in dataset.examples])
+    y = np.array([bool(row.desirable) for row in dataset.examples])
     p = regress(x, y)
     ratio = np.clip(p / (1 - p + 1e-8), LOWEST, HIGHEST)
     return [1.0 if good else float(r) for good, r in zip(y, ratio, strict=True)]
 
 
-def embeddings(policy: Policy, corpus: Corpus) -> npt.NDArray[np.float64]:
+def embeddings(policy: Policy, dataset: Dataset) -> npt.NDArray[np.float64]:
     """The mean hidden state of each tree's prompt (trees, H), standardised."""
-    order = sorted(range(len(corpus.trees)), key=lambda k: len(corpus.trees[k].prompt))
+    order = sorted(range(len(dataset.trees)), key=lambda k: len(dataset.trees[k].prompt))
     found: dict[int, npt.NDArray[np.float64]] = {}
-    lengths = np.array([len(corpus.trees[k].prompt) for k in order])
+    lengths = np.array([len(dataset.trees[k].prompt) for k in order])
     most = TOKENS
     while len(found) < len(order):
         ends = np.cumsum(lengths[len(found) :])
         batch = order[len(found) : len(found) + max(1, int((ends <= most).sum()))]
-        means = within_memory(partial(_means, policy, [corpus.trees[k].prompt for k in batch]))
+        means = within_memory(partial(_means, policy, [dataset.trees[k].prompt for k in batch]))
         if means is not None:
             found |= dict(zip(batch, means, strict=True))
             continue
@@ -58,7 +58,7 @@ def embeddings(policy: Policy, corpus: Corpus) -> npt.NDArray[np.float64]:
         if len(batch) == 1:
             raise RunError(f"out of memory for one prompt of {ends[0]} tokens alone. Choose a shorter --max-length")
         most = int(ends[len(batch) - 1]) // 2
-    x = np.stack([found[k] for k in range(len(corpus.trees))])
+    x = np.stack([found[k] for k in range(len(dataset.trees))])
     spread = x.std(0)
     return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
 

@@ -29,7 +29,7 @@ from prospect.training.z0 import Point
 def gradient(job: Job, step: Step, point: Point) -> Tensor:
     """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS, on the
     device."""
-    counts = job.objective.count(job.corpus, step.rows)
+    counts = job.objective.count(job.dataset, step.rows)
     place = {row: k for k, row in enumerate(step.rows)}
     pull = _pull(job, step, point, counts)
 
@@ -40,13 +40,13 @@ def gradient(job: Job, step: Step, point: Point) -> Tensor:
         pull = pull or _pull(job, step, point, counts)
         total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
         computed, point.computed = point.computed, None  # a graph serves once
-        for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
+        for micro in matched(job.dataset, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
             found = job.compute(micro) if computed is None else computed
             if not micro.rows:
                 _nothing(found).backward()
                 continue
             places = [place[i] for i in micro.rows]
-            batch = batch_of(job.corpus, micro, found, point.of(places))
+            batch = batch_of(job.dataset, micro, found, point.of(places))
             share = job.objective(batch, counts) if pull is None else pull.on(batch, places)
             share.backward()
             with torch.no_grad():
@@ -91,7 +91,7 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
     """None where rows add up one by one, or where one micro-batch on one rank is the whole step already."""
     if job.loss.couples == "none":
         return None
-    if ranks.world() == 1 and len(matched(job.corpus, step.rows, 1, job.token_budget)[0]) == 1:
+    if ranks.world() == 1 and len(matched(job.dataset, step.rows, 1, job.token_budget)[0]) == 1:
         return None
     place = {row: k for k, row in enumerate(step.rows)}
     mine: list[tuple[list[int], Batch]] = []
@@ -99,10 +99,10 @@ def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
     def gather() -> Tensor:
         mine.clear()
         with torch.no_grad():
-            for micro in matched(job.corpus, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
+            for micro in matched(job.dataset, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
                 found = job.compute(micro)
                 if micro.rows:
-                    mine.append(([place[i] for i in micro.rows], batch_of(job.corpus, micro, found)))
+                    mine.append(([place[i] for i in micro.rows], batch_of(job.dataset, micro, found)))
         return torch.zeros(0)
 
     job.fitting(gather)

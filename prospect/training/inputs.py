@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.engine.forward import forward, forward_more
 from prospect.engine.packing import Branches, Ids, TokenLogps
 from prospect.engine.policy import Policy
@@ -168,9 +168,9 @@ def _scores(reference: Reference | None, micro: Micro, like: Tensor) -> Tensor |
     return reference.scores(micro.trees, like.detach()) if micro.rows else torch.zeros_like(like)
 
 
-def batch_of(corpus: Corpus, micro: Micro, found: Tokens, z0: Tensor | None = None) -> Batch:
+def batch_of(dataset: Dataset, micro: Micro, found: Tokens, z0: Tensor | None = None) -> Batch:
     """The rows of a micro-batch, of which there is at least one, as a loss reads them. `z0` is theirs."""
-    rows = [corpus.rows[i] for i in micro.rows]
+    rows = [dataset.examples[i] for i in micro.rows]
     device, dtype = found.token_logp.device, found.token_logp.dtype
     scores = [row.score for row in rows]
     return Batch(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.data.schedule import Schedule
 from prospect.engine.device import release, within_memory
 from prospect.engine.forward import on_trees
@@ -47,7 +47,7 @@ class Job:
     """
 
     policy: Policy
-    corpus: Corpus
+    dataset: Dataset
     schedule: Schedule
     loss: Loss
     arguments: dict[str, Any]
@@ -97,8 +97,8 @@ class Job:
     def compute_with(self, micro: Micro, more: Micro) -> tuple[Tokens, Tokens]:
         """The same, and without gradient of `more`, other completions of the same trees, whose prompts are not computed
         again. Both must be what the engine `remembers`."""
-        place = {tree: k for k, tree in enumerate(trees_of(self.corpus, micro))}
-        where = [place[tree] for tree in trees_of(self.corpus, more)]
+        place = {tree: k for k, tree in enumerate(trees_of(self.dataset, micro))}
+        where = [place[tree] for tree in trees_of(self.dataset, more)]
         want_p2 = "token_sum_p2" in self.loss.reads
         return compute_with(self.policy, micro, more, where, self.reference, sum_p2=want_p2, value=self.loss.value_head)
 

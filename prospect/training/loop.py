@@ -126,7 +126,7 @@ def preflight(job: Job) -> None:
     @torch.no_grad()
     def log_ratios() -> torch.Tensor:
         """(2, N) |r| and tokens of the first step's answers."""
-        parts = [job.compute(part) for part in matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]]
+        parts = [job.compute(part) for part in matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]]
         columns = [torch.stack([part.read("log_ratio").abs(), part.read("length")]) for part in parts]
         return torch.cat(columns, dim=1).double().cpu()
 
@@ -164,16 +164,16 @@ def _move_reference(live: LiveReference | None, motion: Motion | None, step: int
 
 def _tokens(job: Job, step: Step) -> int:
     """Real tokens of a step: each prompt once per tree, each row's completions."""
-    trees = {job.corpus.rows[i].tree for i in step.rows}
-    prompts = sum(len(job.corpus.trees[tree].prompt) for tree in trees)
-    return prompts + sum(job.corpus.length(job.corpus.rows[i]) for i in step.rows)
+    trees = {job.dataset.examples[i].tree for i in step.rows}
+    prompts = sum(len(job.dataset.trees[tree].prompt) for tree in trees)
+    return prompts + sum(job.dataset.length(job.dataset.examples[i]) for i in step.rows)
 
 
 def _require_finite(job: Job, step: Step, loss: float, norm: float) -> None:
     """Nothing hides a NaN: the step is not taken, and the rows are named."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    names = [job.corpus.rows[i].id for i in step.rows]
+    names = [job.dataset.examples[i].id for i in step.rows]
     last = checkpoint.latest(job.checkpoints)
     raise NonFiniteError(
         f"step {step.index}: the loss is {loss} and the gradient norm {norm}. Its rows: {', '.join(names[:8])}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset
 from prospect.errors import ConfigError
 from prospect.losses.numerics import segment_sum
 from prospect.losses.registry import Loss, Modifier, Part, Term, bound
@@ -32,15 +32,15 @@ class Objective:
         self.changes: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes != "weight"]
         self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
 
-    def count(self, corpus: Corpus, rows: Iterable[int]) -> list[int]:
+    def count(self, dataset: Dataset, rows: Iterable[int]) -> list[int]:
         """The whole step's examples, pairs or tokens that each term is about, on all ranks. Weights do not count."""
         found = []
         for term, _ in self.terms:
-            mine = [corpus.rows[i] for i in rows]
+            mine = [dataset.examples[i] for i in rows]
             if self.loss.view != "pairs":
                 mine = [row for row in mine if self._wants(term.rows, bool(row.desirable))]
             sides = self._sides(term.rows)
-            tokens = sum(len(corpus.completion(row, side)) for row in mine for side in sides)
+            tokens = sum(len(dataset.completion(row, side)) for row in mine for side in sides)
             found.append(tokens if term.unit == "tokens" else len(mine))
         return found
 

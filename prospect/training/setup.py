@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from prospect.data import dataset as corpora
-from prospect.data.dataset import Corpus
+from prospect.data.dataset import Dataset, build_dataset
 from prospect.data.options import DataOptions
 from prospect.data.split import split
 from prospect.engine.device import ROUNDING
@@ -70,7 +69,7 @@ def data_options(config: TrainConfig, policy: Policy) -> DataOptions:
 
 def rows(
     config: TrainConfig, loss: Loss, feedback: Feedback, held: Feedback | None, policy: Policy
-) -> tuple[Corpus, Corpus | None]:
+) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows; the latter viewed as thumbs where anything was judged, else as text.
 
     Raises DataError where the data does not serve the loss.
@@ -86,10 +85,10 @@ def rows(
     if loss.control_tokens and options.max_length is not None:
         options = replace(options, max_length=options.max_length - 1)  # room for a control token
 
-    def view(part: Sequence[Record], name: View) -> Corpus:
-        corpus = corpora.build(part, policy.tokenizer, name, options)
-        require_embedded(policy, corpus.ids())
-        return corpus
+    def view(part: Sequence[Record], name: View) -> Dataset:
+        dataset = build_dataset(part, policy.tokenizer, name, options)
+        require_embedded(policy, dataset.ids())
+        return dataset
 
     try:
         training = view(records, loss.view)
@@ -97,8 +96,8 @@ def rows(
         raise _unfit(error, loss, records, threshold) from None
     _require_scores(loss, training)
     both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
-    if loss.view == "binary" and both and len({row.desirable for row in training.rows}) < 2:
-        thumb = "up" if training.rows[0].desirable else "down"
+    if loss.view == "binary" and both and len({row.desirable for row in training.examples}) < 2:
+        thumb = "up" if training.examples[0].desirable else "down"
         raise DataError(
             f"every thumb is {thumb}, but {loss.name} learns from both. Add answers of the other kind, or imitate "
             "good ones with --loss sft"
@@ -108,8 +107,8 @@ def rows(
         training, apart_rows = conditional.prepare(policy, training, apart_rows)
     if loss.density_weights:
         factors = density.weights(policy, training)
-        weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.rows, factors, strict=True))
-        training = replace(training, rows=tuple(weighed))
+        weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.examples, factors, strict=True))
+        training = replace(training, examples=tuple(weighed))
     return training, apart_rows
 
 
@@ -133,12 +132,12 @@ def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
     return found
 
 
-def _require_scores(loss: Loss, training: Corpus) -> None:
+def _require_scores(loss: Loss, training: Dataset) -> None:
     """A loss that reads scores gets one for every row."""
     reads = loss.reads
     if not {"score", "margin"} & reads:
         return
-    for row in training.rows:
+    for row in training.examples:
         if row.score is None:
             what = "both answers of every pair" if loss.view == "pairs" else "every answer"
             raise DataError(f"{loss.name} reads a score for {what}, but row {row.id} has none")
@@ -156,23 +155,22 @@ def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
     return "binary" if judged or any(record.pairs for record in records) else "text"
 
 
-def arguments(config: TrainConfig, loss: Loss, training: Corpus) -> dict[str, Any]:
+def arguments(config: TrainConfig, loss: Loss, training: Dataset) -> dict[str, Any]:
     """The loss's arguments: defaults, constants taken from the training rows (fixed for the run), the user's own."""
     constants = {}
     if loss.constants and (config.weights == "auto" or loss.view == "scores"):
-        constants = loss.constants(training.rows)
+        constants = loss.constants(training.examples)
     return registry.arguments(loss, config.loss_args, constants)
 
 
-def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, log: RunLog) -> Job:
+def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, log: RunLog) -> Job:
     """The schedule and everything else that the loop reads; the reference table follows once it is filled.
 
     Raises ConfigError where an option does not fit the loss, DataError where no answer has a partner for z0.
     """
     point = _reference_point(config, loss)
     with_partners = point is not None and point.partners
-    schedule = corpora.schedule(
-        training,
+    schedule = training.schedule(
         batch_size=config.batch_size,
         context=policy.context,
         with_partners=with_partners,
@@ -183,7 +181,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
         max_steps=config.max_steps,
     )
     alone = schedule.partners.count(-1)
-    if with_partners and alone == len(training.rows):
+    if with_partners and alone == len(training.examples):
         raise DataError(
             "every prompt is the same, so no answer has a mismatched partner for z0. Add feedback on other prompts, or "
             "use --reference-point zero"
@@ -193,7 +191,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Corpus, l
     adapted = config.lora is not None or policy.is_adapted
     return Job(
         policy=policy,
-        corpus=training,
+        dataset=training,
         schedule=schedule,
         loss=loss,
         arguments=arguments(config, loss, training),

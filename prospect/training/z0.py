@@ -127,7 +127,7 @@ def reference_point(job: Job, step: Step, state: Tensor | None, *, at_reference:
 
 
 def _statistics(job: Job, step: Step, keys: list[Key], values: Tensor) -> Statistics:
-    own = [job.corpus.rows[step.rows[place]] for place, _ in keys]
+    own = [job.dataset.examples[step.rows[place]] for place, _ in keys]
     good = [
         side == 0 if len(row.branches) == 2 else bool(row.desirable) for row, (_, side) in zip(own, keys, strict=True)
     ]
@@ -148,19 +148,19 @@ def _passes(job: Job, step: Step, budget: int, answers: Sequence[Ids] | None) ->
         return [[]] * world
     if answers is not None:
         return [[(micro, None) for micro in part] for part in _sampled(job, step, budget, answers)]
-    own = matched(job.corpus, step.rows, world, job.token_budget)
+    own = matched(job.dataset, step.rows, world, job.token_budget)
     once = len(own[0]) == 1 and not job.config.z0_gradient and (world == 1 or job.loss.couples == "none")
     if once and averages == "matched":
         return [[(micro, micro)] for (micro,) in own]
     if once and job.point.partners:
-        found = [(mismatched_on(job.corpus, job.schedule.partners, micro, job.context), micro) for (micro,) in own]
+        found = [(mismatched_on(job.dataset, job.schedule.partners, micro, job.context), micro) for (micro,) in own]
         if all(job.remembers(micro) for both in found for micro in both):
             return [[both] for both in found]
     if job.point.partners:
-        own = mismatched(job.corpus, job.schedule.partners, step.rows, world, budget, job.context)
+        own = mismatched(job.dataset, job.schedule.partners, step.rows, world, budget, job.context)
     else:
         most = min(budget, kl_tokens(job.policy)) if averages == "token_kl" else budget
-        own = matched(job.corpus, step.rows, world, most)
+        own = matched(job.dataset, step.rows, world, most)
     return [[(micro, None) for micro in part if micro.rows] for part in own]
 
 
@@ -195,7 +195,7 @@ def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Te
 
 
 def _prompts(job: Job, step: Step) -> list[Ids]:
-    return [job.corpus.trees[job.corpus.rows[i].tree].prompt for i in step.rows]
+    return [job.dataset.trees[job.dataset.examples[i].tree].prompt for i in step.rows]
 
 
 def _answers(job: Job, step: Step) -> list[Ids]:

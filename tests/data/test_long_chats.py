@@ -18,13 +18,11 @@ from prospect.data import (
     cache as tokentable,
 )
 from prospect.data import (
-    dataset as corpus,
-)
-from prospect.data import (
     growing,
     printing,
     resume,
 )
+from prospect.data.dataset import build_dataset, digest
 from prospect.data.flaws import Flaw
 from prospect.data.options import DataOptions, SpecialTokens
 from prospect.data.template import Encoded, Template
@@ -315,10 +313,10 @@ def test_long_prompts_are_tokenised_in_small_batches(monkeypatch: pytest.MonkeyP
 
 
 def test_equal_prompts_are_equal_for_the_schedule() -> None:
-    made = corpus.build(rated_chat(40), byte_level(CHATML), "binary", DataOptions())
-    digests = [made.prompt(row) for row in made.rows]
+    made = build_dataset(rated_chat(40), byte_level(CHATML), "binary", DataOptions())
+    digests = [made.prompt(row) for row in made.examples]
     assert len(set(digests)) == 40
-    assert made.prompt(made.rows[3]) == corpus.digest(made.trees[3].prompt.copy())
+    assert made.prompt(made.examples[3]) == digest(made.trees[3].prompt.copy())
 
 
 def test_the_assistant_of_the_sandbox(short: None) -> None:

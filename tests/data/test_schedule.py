@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from prospect.data.schedule import (
     GROUP_SIZE,
-    Row,
     Schedule,
     cut,
     plan,
@@ -21,9 +20,9 @@ PROMPTS = st.lists(st.integers(0, 6), min_size=1, max_size=40)
 
 
 def schedule(prompts: Sequence[int], lengths: Sequence[int] | None = None, **options: Any) -> Schedule:
-    rows = [Row(str(i), p, (0,), True, 1.0) for i, p in enumerate(prompts)]
     settings_ = {"batch_size": 8, "epochs": 1, "seed": 0} | options
-    return plan(rows, [b"%d" % p for p in prompts], [5] * len(rows), lengths or [3] * len(rows), **settings_)
+    names = [b"%d" % p for p in prompts]
+    return plan(names, [5] * len(names), lengths or [3] * len(names), **settings_)
 
 
 @given(PROMPTS, st.sampled_from(["row", "prompt", "auto"]), st.integers(1, 20))
@@ -97,10 +96,9 @@ def test_blocks_fit_the_context_where_they_can() -> None:
 
 def test_long_prompts_meet_short_answers() -> None:
     """Rows of which half have long prompts and half long answers: long must not meet long."""
-    rows = [Row(str(i), i, (0,), True, 1.0) for i in range(40)]
     prompts = [18 if i % 2 else 4 for i in range(40)]
     answers = [2 if i % 2 else 16 for i in range(40)]
-    made = plan(rows, [b"%d" % i for i in range(40)], prompts, answers, batch_size=4, epochs=1, seed=0, context=21)
+    made = plan([b"%d" % i for i in range(40)], prompts, answers, batch_size=4, epochs=1, seed=0, context=21)
     assert all(prompts[i] + answers[j] <= 21 for i, j in enumerate(made.partners))
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prospect.data.schedule import Row
 from prospect.data.tokens import Tree
 from prospect.engine import reference as scoring
 from prospect.engine.device import is_out_of_memory
@@ -20,6 +19,7 @@ from prospect.engine.packing import Branches, Query
 from prospect.engine.reference import ReferenceTable, score
 from prospect.errors import ModelError, RunError
 from prospect.evaluate.scoring import evaluate, log_probs
+from prospect.feedback.records import Example
 from prospect.losses.reference_point import Statistics, prompt_mean
 from prospect.training.inputs import Tokens
 
@@ -88,7 +88,7 @@ def test_other_errors_are_no_lack_of_memory(tiny: Build, monkeypatch: pytest.Mon
 def test_an_evaluation_goes_on_in_smaller_batches(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, asked = tiny("llama", "fp64"), queries()
     trees = [Tree(str(k), asked[3 * k][0], tuple(ids for _, ids in asked[3 * k : 3 * k + 3])) for k in range(3)]
-    rows = [Row(f"{k}/{b}", k, (b,), b != 1, 1.0) for k in range(3) for b in range(3)]
+    rows = [Example(f"{k}/{b}", k, (b,), b != 1, 1.0) for k in range(3) for b in range(3)]
     values: dict[str, Any] = {"beta": 0.1, "reference": lambda query: np.zeros(len(query[1]))}
     plain = evaluate(policy, trees=trees, rows=rows, **values)
     limited(monkeypatch, 17, ERRORS[0])

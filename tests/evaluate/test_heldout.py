@@ -11,13 +11,13 @@ import torch
 from scipy.special import expit
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.dataset import Corpus
-from prospect.data.schedule import Row
+from prospect.data.dataset import Dataset
 from prospect.data.tokens import TokenReport, Tree
 from prospect.engine.policy import Policy
 from prospect.evaluate.heldout import Heldout, measure
 from prospect.evaluate.scoring import evaluate, queries
 from prospect.evaluate.statistics import Interval
+from prospect.feedback.records import Example
 
 
 def known(value: Interval | None) -> Interval:
@@ -207,11 +207,11 @@ TREES = [
     tree("c", [16, 17, 18, 19], [20, 21]),
 ]
 ROWS = [
-    Row("a/0", 0, (0,), True, 1.0),
-    Row("a/1", 0, (1,), False, 1.0),
-    Row("a/2", 0, (2,), False, 1.0),
-    Row("b/0 > b/1", 1, (0, 1), None, 1.0),
-    Row("c/0", 2, (0,), None, 1.0),
+    Example("a/0", 0, (0,), True, 1.0),
+    Example("a/1", 0, (1,), False, 1.0),
+    Example("a/2", 0, (2,), False, 1.0),
+    Example("b/0 > b/1", 1, (0, 1), None, 1.0),
+    Example("c/0", 2, (0,), None, 1.0),
 ]
 
 
@@ -287,17 +287,17 @@ def test_z0_is_clamped(policy: Policy) -> None:
 
 
 def test_a_repeated_pair_counts_once(policy: Policy) -> None:
-    rows = [Row("x", 1, (0, 1), None, 1.0), Row("y", 1, (0, 1), None, 1.0)]
+    rows = [Example("x", 1, (0, 1), None, 1.0), Example("y", 1, (0, 1), None, 1.0)]
     assert len(queries(TREES, rows, (), 64)) == 2
 
 
 def test_a_partner_that_does_not_fit_is_cut_as_in_training() -> None:
     trees = [tree("long", list(range(1, 9)), [1]), tree("wide", [1], list(range(1, 9)))]
-    rows = [Row("long/0", 0, (0,), True, 1.0), Row("wide/0", 1, (0,), False, 1.0)]
+    rows = [Example("long/0", 0, (0,), True, 1.0), Example("wide/0", 1, (0,), False, 1.0)]
     asked = queries(trees, rows, [1, 0], 12)[2:]
     assert [(len(p), a.tolist()) for p, a in asked] == [(8, [1, 2, 3, 4]), (1, [1])]
     assert [(len(p), len(a)) for p, a in queries(trees, rows, [1, 0], 8)[2:]] == [(1, 1)]
-    held = Corpus((), tuple(trees), tuple(rows), TokenReport())
+    held = Dataset((), tuple(trees), tuple(rows), TokenReport())
     assert [(p.tolist(), a.tolist()) for p, a in held.mismatched([0, 1], [1, 0], 12)] == [
         (p.tolist(), a.tolist()) for p, a in asked
     ]

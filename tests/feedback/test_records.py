@@ -52,9 +52,9 @@ def test_text_of_a_completion() -> None:
 
 def test_binary_takes_labels_with_their_weights() -> None:
     assert binary(THUMBS) == [
-        Example(0, desirable=True),
-        Example(1, desirable=False, weight=2.0),
-        Example(3, desirable=True, weight=0.5),
+        Example("0", 0, (0,), desirable=True),
+        Example("1", 0, (1,), desirable=False, weight=2.0),
+        Example("3", 0, (3,), desirable=True, weight=0.5),
     ]
 
 
@@ -66,40 +66,44 @@ def test_binary_turns_scores_into_thumbs_only_with_a_threshold() -> None:
 
 def test_a_label_outranks_a_score() -> None:
     mixed = record(Completion("0", "a", label=False, score=0.9))
-    assert binary(mixed, threshold=0.1) == [Example(0, desirable=False)]
+    assert binary(mixed, threshold=0.1) == [Example("0", 0, (0,), desirable=False)]
 
 
 def test_binary_takes_each_side_of_each_pair() -> None:
     assert binary(PAIRS) == [
-        Example(0, desirable=True),
-        Example(1, desirable=False),
-        Example(0, desirable=True, weight=0.5),
-        Example(2, desirable=False, weight=1.5),  # pair 0.5 x completion 3
-        Example(1, desirable=True),
-        Example(2, desirable=False, weight=3.0),
+        Example("0", 0, (0,), desirable=True),
+        Example("1", 0, (1,), desirable=False),
+        Example("0", 0, (0,), desirable=True, weight=0.5),
+        Example("2", 0, (2,), desirable=False, weight=1.5),  # pair 0.5 x completion 3
+        Example("1", 0, (1,), desirable=True),
+        Example("2", 0, (2,), desirable=False, weight=3.0),
     ]
 
 
 def test_a_label_outranks_the_side_of_a_pair() -> None:
     mixed = record(Completion("0", "a", label=False), Completion("1", "b"), pairs=(Pair(0, 1),))
-    assert binary(mixed) == [Example(0, desirable=False), Example(1, desirable=False)]
+    assert binary(mixed) == [Example("0", 0, (0,), desirable=False), Example("1", 0, (1,), desirable=False)]
 
 
 def test_pairs_explicit_ones_first() -> None:
-    assert pairs(PAIRS) == [Example(0, 1), Example(0, 2, weight=0.5), Example(1, 2)]
+    assert pairs(PAIRS) == [
+        Example("0 > 1", 0, (0, 1)),
+        Example("0 > 2", 0, (0, 2), weight=0.5),
+        Example("1 > 2", 0, (1, 2)),
+    ]
 
 
 def test_pairs_of_different_scores() -> None:
-    assert pairs(SCORES) == [Example(1, 0, score=0.7), Example(1, 2, score=0.7)]
+    assert pairs(SCORES) == [Example("1 > 0", 0, (1, 0), score=0.7), Example("1 > 2", 0, (1, 2), score=0.7)]
 
 
 def test_pairs_of_desirable_with_undesirable() -> None:
-    assert pairs(THUMBS) == [Example(0, 1, weight=2.0), Example(3, 1, weight=1.0)]
+    assert pairs(THUMBS) == [Example("0 > 1", 0, (0, 1), weight=2.0), Example("3 > 1", 0, (3, 1), weight=1.0)]
 
 
 def test_text_leaves_out_the_undesirable_and_what_is_only_rejected() -> None:
-    assert [row.chosen for row in text(THUMBS)] == [0, 2, 3]
-    assert [row.chosen for row in text(PAIRS)] == [0, 1]  # 1 is rejected once, but also chosen once
+    assert [row.branches[0] for row in text(THUMBS)] == [0, 2, 3]
+    assert [row.branches[0] for row in text(PAIRS)] == [0, 1]  # 1 is rejected once, but also chosen once
     assert [row.weight for row in text(THUMBS)] == [1.0, 1.0, 0.5]
 
 
@@ -120,16 +124,14 @@ def test_threshold_needs_scores(rule: str) -> None:
         threshold_of([THUMBS], rule)
 
 
-def test_examples_are_aligned_with_the_records() -> None:
+def test_examples_number_their_records() -> None:
     none = record(Completion("0", "a"))
     rows = examples([none, THUMBS], "binary")
-    assert [len(r) for r in rows] == [0, 3]
+    assert [row.tree for row in rows] == [1, 1, 1]
     # the threshold is taken over all records: scores 0.2, 0.9, 0.2 and 1.0 have the mean 0.575
     other = record(Completion("0", "a", score=1.0))
-    assert [[e.desirable for e in r] for r in examples([SCORES, other], "binary", "mean")] == [
-        [False, True, False],
-        [True],
-    ]
+    every = examples([SCORES, other], "binary", "mean")
+    assert [(e.tree, e.desirable) for e in every] == [(0, False), (0, True), (0, False), (1, True)]
 
 
 @pytest.mark.parametrize(
@@ -155,5 +157,5 @@ def test_inventory() -> None:
 def test_text_leaves_out_low_scores_where_there_is_a_threshold() -> None:
     low, high, unscored = Completion("r/0", "1", score=0.2), Completion("r/1", "2", score=0.8), Completion("r/2", "3")
     held = Record("r", "a", (low, high, unscored))
-    assert [[e.chosen for e in rows] for rows in examples([held], "text", "0.5")] == [[1, 2]]
-    assert [[e.chosen for e in rows] for rows in examples([held], "text")] == [[0, 1, 2]]
+    assert [e.branches[0] for e in examples([held], "text", "0.5")] == [1, 2]
+    assert [e.branches[0] for e in examples([held], "text")] == [0, 1, 2]

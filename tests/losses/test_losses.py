@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.data.schedule import Row
 from prospect.errors import ConfigError
+from prospect.feedback.records import Example
 from prospect.losses import likelihood, paired, reference_free, registry, tokenwise, unpaired
 from prospect.losses.likelihood import sft
 from prospect.losses.paired import dpo
@@ -190,8 +190,8 @@ def test_table_rows_load_and_agree_with_their_functions() -> None:
     assert not registry.find("sft").needs_reference and registry.find("dpo").needs_reference
 
 
-def rows(desirable: list[bool], weights: list[float]) -> list[Row]:
-    return [Row("r", 0, (0,), d, w, w) for d, w in zip(desirable, weights, strict=True)]
+def rows(desirable: list[bool], weights: list[float]) -> list[Example]:
+    return [Example("r", 0, (0,), d, w, w) for d, w in zip(desirable, weights, strict=True)]
 
 
 def test_the_median_score_is_a_constant_of_the_data() -> None:

@@ -79,7 +79,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMeter], FakeMeter]
 
 
 def longest_row(job: Any) -> int:
-    return max(len(job.corpus.trees[row.tree].prompt) + job.corpus.length(row) for row in job.corpus.rows)
+    return max(len(job.dataset.trees[row.tree].prompt) + job.dataset.length(row) for row in job.dataset.examples)
 
 
 @pytest.mark.parametrize("loss", ["kto", "dpo", "ppo"])
@@ -149,7 +149,7 @@ def test_running_out_of_memory_for_real(make_job: MakeJob, monkeypatch: pytest.M
     for job in (plain, tight):
         move(job)
     expected = gradients(plain)[0]
-    assert len(matched(tight.corpus, tight.schedule.steps[0].rows, 1, 400)[0]) == 1
+    assert len(matched(tight.dataset, tight.schedule.steps[0].rows, 1, 400)[0]) == 1
 
     def short_of_memory(original: Any) -> Any:
         def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:

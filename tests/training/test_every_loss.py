@@ -31,13 +31,13 @@ from tests.helpers.training import (
 
 def independent(job: Job, start: Job) -> Tensor:
     """The objective of the first step, each sequence by itself through the models' own forward, each term by hand."""
-    rows = [job.corpus.rows[i] for i in job.schedule.steps[0].rows]
+    rows = [job.dataset.examples[i] for i in job.schedule.steps[0].rows]
     sides = 2 if job.loss.view == "pairs" else 1
     tokens: list[list[Tensor]] = [[] for _ in range(sides)]
     before: list[list[Tensor]] = [[] for _ in range(sides)]
     for row in rows:
         for side in range(sides):
-            prompt, answer = job.corpus.trees[row.tree].prompt, job.corpus.completion(row, side)
+            prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row, side)
             tokens[side].append(logp(job, prompt, answer))
             before[side].append(logp(start, prompt, answer).detach())
     point = reference_point(job, job.schedule.steps[0], None)

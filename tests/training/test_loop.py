@@ -34,8 +34,8 @@ def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
     rows = job.schedule.steps[0].rows
 
     def r(prompt_row: int, answer_row: int) -> Tensor:
-        prompt = job.corpus.trees[job.corpus.rows[prompt_row].tree].prompt
-        answer = job.corpus.completion(job.corpus.rows[answer_row])
+        prompt = job.dataset.trees[job.dataset.examples[prompt_row].tree].prompt
+        answer = job.dataset.completion(job.dataset.examples[answer_row])
         with torch.no_grad():
             before = logp(reference, prompt, answer).sum()
         return logp(job, prompt, answer).sum() - before
@@ -47,7 +47,7 @@ def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
     z0 = {"mismatched": mean.clamp(min=0), "unclamped": mean, "zero": torch.zeros(())}[point].double()
     objective = torch.zeros((), dtype=torch.float64)
     for i in rows:
-        row, u = job.corpus.rows[i], 0.3 * (r(i, i) - z0)
+        row, u = job.dataset.examples[i], 0.3 * (r(i, i) - z0)
         weight = job.arguments["desirable_weight"] if row.desirable else 1.7
         objective = objective + row.weight * weight * (1 - torch.sigmoid(u if row.desirable else -u)) / len(rows)
     got, got_z0, totals = gradients(job)
@@ -62,11 +62,11 @@ def test_dpo_is_the_published_objective(make_job: MakeJob) -> None:
     objective = torch.zeros((), dtype=torch.float64)
     rows = job.schedule.steps[0].rows
     for i in rows:
-        row = job.corpus.rows[i]
-        prompt = job.corpus.trees[row.tree].prompt
+        row = job.dataset.examples[i]
+        prompt = job.dataset.trees[row.tree].prompt
         sides = []
         for side in (0, 1):
-            answer = job.corpus.completion(row, side)
+            answer = job.dataset.completion(row, side)
             sides.append(logp(job, prompt, answer).sum() - logp(reference, prompt, answer).sum().detach())
         objective = objective - torch.nn.functional.logsigmoid(0.2 * (sides[0] - sides[1])) / len(rows)
     got, _, totals = gradients(job)
@@ -77,11 +77,11 @@ def test_dpo_is_the_published_objective(make_job: MakeJob) -> None:
 def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
     job = make_job(thumbs(16), loss="sft")
     rows = job.schedule.steps[0].rows
-    assert all(job.corpus.records[job.corpus.rows[i].tree].completions[0].label for i in rows)
+    assert all(job.dataset.records[job.dataset.examples[i].tree].completions[0].label for i in rows)
     every = []
     for i in rows:
-        row = job.corpus.rows[i]
-        every.append(logp(job, job.corpus.trees[row.tree].prompt, job.corpus.completion(row)))
+        row = job.dataset.examples[i]
+        every.append(logp(job, job.dataset.trees[row.tree].prompt, job.dataset.completion(row)))
     objective = -torch.cat(every).mean()
     got, z0, totals = gradients(job)
     assert z0 is None and totals[0] == pytest.approx(objective.item(), abs=1e-12)
@@ -92,8 +92,8 @@ def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
 def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str, rows: list[dict[str, Any]]) -> None:
     """One micro-batch and eight give the same gradient to 1e-12 in float64, weights after five steps to 1e-10."""
     whole, parts = make_job(rows, loss=loss, epochs=5), make_job(rows, "other", loss=loss, epochs=5, token_budget=24)
-    cut = matched(parts.corpus, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
-    assert len(cut) >= 4 and len(matched(whole.corpus, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
+    cut = matched(parts.dataset, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
+    assert len(cut) >= 4 and len(matched(whole.dataset, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
     for job in (whole, parts):
         move(job)
     close(gradients(whole)[0], gradients(parts)[0], 1e-12)
@@ -183,15 +183,15 @@ def test_a_step_starts_without_the_gradients_of_the_last(make_job: MakeJob, monk
 def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
     for step in job.schedule.steps:
-        micros = mismatched(job.corpus, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
+        micros = mismatched(job.dataset, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
         asked = sorted(q[1].tobytes() for micro in micros for q in micro.queries)
-        assert asked == sorted(job.corpus.completion(job.corpus.rows[i]).tobytes() for i in step.rows)
+        assert asked == sorted(job.dataset.completion(job.dataset.examples[i]).tobytes() for i in step.rows)
 
 
 def test_partners_are_cut_to_the_context(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
-    rows = range(len(job.corpus.rows))
-    micros = mismatched(job.corpus, job.schedule.partners, rows, 1, 10_000, 8)[0]
+    rows = range(len(job.dataset.examples))
+    micros = mismatched(job.dataset, job.schedule.partners, rows, 1, 10_000, 8)[0]
     assert all(len(prompt) + len(completion) <= 8 for micro in micros for prompt, completion in micro.queries)
 
 
@@ -202,7 +202,7 @@ def test_a_nan_names_its_rows_and_takes_no_step(make_job: MakeJob) -> None:
     before = [p.clone() for _, p in job.policy.trainable()]
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan.*Its rows: ") as error:
         loop.fit(job)
-    assert set(error.value.rows) == {job.corpus.rows[i].id for i in job.schedule.steps[0].rows}
+    assert set(error.value.rows) == {job.dataset.examples[i].id for i in job.schedule.steps[0].rows}
     assert all(torch.equal(a, p) or a.isnan().any() for a, (_, p) in zip(before, job.policy.trainable(), strict=True))
 
 
@@ -331,8 +331,8 @@ def test_prompts_of_mismatched_answers_are_not_computed_again(
     assert z0 is not None and same is not None and z0.item() != 0
     assert same.item() == pytest.approx(z0.item(), rel=1e-12)
     close(found, expected, 1e-12)
-    rows = [whole.corpus.rows[i] for i in whole.schedule.steps[0].rows]
-    answers = sum(whole.corpus.length(row) - 1 for row in rows)
+    rows = [whole.dataset.examples[i] for i in whole.schedule.steps[0].rows]
+    answers = sum(whole.dataset.length(row) - 1 for row in rows)
     assert len(tokens) == 2 and tokens[1] == answers < tokens[0]
 
 
@@ -340,8 +340,8 @@ def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob
     """In bfloat16. Training's numbers and gradients are the same as alone, to the bit."""
     job = make_job(thumbs(8), precision="bf16")
     move(job)
-    (micro,) = matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]
-    more = mismatched_on(job.corpus, job.schedule.partners, micro, job.context)
+    (micro,) = matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    more = mismatched_on(job.dataset, job.schedule.partners, micro, job.context)
     parameters = dict(job.policy.trainable())
     casts: Counter[int] = Counter()
 

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.dataset import Corpus
-from prospect.data.schedule import Row
+from prospect.data.dataset import Dataset
 from prospect.data.tokens import TokenReport, Tree
 from prospect.engine.load import load
 from prospect.errors import ConfigError, Interrupted
-from prospect.feedback.records import Record
+from prospect.feedback.records import Example, Record
 from prospect.losses import registry
 from prospect.losses.registry import LOSSES
 from prospect.run import train
@@ -131,8 +130,8 @@ def test_density_ratios_follow_the_prompts() -> None:
 def test_density_weights_reach_the_rows(make_job: MakeJob) -> None:
     rows = thumbs(16)
     plain, weighed = make_job(rows, loss="bco"), make_job(rows, "other", loss="bco_density")
-    ratio = [b.weight / a.weight for a, b in zip(plain.corpus.rows, weighed.corpus.rows, strict=True)]
-    good = [bool(row.desirable) for row in plain.corpus.rows]
+    ratio = [b.weight / a.weight for a, b in zip(plain.dataset.examples, weighed.dataset.examples, strict=True)]
+    good = [bool(row.desirable) for row in plain.dataset.examples]
     assert all(r == 1 for r, g in zip(ratio, good, strict=True) if g)
     assert all(0.5 <= r <= 10 for r in ratio) and len(set(ratio)) > 2
 
@@ -233,7 +232,7 @@ def test_what_cannot_be_computed_is_told_before_anything_is_loaded(
 def test_conditional_sft_goes_on_with_the_control_tokens_it_finds(model: Path) -> None:
     """Also where the tokenizer knows one of the two, and behind a template that prints the good one."""
     policy = load(model)
-    corpus = Corpus((Record("a", "x", ()),) * 2, tuple(TREES), tuple(ROWS), TokenReport())
+    dataset = Dataset((Record("a", "x", ()),) * 2, tuple(TREES), tuple(ROWS), TokenReport())
     assert policy.tokenizer is not None
     policy.tokenizer.add_tokens([conditional.BAD], special_tokens=True)
     policy.base.resize_token_embeddings(len(policy.tokenizer))
@@ -242,36 +241,36 @@ def test_conditional_sft_goes_on_with_the_control_tokens_it_finds(model: Path) -
     with torch.no_grad():
         for table in tables:
             table().weight[bad] = 7.0
-    conditional.prepare(policy, corpus, None)
+    conditional.prepare(policy, dataset, None)
     good = policy.tokenizer.convert_tokens_to_ids(conditional.GOOD)
     assert all((table().weight[bad] == 7.0).all() and not (table().weight[good] == 7.0).all() for table in tables)
     with torch.no_grad():
         for table in tables:
             table().weight[good] = 8.0
     printed = replace(TREES[0], prompt=np.append(TREES[0].prompt, np.int32(good)))
-    marked, held = conditional.prepare(policy, replace(corpus, trees=(printed, TREES[1])), corpus)
+    marked, held = conditional.prepare(policy, replace(dataset, trees=(printed, TREES[1])), dataset)
     assert all((table().weight[good] == 8.0).all() and (table().weight[bad] == 7.0).all() for table in tables)
     assert [tree.prompt.tolist() for tree in marked.trees] == [[3, good], [4, good], [3, bad]]
-    assert [row.tree for row in marked.rows] == [0, 2, 1]
+    assert [row.tree for row in marked.examples] == [0, 2, 1]
     assert held is not None and [tree.prompt.tolist() for tree in held.trees] == [[3, good], [4, good]]
-    assert [row.tree for row in held.rows] == [0, 0, 1]
+    assert [row.tree for row in held.examples] == [0, 0, 1]
 
 
 TREES = [Tree("a", np.array([i], np.int32), (np.array([5], np.int32),) * 2) for i in (3, 4)]
-ROWS = [Row("a", 0, (0,), True, 1.0), Row("b", 0, (1,), False, 1.0), Row("c", 1, (0,), True, 1.0)]
+ROWS = [Example("a", 0, (0,), True, 1.0), Example("b", 0, (1,), False, 1.0), Example("c", 1, (0,), True, 1.0)]
 
 
 def test_conditional_sft_looks_at_every_row_once_or_twice() -> None:
-    class Watched(tuple[Row, ...]):
+    class Watched(tuple[Example, ...]):
         looks = 0
 
-        def __iter__(self) -> Iterator[Row]:
+        def __iter__(self) -> Iterator[Example]:
             for row in super().__iter__():
                 Watched.looks += 1
                 yield row
 
     trees = tuple(Tree(str(i), np.array([3], np.int32), (np.array([5], np.int32),)) for i in range(300))
-    rows = Watched(Row(str(i), i, (0,), i % 2 == 0, 1.0) for i in range(300))
-    corpus = Corpus((Record("a", "x", ()),) * 300, trees, rows, TokenReport())
-    assert len(conditional._marked(corpus, 8, 9).trees) == 300
+    rows = Watched(Example(str(i), i, (0,), i % 2 == 0, 1.0) for i in range(300))
+    dataset = Dataset((Record("a", "x", ()),) * 300, trees, rows, TokenReport())
+    assert len(conditional._marked(dataset, 8, 9).trees) == 300
     assert Watched.looks <= 3 * 300

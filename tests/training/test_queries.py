@@ -24,14 +24,14 @@ def test_the_rows_queries_are_those_of_their_micro_batches(
     make_job: MakeJob, loss: str, rows: list[dict[str, Any]], context: int
 ) -> None:
     job = make_job(rows, loss=loss)
-    numbers, partners = range(len(job.corpus.rows)), job.schedule.partners
-    micros = matched(job.corpus, numbers, 1, 50)[0]
-    assert keys(job.corpus.answered(numbers)) == keys([q for micro in micros for q in micro.queries])
+    numbers, partners = range(len(job.dataset.examples)), job.schedule.partners
+    micros = matched(job.dataset, numbers, 1, 50)[0]
+    assert keys(job.dataset.answered(numbers)) == keys([q for micro in micros for q in micro.queries])
     if loss == "kto":
-        micros = mismatched(job.corpus, partners, numbers, 1, 50, context)[0]
-        assert keys(job.corpus.mismatched(numbers, partners, context)) == keys([q for m in micros for q in m.queries])
-        assert job.corpus.mismatched(numbers, [-1] * len(numbers), context) == []
-        assert job.corpus.mismatched(numbers, partners, 1) == []
+        micros = mismatched(job.dataset, partners, numbers, 1, 50, context)[0]
+        assert keys(job.dataset.mismatched(numbers, partners, context)) == keys([q for m in micros for q in m.queries])
+        assert job.dataset.mismatched(numbers, [-1] * len(numbers), context) == []
+        assert job.dataset.mismatched(numbers, partners, 1) == []
 
 
 def test_a_second_run_asks_the_model_nothing(make_job: MakeJob, cache: Path) -> None:

@@ -92,7 +92,7 @@ def test_density_weights_and_steps_need_no_more_memory_than_there_is(
     """On a CPU it is the allocator that refuses. On a GPU passes without gradients take four times the tokens."""
     job, tried = make_job(thumbs(12)), []
     monkeypatch.setitem(job_module.NO_GRAD_FACTOR, job.policy.device.type, factor)
-    expected, gradient = density.embeddings(job.policy, job.corpus), gradients(job)[0]
+    expected, gradient = density.embeddings(job.policy, job.dataset), gradients(job)[0]
 
     def short_of_memory(original: Any) -> Any:
         def forward(policy: Any, trees: Any, **options: Any) -> Any:
@@ -105,7 +105,9 @@ def test_density_weights_and_steps_need_no_more_memory_than_there_is(
 
     for module in (density, inputs):
         monkeypatch.setattr(module, "forward", short_of_memory(module.forward))
-    torch.testing.assert_close(torch.from_numpy(density.embeddings(job.policy, job.corpus)), torch.from_numpy(expected))
+    torch.testing.assert_close(
+        torch.from_numpy(density.embeddings(job.policy, job.dataset)), torch.from_numpy(expected)
+    )
     assert tried[0] == 12 > max(tried[1:])
     # z0's answers run beside training's, in a pass of their own
     monkeypatch.setattr(job_module, "on_trees", lambda *_: False)

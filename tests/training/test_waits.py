@@ -153,7 +153,7 @@ def test_the_watch_sees() -> None:
 def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
     job = make_job(thumbs(16, per_prompt=2), precision="fp32")
     job.policy.checkpoint_activations(checkpointed)
-    (micro,) = matched(job.corpus, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    (micro,) = matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
     with Watch() as watch:
         forward(job.policy, micro.trees).token_logp.sum().backward()
     assert not watch.waits

@@ -130,11 +130,11 @@ def test_a_mean_per_prompt_in_every_step(make_job: MakeJob) -> None:
     for step in job.schedule.steps[:6]:
         z0 = reference_point(job, step, None).z0
         values: dict[int, list[float]] = {}
-        for micro in matched(job.corpus, step.rows, 1, job.token_budget)[0]:
+        for micro in matched(job.dataset, step.rows, 1, job.token_budget)[0]:
             found = job.compute(micro).read("log_ratio").tolist()
             for row, (k,) in zip(micro.rows, micro.where, strict=True):
-                values.setdefault(job.corpus.rows[row].tree, []).append(found[k])
-        trees = [job.corpus.rows[row].tree for row in step.rows]
+                values.setdefault(job.dataset.examples[row].tree, []).append(found[k])
+        trees = [job.dataset.examples[row].tree for row in step.rows]
         assert z0 is not None and z0.tolist() == pytest.approx([statistics.mean(values[tree]) for tree in trees])
         seen |= set(trees)
     assert max(seen) >= 4
@@ -147,8 +147,8 @@ def test_exact_token_kl(make_job: MakeJob) -> None:
     point = reference_point(job, job.schedule.steps[0], None)
     every = []
     for i in job.schedule.steps[0].rows:
-        row = job.corpus.rows[i]
-        prompt, answer = job.corpus.trees[row.tree].prompt, job.corpus.completion(row)
+        row = job.dataset.examples[i]
+        prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row)
         ids = torch.tensor([[*prompt.tolist(), *answer.tolist()]], device=job.policy.device)
         with torch.no_grad(), job.policy.autocast():
             p, q = (j.policy.model(input_ids=ids).logits[0].double().log_softmax(-1) for j in (job, start))
