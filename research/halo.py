@@ -19,17 +19,14 @@ it does not, it says HALO. The normalising factors l that it tries are 1 and 1 /
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prospect.losses.registry import Loss, bound, defaults
-
-Summand = tuple[Callable[..., Tensor], Sequence[str], str]
-"""(function without free hyper-parameters, what it reads, rows: "all", "desirable" or "undesirable")."""
+from prospect.losses.registry import Loss, Term, bound, defaults
 
 LENGTHS = (2, 3, 3, 2)
 DESIRABLE = (True, False, True, False)
@@ -53,26 +50,22 @@ class Verdict:
     reason: str
 
 
-def verdict(loss: Loss, given: Mapping[str, Any] | None = None) -> Verdict:
-    """The verdict on a row of the table, with its default hyper-parameters but for those in `given`."""
-    values = {**defaults(loss, given), **(given or {})}
-    return judge(loss.view, [(_scaled(bound(t.function, values), t.coefficient), t.reads, t.rows) for t in loss.terms])
+def verdict(loss: Loss, own: Mapping[str, Any] | None = None) -> Verdict:
+    """The verdict on a row of the table, with its default hyper-parameters but for `own` ones."""
+    values = {**defaults(loss, own), **(own or {})}
+    return judge(loss.view, [replace(term, function=bound(term.function, values)) for term in loss.terms])
 
 
-def _scaled(function: Callable[..., Tensor], coefficient: float) -> Callable[..., Tensor]:
-    return lambda *given: coefficient * function(*given)
-
-
-def judge(view: str, terms: Sequence[Summand]) -> Verdict:
-    """The verdict on the sum of `terms` over rows of `view`."""
+def judge(view: str, terms: Sequence[Term]) -> Verdict:
+    """The verdict on the sum of `terms`, whose functions have no free hyper-parameters, over rows of `view`."""
     world = _World(view, terms)
     if not _invariant(world):
         reason = "at policy = reference it still changes with the policy: nothing makes the reward relative"
         return Verdict(False, False, None, None, None, reason)
-    found = _summands(world)
-    if isinstance(found, str):
-        return Verdict(False, True, False, None, None, found)
-    shapes = [_shape(world, summand) for summand in found]
+    summands = _summands(world)
+    if isinstance(summands, str):
+        return Verdict(False, True, False, None, None, summands)
+    shapes = [_shape(world, summand) for summand in summands]
     for name, value in shapes:
         if value is None:
             reason = f"the loss of {name} both falls and rises with its reward: no v is non-decreasing"
@@ -88,7 +81,7 @@ def judge(view: str, terms: Sequence[Summand]) -> Verdict:
 class _World:
     """A fixed small data set on which the objective is a function of policy, reference and z0, in C copies at once."""
 
-    def __init__(self, view: str, terms: Sequence[Summand]) -> None:
+    def __init__(self, view: str, terms: Sequence[Term]) -> None:
         self.terms = terms
         self.pairs = view == "pairs"
         self.noise = torch.Generator().manual_seed(0)
@@ -107,16 +100,16 @@ class _World:
     def __call__(self, policy: Tensor, reference: Tensor, z0: Tensor) -> Tensor:
         """The objective (C,) for token log-probs (C, T) and z0 (C,). The sum, not the mean: only shapes matter."""
         total = torch.zeros(len(policy), dtype=torch.float64)
-        for function, reads, rows in self.terms:
-            sides = self._sides(rows)
-            given = [
+        for term in self.terms:
+            sides = self._sides(term.rows)
+            inputs = [
                 self._read(name, side, policy, reference, z0)
-                for name in reads
+                for name in term.reads
                 for side in (sides[:1] if name in ONCE else sides)
             ]
-            result = function(*given)
+            result = term.coefficient * term.function(*inputs)
             tokens = sum(int(self.lengths[side].sum()) for side in sides)
-            self.tokenwise |= "token_log_ratio" in reads and result.numel() == tokens * len(policy)
+            self.tokenwise |= "token_log_ratio" in term.reads and result.numel() == tokens * len(policy)
             total = total + result.reshape(len(policy), -1).sum(1)
         return total
 
@@ -163,7 +156,7 @@ class _World:
     @property
     def reads_z0(self) -> bool:
         """Whether any function reads the reference point."""
-        return any("z0" in reads for _, reads, _ in self.terms)
+        return any("z0" in term.reads for term in self.terms)
 
     def at(self, r: Tensor, z0: Tensor | float = Z0, *, shift: Tensor | None = None) -> Tensor:
         """The objective (C,) at log-ratios (C, K), each spread evenly over its tokens. `shift` (T,) moves policy and
@@ -217,14 +210,14 @@ def _summands(world: _World) -> list[_Summand] | str:
     names = ("a desirable answer", "an undesirable answer")
     if world.tokenwise:
         return [_Summand(f"token {k + 1}", k) for k in range(world.rewards)]
-    found = []
+    summands = []
     for k in range(2):
         scales = (1.0, float(LENGTHS[k]), 0.0) if world.reads_z0 else (0.0,)
         scale = next((s for s in scales if _against_z0(world, k, s)), None)
         if scale is None:
             return f"the loss of {names[k]} is no function of r - z0"
-        found.append(_Summand(names[k], k, scale))
-    return found
+        summands.append(_Summand(names[k], k, scale))
+    return summands
 
 
 def _entangled(world: _World, example: list[int]) -> bool:

@@ -72,14 +72,20 @@ def losses(arguments: list[str]) -> int:
 
 def _list(console: Console) -> None:
     """Every name with what it is, in 80 columns; arguments and papers are in what explains one."""
-    for family in dict.fromkeys(row.family for row in LOSSES.values()):
-        rows = [row for row in LOSSES.values() if row.family == family]
+    for family, rows in _families().items():
         named = {f"{row.name}{' *' if row.halo else ''}": f"{row.title} ({VIEWS[row.view]})" for row in rows}
         _section(console, family.capitalize(), named)
     _section(console, "Modifiers: --modify", {row.name: row.title for row in MODIFIERS.values()})
     _section(console, "Reference points: --reference-point", {p.name: p.title for p in REFERENCE_POINTS.values()})
     console.print("* a HALO, a human-aware loss (docs/halo.md)")
     console.print(f'{len(LOSSES)} losses. "prospect losses NAME" explains one; mixtures: --loss dpo:0.8,sft:1')
+
+
+def _families() -> dict[str, list[Loss]]:
+    families: dict[str, list[Loss]] = {}
+    for row in LOSSES.values():
+        families.setdefault(row.family, []).append(row)
+    return families
 
 
 def _section(console: Console, title: str, named: dict[str, str]) -> None:
@@ -133,20 +139,19 @@ def _terms(row: Loss) -> list[tuple[str, str]]:
 def markdown() -> str:
     """The whole table for docs/losses.md."""
     lines: list[str] = []
-    for family in dict.fromkeys(row.family for row in LOSSES.values()):
+    for family, rows in _families().items():
         lines += [
             f"## {family.capitalize()}",
             "",
             "| loss | what it is | HALO | arguments | paper |",
             "|---|---|---|---|---|",
         ]
-        mine = [row for row in LOSSES.values() if row.family == family]
-        for row in mine:
+        for row in rows:
             halo = "yes" if row.halo else "no"
             lines.append(
                 f"| [{row.name}](#{row.name}) | {row.title} | {halo} | {_values(defaults(row))} | {row.paper} |"
             )
-        for row in mine:
+        for row in rows:
             lines += ["", f"### {row.name}", "", f"{row.title}.", ""]
             lines += [f"- {name}: {value}" for name, value in _facts(row).items()]
             for heading, text in _terms(row):

@@ -78,10 +78,7 @@ def humanline(token_log_ratio: Tensor, *, low: float = -1.0, high: float = 1.5) 
 
 
 @modifier(
-    "log_ratio",
-    "Weaken the push on rejected answers that are unlikely already",
-    "arXiv 2605.02626",
-    rows="undesirable",
+    "log_ratio", "Weaken the push on rejected answers that are unlikely already", "arXiv 2605.02626", rows="undesirable"
 )
 def gate(log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: float, threshold: float) -> Tensor:
     """Gate-DPO: the log-ratio, unchanged in value, with its gradient multiplied by g = sigmoid(sharpness * (p -

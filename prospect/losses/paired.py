@@ -67,11 +67,7 @@ def cdpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float 
 
 
 @loss(
-    "pairs",
-    "DPO, unbiased under a known share of flipped preferences",
-    "arXiv 2403.00409",
-    learning_rate=5e-7,
-    halo=True,
+    "pairs", "DPO, unbiased for a known share of flipped preferences", "arXiv 2403.00409", learning_rate=5e-7, halo=True
 )
 def robust(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 0.1) -> Tensor:
     """Robust DPO: ((1 - epsilon) * l(z) - epsilon * l(-z)) / (1 - 2 * epsilon), l(u) = -log sigmoid(u).
@@ -104,10 +100,7 @@ def hinge(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
 
 @loss(
-    "pairs",
-    "Efficient Exact Optimization: reverse KL to the preferences",
-    "arXiv 2402.00856, Eq. 16",
-    learning_rate=5e-7,
+    "pairs", "Efficient Exact Optimization: reverse KL to preferences", "arXiv 2402.00856, Eq. 16", learning_rate=5e-7
 )
 def exo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 1e-3) -> Tensor:
     """EXO on pairs: the reverse KL divergence of the policy's preference, sigmoid(z), from the label 1 - epsilon.
@@ -141,11 +134,7 @@ def nca(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
 
 @loss(
-    "pairs",
-    "Binary Classifier Optimization of both sides",
-    "arXiv 2404.04656",
-    learning_rate=5e-7,
-    reference_point=zero,
+    "pairs", "Binary Classifier Optimization, both sides", "arXiv 2404.04656", learning_rate=5e-7, reference_point=zero
 )
 def bco_pair(chosen: Tensor, rejected: Tensor, z0: Tensor, *, beta: float = 0.1) -> Tensor:
     """BCO on pairs: -log sigmoid(beta * (r_chosen - z0)) - log sigmoid(-beta * (r_rejected - z0)).

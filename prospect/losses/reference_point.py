@@ -113,8 +113,8 @@ def class_means(step: Statistics, state: State) -> tuple[Tensor, State]:
     now = torch.stack([(step.values * down).sum(), (step.values * up).sum(), down.sum(), up.sum()])
     state = now if state is None else state + now
     sums, counts = state[:2], state[2:]
-    seen = (counts > 0).to(counts.dtype)
-    return (sums / counts.clamp(min=1)).sum() / seen.sum().clamp(min=1), state.detach()
+    classes = (counts > 0).to(counts.dtype).sum()
+    return (sums / counts.clamp(min=1)).sum() / classes.clamp(min=1), state.detach()
 
 
 @reference_point(averages="matched")

@@ -45,9 +45,6 @@ Read = Literal[
 Averages = Literal["partners", "partner_logp", "matched", "token_kl", "samples", "nothing"]
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
-
-
 class TrainingRow(Protocol):
     """What a training row says of itself."""
 
@@ -184,9 +181,6 @@ CHOICES: dict[str, dict[str, Function]] = {"value": {}, "divergence": {}}
 become arguments of the loss."""
 
 
-# ---- decorators ------------------------------------------------------------------------------------------------------
-
-
 def loss(
     view: View,
     title: str = "",
@@ -313,9 +307,6 @@ def _first_line(function: Function) -> str:
     return (function.__doc__ or function.__name__).strip().splitlines()[0].removesuffix(".")
 
 
-# ---- names become rows -----------------------------------------------------------------------------------------------
-
-
 def find(name: str) -> Loss:
     """The loss called `name`: a row, a mixture such as "dpo:0.8,sft:1", or a function "my_losses.py:my_loss".
 
@@ -358,7 +349,7 @@ def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
     Raises ConfigError for unknown ones and for two moving references.
     """
     for name in modifiers:
-        wrap = _named(name, MODIFIERS, "modifier")
+        wrap = _named(name, MODIFIERS, "there is no modifier")
         if wrap.motion and loss.motion:
             raise ConfigError(f"--modify {' '.join(modifiers)}: only one of them can move the reference")
         if not loss.needs_reference and wrap.changes != "weight":
@@ -370,7 +361,7 @@ def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
 def estimator(name: str | Function) -> ReferencePoint:
     """The reference point of this name, of a function, or of a function "my_points.py:my_point". Raises ConfigError."""
     if isinstance(name, str) and ".py:" not in name:
-        return _named(name, REFERENCE_POINTS, "reference point")
+        return _named(name, REFERENCE_POINTS, "there is no reference point")
     function = load(name) if isinstance(name, str) else name
     row = next((row for row in _declared(function) if isinstance(row, ReferencePoint)), None)
     row = row or ReferencePoint(function.__name__, function, "partners", "")
@@ -389,20 +380,25 @@ def load(name: str) -> Function:
     return function
 
 
-@functools.cache
 def _file(place: str) -> ModuleType:
     path = Path(place).expanduser()
     if not path.is_file():
         raise ConfigError(f"there is no file {place}")
+    if place in _FILES:
+        return _FILES[place]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, "a file that ends with .py has a loader"
-    module = importlib.util.module_from_spec(spec)
+    module = _FILES[place] = importlib.util.module_from_spec(spec)  # before it is run: it may name its own functions
     sys.modules.setdefault(path.stem, module)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del _FILES[place]
         raise ConfigError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
     return module
+
+
+_FILES: dict[str, ModuleType] = {}
 
 
 def _part(text: str) -> tuple[Loss, float]:
@@ -416,7 +412,7 @@ def _part(text: str) -> tuple[Loss, float]:
     if not 0 < weight < float("inf"):
         raise ConfigError(f"--loss {text}: a weight must be a positive number")
     if ".py:" not in name:
-        return _named(name, LOSSES, "loss"), weight
+        return _named(name, LOSSES, "there is no loss"), weight
     row = next((row for row in _declared(load(name)) if isinstance(row, Loss)), None)
     if row is None:
         raise ConfigError(
@@ -428,13 +424,10 @@ def _part(text: str) -> tuple[Loss, float]:
 Named = TypeVar("Named")
 
 
-def _named(name: str, table: Mapping[str, Named], what: str) -> Named:
+def _named(name: str, table: Mapping[str, Named], message: str) -> Named:
     if name not in table:
-        raise ConfigError(f'there is no {what} "{name}".{nearest(name, table)} Known: {", ".join(table)}')
+        raise ConfigError(f'{message} "{name}".{nearest(name, table)} Known: {", ".join(table)}')
     return table[name]
-
-
-# ---- rows become functions -------------------------------------------------------------------------------------------
 
 
 def keywords(function: Function) -> dict[str, Any]:
@@ -443,19 +436,19 @@ def keywords(function: Function) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def defaults(loss: Loss, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def defaults(loss: Loss, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Every hyper-parameter of a loss with its default, those of the chosen value function included.
 
-    Raises ConfigError where two terms of a mixture share an argument but not its default, and none is given.
+    Raises ConfigError where two terms of a mixture share an argument but not its default, and the user gives none.
     """
-    given = given or {}
+    own = own or {}
     values: dict[str, Any] = {}
     for function in loss.functions:
         for key, default in keywords(function).items():
             if key in CHOICES:
-                values[key] = given.get(key, default.__name__ if callable(default) else default)
+                values[key] = own.get(key, default.__name__ if callable(default) else default)
                 values |= keywords(_choice(key, values[key]))
-            elif key in values and key not in given and values[key] != default:
+            elif key in values and key not in own and values[key] != default:
                 raise ConfigError(
                     f"the parts of {loss.name} have different defaults for {key} ({values[key]} and {default}): "
                     f"give --loss.{key}"
@@ -465,12 +458,12 @@ def defaults(loss: Loss, given: Mapping[str, Any] | None = None) -> dict[str, An
     return values
 
 
-def arguments(loss: Loss, given: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def arguments(loss: Loss, own: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Defaults, then constants taken from the data, then what the user gave. Raises ConfigError on unknown names, on
     values out of range, and where an argument without default is not given."""
-    values = defaults(loss, given)
+    values = defaults(loss, own)
     values |= {name: value for name, value in (data or {}).items() if name in values}
-    for name, value in given.items():
+    for name, value in own.items():
         if name not in values:
             raise ConfigError(
                 f'the loss "{loss.name}" has no argument "{name}".{nearest(name, values)} '
@@ -495,12 +488,7 @@ def bound(function: Function, values: Mapping[str, Any]) -> Function:
 def _choice(argument: str, name: Any) -> Function:
     if isinstance(name, str) and ".py:" in name:
         return load(name)
-    known = CHOICES[argument]
-    if name not in known:
-        raise ConfigError(
-            f'--loss.{argument}: there is no "{name}".{nearest(str(name), known)} Known: {", ".join(known)}'
-        )
-    return known[name]
+    return _named(str(name), CHOICES[argument], f"--loss.{argument}: there is no")
 
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -279,3 +280,21 @@ def test_two_names_are_two_losses_of_one_function() -> None:
     first, second = cast(Any, kto).declared
     assert (first.name, first.title, second.name, second.title) == ("kto", "The first", "second", "The second")
     assert first.terms[0].function is second.terms[0].function is kto is not LOSSES["kto"].terms[0].function
+
+
+def test_a_file_may_name_its_own_reference_point(tmp_path: Path) -> None:
+    """By the function or in words; it is run once."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import prospect\n"
+        "@prospect.reference_point(averages='matched')\n"
+        "def point(step, state):\n    return step.mean, state\n"
+        "@prospect.loss(view='binary', reference_point=point)\n"
+        "def one(log_ratio, desirable, z0):\n    return log_ratio - z0\n"
+        f"@prospect.loss(view='binary', reference_point={f'{path}:point'!r})\n"
+        "def two(log_ratio, desirable, z0):\n    return log_ratio - z0\n"
+    )
+    one, two = registry.find(f"{path}:one"), registry.find(f"{path}:two")
+    assert one.reference_point is not None and two.reference_point is not None
+    assert one.reference_point.function is two.reference_point.function
+    assert (one.reference_point.averages, two.reference_point.name) == ("matched", f"{path}:point")

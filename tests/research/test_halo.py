@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -14,16 +15,21 @@ from prospect.losses import (
     tokenwise,
     unpaired,
 )
-from prospect.losses.registry import LOSSES, Loss
+from prospect.losses.registry import LOSSES, Loss, Part, Read, Term
 from research.halo import judge, verdict
 
-KTO_READS = ("log_ratio", "desirable", "z0")
+KTO_READS: tuple[Read, ...] = ("log_ratio", "desirable", "z0")
+
+
+def term(function: Callable[..., Tensor], reads: tuple[Read, ...], rows: Part = "all") -> Term:
+    """A term whose unit does not matter to the definition."""
+    return Term(function, "examples", reads, rows=rows)
 
 
 @pytest.mark.parametrize("row", LOSSES.values(), ids=lambda row: row.name)
 def test_the_table_agrees_with_the_definition(row: Loss) -> None:
-    found = verdict(row)
-    assert row.halo == found.halo, f"{row.name}: {found}"
+    result = verdict(row)
+    assert row.halo == result.halo, f"{row.name}: {result}"
 
 
 @pytest.mark.parametrize(
@@ -42,9 +48,9 @@ def test_unequal_class_weights_need_a_value_per_class(weight: float) -> None:
 
 
 def test_the_first_condition_that_fails_is_the_reason() -> None:
-    sft = judge("text", [(likelihood.sft, ("token_logp",), "all")])
+    sft = judge("text", [term(likelihood.sft, ("token_logp",))])
     assert not sft.invariant and sft.relative is sft.monotone is sft.concave is None and not sft.halo
-    npo = judge("binary", [(unpaired.npo, ("log_ratio",), "undesirable")])
+    npo = judge("binary", [term(unpaired.npo, ("log_ratio",), "undesirable")])
     assert npo.invariant and npo.relative and npo.monotone and npo.concave is False
     assert verdict(LOSSES["ipo"]).monotone is False
     assert verdict(LOSSES["aot"]).relative is False
@@ -53,13 +59,13 @@ def test_the_first_condition_that_fails_is_the_reason() -> None:
 
 
 def test_pairs_may_be_one_difference_or_two_answers() -> None:
-    assert judge("pairs", [(paired.dpo, ("log_ratio",), "all")]).halo
+    assert judge("pairs", [term(paired.dpo, ("log_ratio",))]).halo
 
     def two_sides(chosen: Tensor, rejected: Tensor) -> Tensor:
         return torch.sigmoid(-0.1 * chosen) + torch.sigmoid(0.1 * rejected)
 
-    assert judge("pairs", [(two_sides, ("log_ratio",), "all")]).halo
-    pulled = [(paired.dpo, ("log_ratio",), "all"), (unpaired.npo, ("log_ratio",), "undesirable")]
+    assert judge("pairs", [term(two_sides, ("log_ratio",))]).halo
+    pulled = [term(paired.dpo, ("log_ratio",)), term(unpaired.npo, ("log_ratio",), "undesirable")]
     assert judge("pairs", pulled).relative is False
 
 
@@ -67,19 +73,19 @@ def test_a_reference_point_that_is_not_subtracted_is_found() -> None:
     def squeezed(log_ratio: Tensor, desirable: Tensor, z0: Tensor) -> Tensor:
         return torch.where(desirable, 1, -1) * torch.sigmoid(-0.1 * log_ratio * (1 + z0**2))
 
-    assert judge("binary", [(squeezed, KTO_READS, "all")]).relative is False
+    assert judge("binary", [term(squeezed, KTO_READS)]).relative is False
 
 
 def test_offline_ppo_passes_only_with_a_reward_linear_in_the_ratio() -> None:
     """With r = log q the clipped value is convex on (0, log(1 + clip)) and the KL term adds a slope the other way; in
     z = q - 1 it is min(A z, A clip), a HALO's value for both signs of A."""
-    reads = ("token_log_ratio", "offsets", "desirable", "value")
+    reads: tuple[Read, ...] = ("token_log_ratio", "offsets", "desirable", "value")
     assert verdict(LOSSES["ppo"]).monotone is False
-    without_kl = judge("binary", [(partial(tokenwise.ppo, kl_weight=0.0), reads, "all")])
+    without_kl = judge("binary", [term(partial(tokenwise.ppo, kl_weight=0.0), reads)])
     assert without_kl.monotone and without_kl.concave is False
 
     def linear(token_log_ratio: Tensor, offsets: Tensor, desirable: Tensor, value: Tensor) -> Tensor:
         q = (1 + token_log_ratio).clamp(min=1e-300)
         return tokenwise.ppo(torch.log(q), offsets, desirable, value, kl_weight=0.0)
 
-    assert judge("binary", [(linear, reads, "all")]).halo
+    assert judge("binary", [term(linear, reads)]).halo

@@ -388,7 +388,7 @@ def test_code_that_only_the_folder_names_is_not_run(
 
     def prospect_train(*line: str) -> tuple[int, bool]:
         """The exit code, and whether the file was run."""
-        registry._file.cache_clear()
+        registry._FILES.clear()
         trace.unlink(missing_ok=True)
         return main(["train", "--out", str(tmp_path / "run"), *line]), trace.exists()
 
