@@ -32,8 +32,8 @@ from prospect.engine.reference import score
 from prospect.engine.spans import How
 from prospect.engine.transfer import move
 from prospect.losses.numerics import segment_sum
-from prospect.training import gradient, loop, z0
-from prospect.training.batch import Micro, matched
+from prospect.training import gradient, loop
+from prospect.training.batch import MicroBatch, cut_step
 from prospect.training.job import Job
 from prospect.training.optimizer import make_optimizer
 
@@ -91,11 +91,11 @@ def steps(quick: bool, data: str) -> Facts:
     took: dict[str, list[float]] = {"kto": [], "sft": []}
     work = {"kto": 0.0, "sft": 0.0}
     for k, step in enumerate(kto.schedule.steps * (1 if quick else 2)):
-        micros = matched(kto.dataset, step.rows, 1, kto.token_budget)[0]
+        micros = cut_step(kto.dataset, step.rows, 1, kto.token_budget)[0]
         for kind in ("kto", "sft"):
             began, done = time.perf_counter(), kto.policy.flops
             if kind == "kto":
-                gradient.gradient(kto, step, z0.reference_point(kto, step, None))
+                gradient.step_gradient(kto, step, None)
             else:
                 imitate(kto.policy, micros)
             torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 10.0)
@@ -110,7 +110,7 @@ def steps(quick: bool, data: str) -> Facts:
     return found | {"ratio": ratios, "ratio_of_work": work["kto"] / work["sft"]}
 
 
-def imitate(policy: Policy, micros: list[Micro]) -> None:
+def imitate(policy: Policy, micros: list[MicroBatch]) -> None:
     """SFT's gradient on every answer of the micro-batches."""
     for micro in micros:
         logp = forward(policy, micro.trees).token_logp
@@ -187,7 +187,9 @@ def reference(quick: bool) -> Facts:
     for data in ("hh",) if quick else ("hh", "cje"):
         ready = job("kto", data, 8, 2)
         rows = range(len(ready.dataset.examples))
-        asked = ready.dataset.answered(rows) + ready.dataset.mismatched(rows, ready.schedule.partners, ready.context)
+        asked = ready.dataset.answered(rows) + ready.dataset.mismatched(
+            rows, ready.schedule.partners, ready.policy.context
+        )
 
         def all_of_it(budget: int, queries: list[Query], policy: Policy) -> None:
             for _ in score(policy, queries, token_budget=budget):

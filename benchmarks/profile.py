@@ -22,6 +22,7 @@ from prospect.engine import forward
 from prospect.engine import head as logprobs
 from prospect.engine import packing as forest
 from prospect.training import gradient, z0
+from prospect.training.batch import cut_step
 from prospect.training.optimizer import make_optimizer
 
 
@@ -49,8 +50,9 @@ def main() -> None:
     spent: dict[str, float] = {}
 
     def take(step: Any) -> None:
-        point = timed("z0", z0.reference_point)(job, step, None)
-        timed("forward and backward", gradient.gradient)(job, step, point)
+        (micro_batches,) = cut_step(job.dataset, step.rows, 1, job.token_budget)
+        point = timed("z0", z0.estimate_z0)(job, step, [micro_batches], None)
+        timed("forward and backward", gradient.gradient)(job, step, micro_batches, point)
         timed("clip", torch.nn.utils.clip_grad_norm_)([p for _, p in parameters], 10.0)
         timed("optimizer", optimizer.step)()
         optimizer.zero_grad(set_to_none=True)

@@ -33,7 +33,7 @@ from prospect.engine.reference import ReferenceTable, row_key
 from prospect.feedback.load import load
 from prospect.losses import registry
 from prospect.training import setup as prepare
-from prospect.training.batch import matched
+from prospect.training.batch import cut_step
 from prospect.training.config import from_dict
 from prospect.training.runlog import RunLog
 
@@ -95,7 +95,7 @@ def measured(path: Path, cache: Path) -> Facts:
     assert kept.forwards == 0
     for kind in ("", " cpu"):
         found["after load" + kind] = sum(found[stage + kind] for stage in STAGES[1:])
-    micros = [m for step in job.schedule.steps[:SAMPLE] for m in matched(dataset, step.rows, 1, job.token_budget)[0]]
+    micros = [m for step in job.schedule.steps[:SAMPLE] for m in cut_step(dataset, step.rows, 1, job.token_budget)[0]]
     timed("packing", lambda: [pack(micro.trees) for micro in micros])
     counts = {"rows": len(dataset.examples), "packed": sum(len(micro.rows) for micro in micros)}
     tokens = sum(len(tree.prompt) + sum(len(c) for c in tree.completions if c is not None) for tree in dataset.trees)

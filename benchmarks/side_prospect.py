@@ -27,13 +27,13 @@ from prospect.data.schedule import Step
 from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
 from prospect.run import reference_table
-from prospect.training import budget, loop
+from prospect.training import loop
 from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig, from_dict
-from prospect.training.gradient import gradient
+from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
+from prospect.training.memory import settle_budget
 from prospect.training.runlog import RunLog
-from prospect.training.z0 import reference_point
 
 
 class ToldLog(RunLog):
@@ -95,7 +95,7 @@ def prepared(job: Facts, marks: Marks) -> Job:
 
 def with_reference(job: Job) -> Job:
     """The table filled, as a run does it."""
-    if not job.loss.needs_reference:
+    if not job.objective.loss.needs_reference:
         return job
     return replace(job, reference=reference_table(job, None, (), lambda: False))
 
@@ -105,7 +105,7 @@ def timed(job: Facts, marks: Marks) -> None:
     ready = with_reference(prepared(job, marks))
     ready.policy.checkpoint_activations(prepare.checkpointing(ready.config, ready.policy))
     loop.preflight(ready)
-    budget.settle(ready)
+    settle_budget(ready)
     with mock.patch("prospect.training.checkpoint.save"):  # no side writes any, and its 18 GB take 40 s
         loop.fit(ready)
     marks("trained", budget=ready.token_budget)
@@ -115,18 +115,17 @@ def check(job: Facts, marks: Marks) -> None:
     """One step, not taken: its loss, z0 and gradient. The mismatched answers are those of TRL: the row before."""
     ready = prepared(job, marks)
     rows = tuple(range(len(ready.dataset.examples)))
-    if ready.point is not None:
+    if ready.estimator is not None:
         before = tuple((i - 1) % len(rows) for i in rows)
         ready = replace(ready, schedule=replace(ready.schedule, partners=before))
     ready = with_reference(ready)
     step = Step(1, 0, rows)
-    point = reference_point(ready, step, None)
-    totals = gradient(ready, step, point)
+    z0, totals = step_gradient(ready, step, None)
     grads = {name: p.grad.float().contiguous() for name, p in ready.policy.trainable() if p.grad is not None}
     norm = float(torch.cat([g.flatten().double() for g in grads.values()]).norm())
     save_file(grads, job["gradient"])
-    z0 = {key: float(point.figures[key]) for key in ("z0", "z0_raw") if key in point.figures}
-    marks("checked", loss=float(totals[0]), grad_norm=norm, **z0)
+    told = {key: float(z0.metrics[key]) for key in ("z0", "z0_raw") if key in z0.metrics}
+    marks("checked", loss=float(totals[0]), grad_norm=norm, **told)
 
 
 def run(job: Facts) -> None:

@@ -214,29 +214,29 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "shared prompts for z0",
         "a pass of its own for the mismatched answers",
-        f"{TRAIN}.inputs.forward_more",
+        f"{TRAIN}.batch.forward_more",
         tuple(f"{ENGINE}.packing:{name}" for name in ("PromptCache", "pack_more"))
         + tuple(f"{ENGINE}.attention:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
-        + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_on", "trees_of"))
-        + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "remembers"))
-        + (f"{ENGINE}.forward:forward_more", f"{TRAIN}.inputs:compute_with"),
+        + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_with", "compute_with"))
+        + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "shares_prompts"))
+        + (f"{ENGINE}.forward:forward_more",),
         {
             f"{ENGINE}.forward:forward_tree": 10,
             f"{ENGINE}.policy:Policy.score": 3,
             f"{ENGINE}.attention:attend": 2,
             f"{ENGINE}.gather:_lay_out": 2,
             f"{TRAIN}.z0:_passes": 5,
-            f"{TRAIN}.z0:_values": 3,
+            f"{TRAIN}.z0:_completions": 7,
         },
-        {f"{TRAIN}.job.Job.remembers": lambda job, micro: False},
+        {f"{TRAIN}.job.Job.shares_prompts": lambda job, trees: False},
     ),
     Optimisation(
         "weights cast once for z0 and training",
         "cast again for the mismatched answers (bf16)",
         "torch.clear_autocast_cache",
         (),
-        {f"{TRAIN}.inputs:compute_with": 4},
-        {f"{TRAIN}.inputs.forward_more": _weights_cast_again},
+        {f"{TRAIN}.batch:compute_with": 4},
+        {f"{TRAIN}.batch.forward_more": _weights_cast_again},
     ),
     Optimisation(
         "reference table",
@@ -459,8 +459,8 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "measured token budget",
         "4,096 tokens, as on a CPU",
-        f"{TRAIN}.budget._measured",
-        (f"{TRAIN}.budget",),
+        f"{TRAIN}.memory._budget",
+        (f"{TRAIN}.memory",),
         options={"token_budget": 4096},
         devices=CUDA,
     ),

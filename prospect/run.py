@@ -47,7 +47,6 @@ from prospect.report.evidence import read as read_folder
 from prospect.report.page import write_report
 from prospect.report.verdict import result_line
 from prospect.training import (
-    budget,
     checkpoint,
     loop,
     ranks,
@@ -55,8 +54,8 @@ from prospect.training import (
 from prospect.training import folder as runfolder
 from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig, from_dict, to_dict
-from prospect.training.interrupt import interruptible
 from prospect.training.job import Job
+from prospect.training.memory import settle_budget
 from prospect.training.objective import Objective
 from prospect.training.runlog import Metrics, RunLog, read_metrics
 
@@ -172,7 +171,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
         if note := no_cache(config.cache):
             log.say(note, warning=True)
         _tell(job, held)
-        with interruptible() as stop:
+        with loop.interruptible() as stop:
             _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
         _discard_unused(job, resumed)
@@ -194,32 +193,35 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
         raise RunError(f"{store.disk_error(error)}{hint}") from error
     finally:
         log.close()
-    return Run(folder, policy, config, job.beta)
+    return Run(folder, policy, config, job.objective.beta)
 
 
 def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
-    partners = scoring.mismatched_partners(held, job.context) if held is not None else ()
+    partners = scoring.mismatched_partners(held, policy.context) if held is not None else ()
     groups = held.groups() if held is not None else ()
     reference = reference_table(job, held, partners, stop)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
-    if job.loss.value_head:
+    if job.objective.loss.value_head:
         policy.add_value_head(config.seed)
     policy.checkpoint_activations(prepare.checkpointing(config, policy))
-    live = LiveReference(policy) if job.needs_live else None
+    loss = job.objective.loss
+    live = LiveReference(policy) if loss.motion or (job.estimator is not None and job.estimator.live) else None
 
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        with job.log.bar("evaluation", len(scoring.queries(held.trees, held.examples, partners, job.context))) as bar:
+        with job.log.bar(
+            "evaluation", len(scoring.queries(held.trees, held.examples, partners, job.policy.context))
+        ) as bar:
             return scoring.evaluate(
                 policy,
                 reference.token_logp,
                 held.trees,
                 held.examples,
-                beta=job.beta,
+                beta=job.objective.beta,
                 partners=partners,
                 groups=groups,
                 token_budget=job.no_grad_budget,
@@ -231,17 +233,20 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
         if ranks.rank() == 0 and config.samples:
             _sample(job, held or job.dataset, step)
 
+    def sample_and_evaluate(step: int) -> dict[str, float]:
+        sample(step)
+        return _brief(evaluate(resamples=0))
+
     job = replace(
         job,
-        reference=(live if job.loss.motion else reference) if job.loss.needs_reference else None,
+        reference=(live if loss.motion else reference) if loss.needs_reference else None,
         live=live,
-        measure=lambda step: _brief(evaluate(resamples=0)),
-        sample=sample,
+        evaluate=sample_and_evaluate,
     )
     first = checkpoint.latest(job.checkpoints) is None
     with job.log.bar("preflight"):
         loop.preflight(job)
-        if first and budget.settle(job) and ranks.rank() == 0:
+        if first and settle_budget(job) and ranks.rank() == 0:
             runfolder.note_budget(folder, job.token_budget)
     before = _before(job)
     if first or (before is None and held is not None):  # the weights are still those of the start
@@ -249,7 +254,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     if first:
         sample(0)
         if ranks.rank() == 0:
-            heldout.write_evaluation(folder, config, job.beta, before, None)
+            heldout.write_evaluation(folder, config, job.objective.beta, before, None)
     loop.fit(job, stop)
     stored = dtypes_to_save(policy.model, policy.stored, config.save_dtype)
     round_to(stored)  # what is measured is what is saved
@@ -264,7 +269,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
         if ranks.rank() == 0:
             with job.log.bar("saving the model"):
                 save(policy, folder / "model", dtype=config.save_dtype, ends=job.dataset.ends(policy.tokenizer))
-            heldout.write_evaluation(folder, config, job.beta, before, after)
+            heldout.write_evaluation(folder, config, job.objective.beta, before, after)
             runfolder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
     if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
@@ -285,12 +290,12 @@ def reference_table(
         policy = prepare.load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
     numbers = sorted({i for step in job.schedule.steps for i in step.rows})
     asked: list[Query] = []
-    if job.loss.needs_reference and not job.loss.motion:
+    if job.objective.loss.needs_reference and not job.objective.loss.motion:
         asked += job.dataset.answered(numbers)
-    if job.point is not None and job.point.averages == "partners" and not job.loss.motion:
-        asked += job.dataset.mismatched(numbers, job.schedule.partners, job.context)
+    if job.estimator is not None and job.estimator.averages == "partners" and not job.objective.loss.motion:
+        asked += job.dataset.mismatched(numbers, job.schedule.partners, job.policy.context)
     if held is not None:
-        asked += scoring.queries(held.trees, held.examples, partners, job.context)
+        asked += scoring.queries(held.trees, held.examples, partners, job.policy.context)
     if policy is not job.policy:
         require_comparable(job.policy, policy, asked)
     found = ReferenceTable(cache_folder(config.cache), policy)
@@ -409,7 +414,7 @@ def _sample(job: Job, dataset: Dataset, step: int) -> None:
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
     """What the doctor says of the run's feedback."""
     options = prepare.data_options(job.config, job.policy)
-    return check_run(feedback, held_feedback, job.policy.tokenizer, job.loss.view, options)
+    return check_run(feedback, held_feedback, job.policy.tokenizer, job.objective.loss.view, options)
 
 
 def _begin_folder(
@@ -422,11 +427,11 @@ def _begin_folder(
 ) -> None:
     """Write config.json, which makes the folder one that can be resumed, and the doctor's check.json."""
     config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
-    terms = [term.function.__name__ for term in job.loss.terms]
+    terms = [term.function.__name__ for term in job.objective.loss.terms]
     loss = {
         "terms": terms,
-        "arguments": job.arguments,
-        "reference_point": job.point.name if job.point else None,
+        "arguments": job.objective.arguments,
+        "reference_point": job.estimator.name if job.estimator else None,
         "learning_rate": job.learning_rate,
     }
     data = {
@@ -451,7 +456,7 @@ def _begin_folder(
     written = {"config": to_dict(config), "loss": loss, **runfolder.provenance(command, str(policy.device))}
     written |= {
         "data": data | {"heldout_rows": len(held.examples) if held else 0},
-        "model": model | {"context": job.context},
+        "model": model | {"context": job.policy.context},
     }
     written |= {"engine": engine | {"token_budget": job.token_budget}, "seed": config.seed}
     written |= {"schedule": {"steps": len(schedule.steps), "grouped": schedule.grouped, "ranks": ranks.world()}}
@@ -486,19 +491,21 @@ def _tell(job: Job, held: Dataset | None) -> None:
     job.log.say(
         f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}"
     )
-    told = {"learning rate": job.learning_rate} | job.arguments
-    point = f", reference point {job.point.name}" if job.point else ""
+    told = {"learning rate": job.learning_rate} | job.objective.arguments
+    point = f", reference point {job.estimator.name}" if job.estimator else ""
     job.log.say(
-        f"{job.loss.name}: "
+        f"{job.objective.loss.name}: "
         + ", ".join(f"{k} {v if isinstance(v, str) else format(v, 'g')}" for k, v in told.items())
         + point
     )
-    ratio = job.arguments.get("desirable_weight", 1.0) / job.arguments.get("undesirable_weight", 1.0)
+    ratio = job.objective.arguments.get("desirable_weight", 1.0) / job.objective.arguments.get(
+        "undesirable_weight", 1.0
+    )
     if not 0.1 <= ratio <= 10:
         job.log.say(
             f"the class weights differ by a factor of {max(ratio, 1 / ratio):.0f}: very few answers decide this run",
             warning=True,
         )
-    alone = job.schedule.partners.count(-1) if job.point is not None and job.point.partners else 0
+    alone = job.schedule.partners.count(-1) if job.estimator is not None and job.estimator.partners else 0
     if alone:
         job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)

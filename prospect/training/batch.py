@@ -1,108 +1,334 @@
-"""From rows of the schedule to micro-batches that the engine computes."""
+"""From the rows of a step to what a loss reads.
+
+    rows --cut_step--> MicroBatch --compute: engine and reference--> Completions --batch_of--> Batch --> a loss
+
+The engine's results are per token, and a row's sums follow from them:
+
+    token_logp, token_reference_logp  ->  token_log_ratio  ->  log_ratio, logp, reference_logp, length
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
 
 from prospect.data.dataset import Dataset
 from prospect.data.schedule import cut
-from prospect.engine.packing import Branches, Ids, Query
+from prospect.engine.forward import forward, forward_more
+from prospect.engine.packing import Branches, Ids, TokenLogps
+from prospect.engine.policy import Policy
+from prospect.engine.transfer import move, take
+from prospect.losses.numerics import segment_sum
 
 
-@dataclass(frozen=True, slots=True)
-class Micro:
-    """One micro-batch: each tree once, each completion once. `where[k]` are the positions of row k's completions in the
-    engine's output; `rows` are the caller's row numbers."""
+class Reference(Protocol):
+    """The reference table, or a reference that moves."""
+
+    def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
+        """The reference's token log-probs (T,) in nats of all completions of the trees, in their order."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Rows that the engine computes at once: each tree once, each completion once.
+
+    `rows` are numbers of the dataset, `places` where these rows stand in the step, and `numbers[k]` the numbers of row
+    k's completions in the engine's output. `computed` is that output where z0 needed it before training does.
+    """
 
     rows: tuple[int, ...]
+    places: tuple[int, ...]
     trees: tuple[Branches, ...]
-    where: tuple[tuple[int, ...], ...]
+    numbers: tuple[tuple[int, ...], ...]
+    computed: Completions | None = None
 
     @property
-    def queries(self) -> list[Query]:
-        """The completions in the order of the engine's output."""
-        return [(tree.prompt, completion) for tree in self.trees for completion in tree.completions]
+    def sides(self) -> list[tuple[int, int]]:
+        """(place, side) of every completion of every row."""
+        return [(place, side) for place, n in zip(self.places, self.numbers, strict=True) for side in range(len(n))]
 
 
-def matched(dataset: Dataset, rows: Sequence[int], ranks: int, budget: int) -> list[list[Micro]]:
-    """The rows with their own completions, cut into micro-batches: [rank][micro-batch]."""
-    asked = []
-    for i in rows:
+class _Row(NamedTuple):
+    """What is computed of a row: completions of one prompt, by keys that are unique within the `group` of rows that
+    share this prompt."""
+
+    number: int
+    place: int
+    group: int
+    prompt: Ids
+    completions: Mapping[int, Ids]
+
+
+def cut_step(dataset: Dataset, rows: Sequence[int], ranks: int, budget: int) -> list[list[MicroBatch]]:
+    """The rows of a step with their own completions, cut into micro-batches of at most `budget` tokens: [rank][k]."""
+    items: list[_Row] = []
+    for place, i in enumerate(rows):
         row = dataset.examples[i]
-        asked.append((i, row.tree, tuple((b, dataset.completion(row, side)) for side, b in enumerate(row.branches))))
-    return _cut(dataset, asked, ranks, budget)
+        completions = {b: dataset.completion(row, side) for side, b in enumerate(row.branches)}
+        items.append(_Row(i, place, row.tree, dataset.trees[row.tree].prompt, completions))
+    return _cut(items, ranks, budget)
 
 
-def mismatched(
+def cut_mismatched(
     dataset: Dataset, partners: Sequence[int], rows: Sequence[int], ranks: int, budget: int, context: int
-) -> list[list[Micro]]:
-    """Each row's prompt with its partner's completion, cut to the context where it must be; rows without a partner, or
-    without room for one token of it, are left out."""
-    return _cut(dataset, _with_partners(dataset, partners, rows, context), ranks, budget)
+) -> list[list[MicroBatch]]:
+    """The same with the completion of each row's partner, cut to the context where it must be. Rows without a partner,
+    or without room for one token of its completion, are left out."""
+    return _cut(_mismatched(dataset, partners, list(enumerate(rows)), context), ranks, budget)
 
 
-def mismatched_on(dataset: Dataset, partners: Sequence[int], micro: Micro, context: int) -> Micro:
-    """As `mismatched`, of the rows of one micro-batch and in the order of its trees. It may have no rows."""
-    by_tree: dict[int, list[Asked]] = {}
-    for ask in _with_partners(dataset, partners, micro.rows, context):
-        by_tree.setdefault(ask[1], []).append(ask)
-    return _micro(dataset, list(by_tree.values()))
+def cut_answers(
+    dataset: Dataset, rows: Sequence[int], answers: Sequence[Ids], ranks: int, budget: int
+) -> list[list[MicroBatch]]:
+    """The same with these answers, one to each row; a row with an empty one is left out."""
+    prompts = [dataset.trees[dataset.examples[i].tree].prompt for i in rows]
+    columns = enumerate(zip(rows, prompts, answers, strict=True))
+    return _cut(
+        [_Row(i, place, place, prompt, {0: ids}) for place, (i, prompt, ids) in columns if len(ids)], ranks, budget
+    )
 
 
-def trees_of(dataset: Dataset, micro: Micro) -> list[int]:
-    """The dataset's numbers of a micro-batch's trees, in order."""
-    return list(dict.fromkeys(dataset.examples[i].tree for i in micro.rows))
+def mismatched_with(dataset: Dataset, partners: Sequence[int], micro_batch: MicroBatch, context: int) -> MicroBatch:
+    """As `cut_mismatched`, of the rows of one micro-batch and in the order of its trees."""
+    numbered = list(zip(micro_batch.places, micro_batch.rows, strict=True))
+    return _micro_batch(_by_group(_mismatched(dataset, partners, numbered, context)))
 
 
-def _with_partners(dataset: Dataset, partners: Sequence[int], rows: Sequence[int], context: int) -> list[Asked]:
-    asked: list[Asked] = []
-    for i in rows:
-        couple = dataset.mismatch(i, partners, context)
-        if couple is not None:
-            asked.append((i, dataset.examples[i].tree, ((("partner", partners[i]), couple[1]),)))
-    return asked
+def _mismatched(
+    dataset: Dataset, partners: Sequence[int], numbered: Sequence[tuple[int, int]], context: int
+) -> list[_Row]:
+    items: list[_Row] = []
+    for place, i in numbered:
+        pair = dataset.mismatch(i, partners, context)
+        if pair is not None:
+            items.append(_Row(i, place, dataset.examples[i].tree, pair[0], {partners[i]: pair[1]}))
+    return items
 
 
-Asked = tuple[int, int, tuple[tuple[object, Ids], ...]]
-"""A row's number, its tree, and its completions, each with a name that is unique within the tree."""
+def _by_group(items: Sequence[_Row]) -> list[list[_Row]]:
+    groups: dict[int, list[_Row]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return list(groups.values())
 
 
-def _cut(dataset: Dataset, asked: Sequence[Asked], ranks: int, budget: int) -> list[list[Micro]]:
-    """Rows of one tree stay together, to compute its prompt once, unless they exceed the budget."""
-    by_tree: dict[int, list[Asked]] = {}
-    for ask in asked:
-        by_tree.setdefault(ask[1], []).append(ask)
-    items: list[list[Asked]] = []
+def _cut(items: Sequence[_Row], ranks: int, budget: int) -> list[list[MicroBatch]]:
+    """Rows of one prompt stay together, to compute it once, unless they exceed the budget."""
+    parts: list[list[_Row]] = []
     costs: list[int] = []
-    for tree, asks in by_tree.items():
-        prompt = len(dataset.trees[tree].prompt)
-        start = len(items)
-        for ask in asks:
-            cost = sum(len(ids) for _, ids in ask[2])
-            if len(items) > start and costs[-1] + cost <= budget:
-                items[-1].append(ask)
+    for group in _by_group(items):
+        first = len(parts)
+        for item in group:
+            cost = sum(map(len, item.completions.values()))
+            if len(parts) > first and costs[-1] + cost <= budget:
+                parts[-1].append(item)
                 costs[-1] += cost
             else:
-                items.append([ask])
-                costs.append(prompt + cost)
-    return [[_micro(dataset, [items[k] for k in part]) for part in parts] for parts in cut(costs, ranks, budget)]
+                parts.append([item])
+                costs.append(len(item.prompt) + cost)
+    return [[_micro_batch([parts[k] for k in bin]) for bin in bins] for bins in cut(costs, ranks, budget)]
 
 
-def _micro(dataset: Dataset, items: Sequence[Sequence[Asked]]) -> Micro:
-    rows: list[int] = []
+def _micro_batch(groups: Sequence[Sequence[_Row]]) -> MicroBatch:
     trees: list[Branches] = []
-    where: list[tuple[int, ...]] = []
-    position = 0
-    for item in items:
-        completions: dict[object, Ids] = {name: ids for ask in item for name, ids in ask[2]}
-        index = {name: position + k for k, name in enumerate(completions)}
-        position += len(completions)
-        trees.append(Branches(dataset.trees[item[0][1]].prompt, tuple(completions.values())))
-        for row, _, named in item:
-            rows.append(row)
-            where.append(tuple(index[name] for name, _ in named))
-    if not trees:  # an idle rank computes one token of weight 0, so that every rank runs the same collectives
-        tree = dataset.trees[dataset.examples[0].tree]
-        trees.append(Branches(tree.prompt[:1], (dataset.completion(dataset.examples[0])[:1],)))
-    return Micro(tuple(rows), tuple(trees), tuple(where))
+    numbers: list[tuple[int, ...]] = []
+    count = 0
+    for group in groups:
+        completions = {key: ids for item in group for key, ids in item.completions.items()}
+        number = {key: count + k for k, key in enumerate(completions)}
+        count += len(completions)
+        trees.append(Branches(group[0].prompt, tuple(completions.values())))
+        numbers += [tuple(number[key] for key in item.completions) for item in group]
+    items = [item for group in groups for item in group]
+    return MicroBatch(
+        tuple(item.number for item in items), tuple(item.place for item in items), tuple(trees), tuple(numbers)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Completions:
+    """Log-probs of N completions in T tokens, completion k being `bounds[k]:bounds[k + 1]`, and what follows from them.
+    A column that no loss of the run reads is None. `bounds` stay on the CPU, where rows are picked."""
+
+    token_logp: Tensor  # (T,)
+    bounds: Tensor  # (N + 1,) int64, on the CPU
+    token_reference_logp: Tensor | None = None  # (T,)
+    token_sum_p2: Tensor | None = None  # (T,)
+    value: Tensor | None = None  # (T,)
+
+    @property
+    def offsets(self) -> Tensor:
+        """`bounds` on the device."""
+        return move(self.bounds, self.token_logp.device)
+
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each completion (N,) int64."""
+        return move(self.bounds.diff(), self.token_logp.device)
+
+    @property
+    def token_log_ratio(self) -> Tensor:
+        """log pi - log pi_ref of each token (T,), in nats."""
+        assert self.token_reference_logp is not None, "who reads log-ratios has a reference"
+        return self.token_logp - self.token_reference_logp
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log pi(y|x) - log pi_ref(y|x) of each completion (N,), in nats."""
+        return segment_sum(self.token_log_ratio, self.offsets)
+
+    @property
+    def logp(self) -> Tensor:
+        """log pi(y|x) of each completion (N,), in nats."""
+        return segment_sum(self.token_logp, self.offsets)
+
+    @property
+    def reference_logp(self) -> Tensor:
+        """log pi_ref(y|x) of each completion (N,), in nats."""
+        assert self.token_reference_logp is not None, "who reads its log-probs has a reference"
+        return segment_sum(self.token_reference_logp, self.offsets)
+
+    def map(self, change: Callable[[Tensor], Tensor], bounds: Tensor) -> Completions:
+        """With every column of tokens changed, and these bounds."""
+        columns = (self.token_reference_logp, self.token_sum_p2, self.value)
+        rest = (None if column is None else change(column) for column in columns)
+        return Completions(change(self.token_logp), bounds, *rest)
+
+    def take(self, numbers: Sequence[int]) -> Completions:
+        """Some completions, in this order."""
+        bounds = self.bounds.tolist()
+        spans = [torch.arange(bounds[k], bounds[k + 1]) for k in numbers]
+        lengths = torch.tensor([len(span) for span in spans], dtype=torch.int64)
+        index = move(torch.cat([lengths[:0], *spans]), self.token_logp.device)
+        return self.map(lambda column: column[index], _bounds(lengths))
+
+
+def join(parts: Sequence[Completions]) -> Completions:
+    """The completions of all parts, at least one of which there is, one behind the other."""
+
+    def cat(columns: list[Tensor | None]) -> Tensor | None:
+        tensors = [column for column in columns if column is not None]
+        return torch.cat(tensors) if tensors else None
+
+    return Completions(
+        torch.cat([part.token_logp for part in parts]),
+        _bounds(torch.cat([part.bounds.diff() for part in parts])),
+        cat([part.token_reference_logp for part in parts]),
+        cat([part.token_sum_p2 for part in parts]),
+        cat([part.value for part in parts]),
+    )
+
+
+def _bounds(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N rows as a loss reads them: what each row says, and its completions, of pairs the chosen ones and the rejected
+    ones. A loss `reads` properties of this class and, once per side, of `Completions`."""
+
+    sides: tuple[Completions, ...]
+    weight: Tensor  # (N,)
+    thumbs: tuple[bool, ...]
+    """On the CPU, where rows are picked."""
+    score: Tensor | None = None
+    """(N,): of an answer, or of a pair the difference of its scores."""
+    z0: Tensor | None = None
+    """A scalar or (N,), in nats."""
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @cached_property
+    def desirable(self) -> Tensor:
+        """The thumbs as a mask (N,), on the device, copied there once."""
+        return move(torch.tensor(self.thumbs, dtype=torch.bool), self.weight.device)
+
+    @property
+    def margin(self) -> Tensor | None:
+        """By how much the chosen answer is scored higher (N,)."""
+        return self.score
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Some rows, in this order."""
+        return Batch(
+            tuple(side.take(rows) for side in self.sides),
+            take(self.weight, rows),
+            tuple(self.thumbs[k] for k in rows),
+            None if self.score is None else take(self.score, rows),
+            take(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device, or on the CPU, which waits for it; before it has a z0."""
+        assert self.z0 is None, "z0 is known on every rank"
+        sides = tuple(side.map(lambda column: move(column, device), side.bounds) for side in self.sides)
+        score = None if self.score is None else move(self.score, device)
+        return Batch(sides, move(self.weight, device), self.thumbs, score)
+
+
+def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z0: Tensor | None = None) -> Batch:
+    """The rows of a micro-batch, of which there is at least one. `z0` is theirs."""
+    rows = [dataset.examples[i] for i in micro_batch.rows]
+    device, dtype = computed.token_logp.device, computed.token_logp.dtype
+    scores = [row.score for row in rows]
+    sides = range(len(micro_batch.numbers[0]))
+    return Batch(
+        tuple(computed.take([numbers[side] for numbers in micro_batch.numbers]) for side in sides),
+        move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
+        tuple(bool(row.desirable) for row in rows),
+        None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
+        None if z0 is None else z0.to(device, dtype),
+    )
+
+
+def compute(
+    policy: Policy, trees: Sequence[Branches], reference: Reference | None, *, sum_p2: bool = False, value: bool = False
+) -> Completions:
+    """Run the engine on trees, and look up their completions in the reference."""
+    output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value)
+    return _completions(policy, trees, output, reference)
+
+
+def compute_with(
+    policy: Policy,
+    trees: Sequence[Branches],
+    further: Sequence[Sequence[Ids]],
+    reference: Reference | None,
+    *,
+    sum_p2: bool = False,
+    value: bool = False,
+) -> tuple[Completions, Completions]:
+    """The same and, without gradient, `further[k]`: more completions of the prompt of tree k, which is not computed
+    again. There is at least one of them."""
+    # Around both: the second finds most of the weights that the first has cast for its backward. Not around the
+    # look-up: a live reference puts other weights into the same parameters, which is all that autocast looks at.
+    with policy.autocast():
+        output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
+        assert output.prompts is not None, "the caller has asked `on_trees`"
+        with torch.no_grad():
+            more = forward_more(policy, output.prompts, further)
+    output.prompts.memory.layers.clear()
+    with torch.no_grad():
+        others = [Branches(tree.prompt, tuple(ids)) for tree, ids in zip(trees, further, strict=True) if ids]
+        beside = _completions(policy, others, more, reference)
+    return _completions(policy, trees, output, reference), beside
+
+
+def _completions(
+    policy: Policy, trees: Sequence[Branches], output: TokenLogps, reference: Reference | None
+) -> Completions:
+    logp = output.token_logp
+    return Completions(
+        logp,
+        output.offsets,
+        None if reference is None else reference.scores(trees, logp.detach()),
+        output.token_sum_p2,
+        policy.values(output.hidden).to(logp.dtype) if output.hidden is not None else None,
+    )

@@ -7,124 +7,132 @@ each token drives a second pass, micro-batch by micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from prospect.data.schedule import Step
 from prospect.training import ranks
-from prospect.training import statistics as figures
-from prospect.training.batch import matched
-from prospect.training.inputs import (
+from prospect.training.batch import (
     Batch,
-    Tokens,
+    Completions,
+    MicroBatch,
     batch_of,
+    cut_step,
     join,
 )
 from prospect.training.job import Job
-from prospect.training.z0 import Point
+from prospect.training.objective import SUMS
+from prospect.training.z0 import StepZ0, estimate_z0
 
 
-def gradient(job: Job, step: Step, point: Point) -> Tensor:
-    """Leave the whole step's gradient, summed over the ranks, in .grad; returns the step's figures.SUMS, on the
-    device."""
+def step_gradient(
+    job: Job, step: Step, z0_state: Tensor | None, *, at_reference: bool = False
+) -> tuple[StepZ0, Tensor]:
+    """Leave the gradient of a step, summed over the ranks, in .grad; returns its z0, and its objective.SUMS on the
+    device. The step is cut once; where memory runs out, it begins again with smaller micro-batches."""
+
+    def attempt() -> tuple[StepZ0, Tensor]:
+        micro_batches = cut_step(job.dataset, step.rows, job.ranks, job.token_budget)
+        z0 = estimate_z0(job, step, micro_batches, z0_state, at_reference=at_reference)
+        return z0, gradient(job, step, micro_batches[job.rank], z0)
+
+    return job.fitting(attempt)
+
+
+def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: StepZ0) -> Tensor:
+    """The same of this rank's micro-batches, given z0."""
     counts = job.objective.count(job.dataset, step.rows)
-    place = {row: k for k, row in enumerate(step.rows)}
-    pull = _pull(job, step, point, counts)
+    whole = _whole_step(job, step, micro_batches, z0, counts)
 
-    def mine() -> Tensor:
-        nonlocal pull
-        point.forget()
-        # What was one micro-batch before it ran out of memory is several now. On one rank alone, else there is a pull.
-        pull = pull or _pull(job, step, point, counts)
-        total = torch.zeros(len(figures.SUMS), dtype=torch.float64, device=job.policy.device)
-        computed, point.computed = point.computed, None  # a graph serves once
-        for micro in matched(job.dataset, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
-            found = job.compute(micro) if computed is None else computed
-            if not micro.rows:
-                _nothing(found).backward()
+    def add_up() -> Tensor:
+        total = torch.zeros(len(SUMS), dtype=torch.float64, device=job.policy.device)
+        for micro_batch in micro_batches:
+            if not micro_batch.rows:
                 continue
-            places = [place[i] for i in micro.rows]
-            batch = batch_of(job.dataset, micro, found, point.of(places))
-            share = job.objective(batch, counts) if pull is None else pull.on(batch, places)
+            computed, micro_batch.computed = micro_batch.computed, None  # a graph serves once
+            if computed is None:
+                computed = job.compute(micro_batch.trees)
+            batch = batch_of(job.dataset, micro_batch, computed, z0.of(micro_batch.places))
+            share = job.objective(batch, counts) if whole is None else whole.linear(batch, micro_batch.places)
             share.backward()
             with torch.no_grad():
-                told = share.detach() if pull is None else torch.zeros_like(share)
-                pairs = job.loss.view == "pairs"
-                total += figures.sums(batch, told, beta=job.beta, pairs=pairs, rounding=job.rounding)
-        if pull is not None and ranks.rank() == 0:
-            total[figures.SUMS.index("objective")] = pull.objective
+                objective = share.detach() if whole is None else torch.zeros_like(share)
+                total += job.objective.sums(batch, objective, job.rounding)
+        if whole is not None and job.rank == 0:
+            total[SUMS.index("objective")] = whole.objective
         return total
 
-    def through_z0() -> Tensor:
-        return point.backward(job, step, None if pull is None else pull.z0)
-
-    total = job.fitting(mine)
-    while point.graph is not None and job.attempt(through_z0) is None:
-        total = job.fitting(mine)  # with what has failed went all gradients
-    ranks.sum_gradients(p for _, p in job.policy.trainable())
-    return ranks.total(total)
+    total = job.on_all_ranks(add_up)
+    if z0.graph is not None and z0.value is not None:
+        if whole is not None and whole.by_z0 is not None:
+            by_z0 = whole.by_z0
+        else:  # the ranks' micro-batches have left it with z0
+            by_z0 = job.total(torch.zeros_like(z0.value) if z0.value.grad is None else z0.value.grad)
+        job.on_all_ranks(partial(z0.graph.backward, job, by_z0))
+    if job.ranks > 1:
+        ranks.sum_gradients(p for _, p in job.policy.trainable())
+    return job.total(total)
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
-    """The objective of a whole step, and its derivatives: per side by each token's log-prob and value, and by z0 where
-    the gradient goes through it."""
+class WholeStep:
+    """The objective of a whole step at once, and its derivatives: per side by each token's log-prob and value, and by
+    z0 where a gradient flows through it."""
 
     objective: Tensor
-    sides: tuple[Tokens, ...]
-    z0: Tensor | None
+    by_tokens: tuple[Completions, ...]
+    by_z0: Tensor | None
 
-    def on(self, batch: Batch, places: list[int]) -> Tensor:
+    def linear(self, batch: Batch, places: Sequence[int]) -> Tensor:
         """What has the same gradient as the whole step's objective has on these rows of it."""
         total = batch.weight.new_zeros(())
-        for mine, whole in zip(batch.sides, self.sides, strict=True):
-            by = whole.take(places)
-            total = total + (mine.token_logp * by.token_logp.to(mine.token_logp)).sum()
-            if by.value is not None and mine.value is not None:
-                total = total + (mine.value * by.value.to(mine.value)).sum()
+        for side, derivatives in zip(batch.sides, self.by_tokens, strict=True):
+            by = derivatives.take(places)
+            total = total + (side.token_logp * by.token_logp.to(side.token_logp)).sum()
+            if by.value is not None and side.value is not None:
+                total = total + (side.value * by.value.to(side.value)).sum()
         return total
 
 
-def _pull(job: Job, step: Step, point: Point, counts: list[int]) -> Pull | None:
+def _whole_step(
+    job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: StepZ0, counts: list[int]
+) -> WholeStep | None:
     """None where rows add up one by one, or where one micro-batch on one rank is the whole step already."""
-    if job.loss.couples == "none":
+    if job.objective.loss.couples == "none" or (job.ranks == 1 and len(micro_batches) == 1):
         return None
-    if ranks.world() == 1 and len(matched(job.dataset, step.rows, 1, job.token_budget)[0]) == 1:
-        return None
-    place = {row: k for k, row in enumerate(step.rows)}
-    mine: list[tuple[list[int], Batch]] = []
 
-    def gather() -> Tensor:
-        mine.clear()
-        with torch.no_grad():
-            for micro in matched(job.dataset, step.rows, ranks.world(), job.token_budget)[ranks.rank()]:
-                found = job.compute(micro)
-                if micro.rows:
-                    mine.append(([place[i] for i in micro.rows], batch_of(job.dataset, micro, found)))
-        return torch.zeros(0)
+    @torch.no_grad()
+    def gather() -> list[tuple[Sequence[int], Batch]]:
+        return [
+            (micro_batch.places, batch_of(job.dataset, micro_batch, job.compute(micro_batch.trees)))
+            for micro_batch in micro_batches
+            if micro_batch.rows
+        ]
 
-    job.fitting(gather)
-    shares = [mine]
-    if ranks.world() > 1:
-        shares = ranks.gather([(places, batch.to("cpu")) for places, batch in mine])
-    parts = [(places, batch.to(job.policy.device)) for share in shares for places, batch in share]
-    whole = _join(parts, point)
-    assert len(whole) == len(step.rows), "every row of the step is on one rank, once"
-    leaves = [x.requires_grad_() for side in whole.sides for x in (side.token_logp, side.value) if x is not None]
-    objective = job.objective(whole, counts)
-    leaves += [point.z0] if point.z0 is not None and point.graph is not None else []
-    pulls = iter(torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True))
-    sides = [
-        Tokens(next(pulls), side.offsets, value=None if side.value is None else next(pulls)) for side in whole.sides
-    ]
-    return Pull(objective.detach(), tuple(sides), next(pulls, None))
+    parts = job.on_all_ranks(gather)
+    if job.ranks > 1:
+        shares = ranks.gather([(places, batch.to("cpu")) for places, batch in parts])
+        parts = [(places, batch.to(job.policy.device)) for share in shares for places, batch in share]
+    step_batch = _in_order(parts, z0)
+    assert len(step_batch) == len(step.rows), "every row of the step is on one rank, once"
+    leaves = [x.requires_grad_() for side in step_batch.sides for x in (side.token_logp, side.value) if x is not None]
+    objective = job.objective(step_batch, counts)
+    leaves += [z0.value] if z0.value is not None and z0.graph is not None else []
+    slopes = iter(torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True))
+    by_tokens = tuple(
+        Completions(next(slopes), side.bounds, value=None if side.value is None else next(slopes))
+        for side in step_batch.sides
+    )
+    return WholeStep(objective.detach(), by_tokens, next(slopes, None))
 
 
-def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
+def _in_order(parts: Sequence[tuple[Sequence[int], Batch]], z0: StepZ0) -> Batch:
     """Batches of several micro-batches and ranks as one, its rows in the order of their places in the step."""
-    places = [place for mine, _ in parts for place in mine]
+    places = [place for part, _ in parts for place in part]
     batches = [batch for _, batch in parts]
     scores = [batch.score for batch in batches if batch.score is not None]
     joined = Batch(
@@ -133,11 +141,6 @@ def _join(parts: list[tuple[list[int], Batch]], point: Point) -> Batch:
         tuple(thumb for batch in batches for thumb in batch.thumbs),
         torch.cat(scores) if len(scores) == len(parts) else None,
     )
-    z0 = point.of(sorted(places))
+    value = z0.of(sorted(places))
     ordered = joined.take(sorted(range(len(places)), key=places.__getitem__))
-    return replace(ordered, z0=None if z0 is None else z0.to(joined.weight))
-
-
-def _nothing(found: Tokens) -> Tensor:
-    """An idle rank's share: 0, with a graph, so that every rank runs the same collectives."""
-    return found.token_logp.sum() * 0.0 + (0.0 if found.value is None else found.value.sum() * 0.0)
+    return replace(ordered, z0=None if value is None else value.to(joined.weight))

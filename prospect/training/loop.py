@@ -4,31 +4,40 @@
     clip -> optimizer step -> log -> checkpoint
 
 It knows no loss by name: a row of the loss table says what to compute. It imports no leaf: evaluation and samples
-come in as callbacks.
+come in as a callback.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prospect.data.schedule import Step
 from prospect.engine.checks import nan_source, nonfinite_tensors
 from prospect.engine.device import COMPUTED_IN, matmul_peak
-from prospect.engine.reference import LiveReference
 from prospect.errors import Interrupted, ModelError, NonFiniteError
-from prospect.losses.modifiers import Motion
 from prospect.training import checkpoint, ranks
-from prospect.training import statistics as figures
-from prospect.training.batch import matched
-from prospect.training.gradient import gradient
+from prospect.training.batch import cut_step
+from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
+from prospect.training.objective import step_metrics
 from prospect.training.optimizer import learning_rate, make_optimizer, reserve
-from prospect.training.z0 import reference_point
+from prospect.training.runlog import progress_line
+
+SECOND_INTERRUPT = 1.0
+"""Seconds after which a second Ctrl-C is meant as one. torchrun passes on the Ctrl-C that its workers have had, too."""
+FALLING_STEPS, FALLING_REWARD = 20, -1.0
+"""A desirable answers' reward that stays below this for so many steps: the sign of too high a learning rate (arXiv
+2402.01306 section 4.2)."""
 
 
 def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
@@ -51,38 +60,39 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     elif job.policy.device.type == "cpu":
         reserve(optimizer)
     job.log.rewind(state["step"])
+    rates = [learning_rate(step.index, len(steps), job.learning_rate, job.config) for step in steps]
     peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
     job.log.log("device", step=0, matmul_flops_per_second=peak)
     started = time.perf_counter() - state["seconds"]
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:
-            began, done = time.perf_counter(), job.policy.flops
-            point = reference_point(job, step, z0_state, at_reference=_at_reference(job, step.index))
-            totals = gradient(job, step, point)
+            began, flops = time.perf_counter(), job.policy.flops
+            z0, totals = step_gradient(job, step, z0_state, at_reference=_at_reference(job, step.index))
             norm = _norm(parameters)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
-            found = figures.read(point.figures | {"totals": totals, "grad_norm": norm})
-            found = figures.means(found.pop("totals")) | found
-            _require_finite(job, step, found["loss"], found["grad_norm"])
-            if found["grad_norm"] > job.config.clip:
+            metrics = _numbers(z0.metrics | {"totals": totals, "grad_norm": norm})
+            metrics = step_metrics(metrics.pop("totals")) | metrics
+            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+                raise _not_finite(job, step, metrics["loss"], metrics["grad_norm"])
+            if metrics["grad_norm"] > job.config.clip:
                 torch.nn.utils.clip_grads_with_norm_([p for _, p in parameters], job.config.clip, norm, foreach=True)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step.index, len(steps), job.learning_rate, job.config)
-            _move_reference(job.live, job.motion, step.index, behind=True)
+                group["lr"] = rates[step.index - 1]
+            _move_reference(job, step.index, behind=True)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            _move_reference(job.live, job.motion, step.index, behind=False)
-            z0_state = point.state
+            _move_reference(job, step.index, behind=False)
+            z0_state = z0.state
 
             now, tokens = time.perf_counter(), _tokens(job, step)
-            found |= {"lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
-            found |= {"tokens_per_second": tokens / (now - began), "seconds": now - started}
-            found |= {"utilisation": (job.policy.flops - done) / (now - began) / peak}
-            job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **found)
-            bar(step.index, figures.line(found))
-            _guard(job)
+            metrics |= {"lr": rates[step.index - 1], "tokens": tokens}
+            metrics |= {"tokens_per_second": tokens / (now - began), "seconds": now - started}
+            metrics |= {"utilisation": (job.policy.flops - flops) / (now - began) / peak}
+            job.log.log("step", step=step.index, epoch=step.epoch, rows=len(step.rows), **metrics)
+            bar(step.index, progress_line(metrics))
+            _warn_of_falling_rewards(job)
 
-            ended, halted = step.index == len(steps), ranks.any_rank(stop(), job.policy.device)
+            ended, halted = step.index == len(steps), _any_rank(job, stop())
             if _due(step.index, job.config.eval_every) and not ended:
                 state["best"] = _evaluate(job, step.index, state["best"])
             if ended or halted or _due(step.index, job.config.save_every) or _epoch_ends(job, step):
@@ -90,24 +100,6 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                 _save(job, step, optimizer, state, z0_state)
             if halted and not ended:
                 raise Interrupted(f"stopped after step {step.index} of {len(steps)}; the checkpoint is saved")
-
-
-def _save(
-    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], z0_state: torch.Tensor | None
-) -> None:
-    """A checkpoint, by the first rank."""
-    if ranks.rank() == 0:
-        with job.log.bar("saving the checkpoint"):
-            checkpoint.save(
-                job.checkpoints,
-                step.index,
-                job.policy.trainable(),
-                optimizer,
-                state,
-                reference_point=z0_state,
-                live=job.live.weights if job.live is not None and job.motion is not None else None,
-                keep=job.config.keep,
-            )
 
 
 def preflight(job: Job) -> None:
@@ -124,13 +116,14 @@ def preflight(job: Job) -> None:
         return
 
     @torch.no_grad()
-    def log_ratios() -> torch.Tensor:
+    def log_ratios() -> Tensor:
         """(2, N) |r| and tokens of the first step's answers."""
-        parts = [job.compute(part) for part in matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]]
-        columns = [torch.stack([part.read("log_ratio").abs(), part.read("length")]) for part in parts]
+        (micro_batches,) = cut_step(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)
+        completions = [job.compute(micro_batch.trees) for micro_batch in micro_batches]
+        columns = [torch.stack([part.log_ratio.abs(), part.length]) for part in completions]
         return torch.cat(columns, dim=1).double().cpu()
 
-    r, lengths = job.fitting(log_ratios)
+    r, lengths = job.fitting(lambda: job.on_all_ranks(log_ratios))
     worst, mean = float((r / lengths).max()), float(r.sum() / lengths.sum())
     job.rounding = max(job.rounding, 2 * float(r.max()))
     job.log.log("preflight", step=0, noise_max=worst, noise_mean=mean)
@@ -142,24 +135,85 @@ def preflight(job: Job) -> None:
         )
 
 
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C, SIGTERM and SIGHUP raise a flag, which the yielded function reads; another Ctrl-C a second later
+    stops at once.
+
+    In any other than the main thread Python delivers no signals, and the flag stays down. SIGHUP that somebody ignores,
+    as nohup does, stays ignored.
+    """
+    flag, first = threading.Event(), [0.0]
+
+    def note(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and flag.is_set() and now - first[0] >= SECOND_INTERRUPT:
+            raise KeyboardInterrupt
+        if not flag.is_set():
+            first[0] = now
+        flag.set()
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _any_rank(job: Job, flag: bool) -> bool:
+    return flag if job.ranks == 1 else ranks.any_rank(flag, job.policy.device)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with numbers in place of tensors, a vector becoming a list: all in one copy from the device."""
+    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = iter(torch.cat([value.reshape(-1) for value in tensors.values()]).tolist())
+    return values | {
+        name: next(numbers) if value.ndim == 0 else [next(numbers) for _ in range(len(value))]
+        for name, value in tensors.items()
+    }
+
+
+def _save(
+    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], z0_state: Tensor | None
+) -> None:
+    """A checkpoint, by the first rank."""
+    if job.rank == 0:
+        with job.log.bar("saving the checkpoint"):
+            checkpoint.save(
+                job.checkpoints,
+                step.index,
+                job.policy.trainable(),
+                optimizer,
+                state,
+                reference_point=z0_state,
+                live=job.live.weights if job.live is not None and job.objective.motion is not None else None,
+                keep=job.config.keep,
+            )
+
+
 def _at_reference(job: Job, step: int) -> bool:
     """Whether the policy is the reference as this step begins, so that every r is 0 up to rounding: at the start, and
     where the reference has just become the policy."""
     if step == 1:
         return job.config.reference is None
-    motion = job.motion
+    motion = job.objective.motion
     return motion is not None and motion.mix == 1.0 and not motion.behind and (step - 1) % motion.every == 0
 
 
-def _norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:
+def _norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> Tensor:
     """Of all gradients together. Here, so that nobody holds them when the next step makes its own."""
     return torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None], foreach=True)
 
 
-def _move_reference(live: LiveReference | None, motion: Motion | None, step: int, *, behind: bool) -> None:
+def _move_reference(job: Job, step: int, *, behind: bool) -> None:
     """Before and after the optimizer's step, a moving reference follows the policy where it is due."""
-    if live is not None and motion is not None and motion.behind == behind and step % motion.every == 0:
-        live.follow(motion.mix)
+    motion = job.objective.motion
+    if job.live is not None and motion is not None and motion.behind == behind and step % motion.every == 0:
+        job.live.follow(motion.mix)
 
 
 def _tokens(job: Job, step: Step) -> int:
@@ -169,13 +223,11 @@ def _tokens(job: Job, step: Step) -> int:
     return prompts + sum(job.dataset.length(job.dataset.examples[i]) for i in step.rows)
 
 
-def _require_finite(job: Job, step: Step, loss: float, norm: float) -> None:
+def _not_finite(job: Job, step: Step, loss: float, norm: float) -> NonFiniteError:
     """Nothing hides a NaN: the step is not taken, and the rows are named."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
     names = [job.dataset.examples[i].id for i in step.rows]
     last = checkpoint.latest(job.checkpoints)
-    raise NonFiniteError(
+    return NonFiniteError(
         f"step {step.index}: the loss is {loss} and the gradient norm {norm}. Its rows: {', '.join(names[:8])}"
         f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}. {_remedy(job, step)}"
         + (f"; the last good checkpoint is {last}" if last else ""),
@@ -204,10 +256,12 @@ def _epoch_ends(job: Job, step: Step) -> bool:
     return not job.config.save_every and step.index < len(steps) and steps[step.index].epoch != step.epoch
 
 
-def _guard(job: Job) -> None:
-    """Say once when the run shows the sign of too high a learning rate."""
-    steps = [m for m in job.log.metrics[-80:] if m["event"] == "step"]
-    if figures.both_fall(steps) and not any("learning rate" in m.get("message", "") for m in job.log.metrics):
+def _warn_of_falling_rewards(job: Job) -> None:
+    """Say once when the desirable answers' reward, too, stays below 0."""
+    lines = (m.get("reward_desirable") for m in job.log.metrics[-80:] if m["event"] == "step")
+    rewards = [reward for reward in lines if reward is not None][-FALLING_STEPS:]
+    falling = len(rewards) == FALLING_STEPS and max(rewards) < FALLING_REWARD
+    if falling and not any("learning rate" in m.get("message", "") for m in job.log.metrics):
         job.log.say(
             "the rewards of desirable and undesirable answers both fall, often the sign of too high a learning rate: "
             "the report weighs it against held-out feedback",
@@ -216,15 +270,13 @@ def _guard(job: Job) -> None:
 
 
 def _evaluate(job: Job, step: int, best: float | None) -> float | None:
-    """Measure, keep the weights where they are the best so far, and take samples. Returns the best AUC."""
-    if job.sample is not None:
-        job.sample(step)
-    found = job.measure(step) if job.measure is not None else {}
-    if found:
-        job.log.log("eval", step=step, **found)
-    score = found.get("auc")
+    """Measure, and keep the weights where they are the best so far. Returns the best AUC."""
+    figures = job.evaluate(step) if job.evaluate is not None else {}
+    if figures:
+        job.log.log("eval", step=step, **figures)
+    score = figures.get("auc")
     if job.config.keep_best and score is not None and (best is None or score > best):
-        if ranks.rank() == 0:
+        if job.rank == 0:
             checkpoint.save_best(job.checkpoints, job.policy.trainable(), {"step": step, "auc": score})
         return score
     return best

@@ -1,4 +1,4 @@
-"""From a row of the loss table to numbers: the objective of some rows of a step.
+"""From a loss of the table to numbers: the objective of some rows of a step, and the step's metrics.
 
 sum over terms of  coefficient * sum(weight * loss) / count of the term's unit in the whole step
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,16 +15,33 @@ from torch import Tensor
 
 from prospect.data.dataset import Dataset
 from prospect.errors import ConfigError
+from prospect.losses.modifiers import Motion
 from prospect.losses.numerics import segment_sum
 from prospect.losses.registry import Loss, Modifier, Part, Term, bound
-from prospect.training.inputs import Batch, Tokens
+from prospect.training.batch import Batch, Completions
 
 Function = Callable[..., Tensor]
-ROW_INPUTS = {"desirable", "score", "margin", "z0"}
+
+OF_ROWS = {"desirable", "score", "margin", "z0"}
+"""Inputs that a row has once, be it a pair."""
+SATURATED = 4.0
+"""|implied reward - reference point| beyond which the gradient of a logistic loss is below 7 % of its largest."""
+SUMS = (
+    "objective",
+    "desirable",
+    "undesirable",
+    "reward_desirable",
+    "reward_undesirable",
+    "correct",
+    "saturated",
+    "judged",
+    "decided",
+)
+"""What a step's metrics are made of, as one float64 vector, so that shares of ranks add up in one message."""
 
 
 class Objective:
-    """A loss with its arguments filled in. `counts` of a step come from `count`, a batch's share from calling it."""
+    """A loss with its arguments filled in: `count` is of a step, a call is a batch's share of the step's objective."""
 
     def __init__(self, loss: Loss, arguments: Mapping[str, Any]) -> None:
         self.loss, self.arguments = loss, dict(arguments)
@@ -31,18 +49,29 @@ class Objective:
         modifiers = [(m, bound(m.function, arguments)) for m in loss.modifiers if m.changes != "reference"]
         self.changes: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes != "weight"]
         self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
+        self.pairs = loss.view == "pairs"
+
+    @property
+    def beta(self) -> float:
+        """What turns a log-ratio into an implied reward."""
+        return float(self.arguments.get("beta", self.arguments.get("tau", 1.0)))
+
+    @cached_property
+    def motion(self) -> Motion | None:
+        """How the reference moves, if it does."""
+        return None if self.loss.motion is None else bound(self.loss.motion, self.arguments)()
 
     def count(self, dataset: Dataset, rows: Iterable[int]) -> list[int]:
         """The whole step's examples, pairs or tokens that each term is about, on all ranks. Weights do not count."""
-        found = []
+        counts = []
         for term, _ in self.terms:
             mine = [dataset.examples[i] for i in rows]
-            if self.loss.view != "pairs":
-                mine = [row for row in mine if self._wants(term.rows, bool(row.desirable))]
+            if not self.pairs:
+                mine = [row for row in mine if self._is_about(term.rows, bool(row.desirable))]
             sides = self._sides(term.rows)
             tokens = sum(len(dataset.completion(row, side)) for row in mine for side in sides)
-            found.append(tokens if term.unit == "tokens" else len(mine))
-        return found
+            counts.append(tokens if term.unit == "tokens" else len(mine))
+        return counts
 
     def __call__(self, batch: Batch, counts: list[int]) -> Tensor:
         """The batch's share of the step's objective, a scalar."""
@@ -58,19 +87,91 @@ class Objective:
                 total = total + term.coefficient * self._term(term, function, batch) / count
         return total
 
+    def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
+        """sum(weight * loss) of one term."""
+        sides = self._sides(term.rows)
+        if term.rows != "all" and self.loss.view in ("binary", "scores"):
+            batch = batch.take([k for k, thumb in enumerate(batch.thumbs) if self._is_about(term.rows, thumb)])
+        arguments = [self._input(name, batch, k) for name in term.reads for k in ((0,) if name in OF_ROWS else sides)]
+        loss = function(*arguments)
+        weight = batch.weight
+        if term.unit == "tokens":
+            assert len(sides) == 1, "a loss per token is about one answer of a pair"
+            side = batch.sides[sides[0]]
+            weight = weight.repeat_interleave(side.length, output_size=len(side.token_logp))
+        return (weight * loss).sum()
+
+    def _input(self, name: str, batch: Batch, side: int) -> Tensor:
+        """An input, with the modifiers' changes. A change to token_log_ratio shows in log_ratio too."""
+        completions = batch.sides[side]
+        value: Tensor | None
+        if name in OF_ROWS:
+            value = getattr(batch, name)
+        elif name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
+            value = segment_sum(self._input("token_log_ratio", batch, side), completions.offsets)
+        else:
+            value = getattr(completions, name)
+        assert value is not None, "what a loss reads was computed for it"
+        for change, function in self.changes:
+            if change.changes == name:
+                changed = function(value, *(getattr(completions, other) for other in change.reads))
+                value = changed if change.rows == "all" else self._where(change.rows, batch, side, changed, value)
+        return value
+
+    def _where(self, part: Part, batch: Batch, side: int, changed: Tensor, value: Tensor) -> Tensor:
+        if self.pairs:
+            return changed if side in self._sides(part) else value
+        return torch.where(batch.desirable if part == "desirable" else ~batch.desirable, changed, value)
+
+    def _sides(self, part: Part) -> tuple[int, ...]:
+        return {"all": (0, 1), "desirable": (0,), "undesirable": (1,)}[part] if self.pairs else (0,)
+
+    def _is_about(self, part: Part, desirable: bool) -> bool:
+        return part == "all" or self.loss.view == "text" or desirable == (part == "desirable")
+
+    def sums(self, batch: Batch, share: Tensor, rounding: float) -> Tensor:
+        """SUMS of a batch (9,) float64, on its device and without waiting for it; `share` is its share of the
+        objective. Of pairs, chosen answers count as desirable and rejected as undesirable. A row whose log-ratios lie
+        within `rounding` nats is undecided and half correct: while the policy is its own reference, every row is."""
+        values = [share.double(), *[share.new_zeros((), dtype=torch.float64)] * (len(SUMS) - 1)]
+        if batch.sides[0].token_reference_logp is not None:
+            rewards = [self.beta * side.log_ratio.double() for side in batch.sides]
+            if self.pairs:
+                good, bad = rewards
+                gap = good - bad
+                counts = torch.ones_like(good), torch.ones_like(bad)
+            else:
+                good = bad = rewards[0]
+                desirable = batch.desirable
+                counts = desirable.double(), (~desirable).double()
+                above = rewards[0] - self.beta * (0.0 if batch.z0 is None else batch.z0)
+                gap = torch.where(desirable, above, -above)
+            decided = gap.abs() > self.beta * rounding
+            values[1:] = [
+                counts[0].sum(),
+                counts[1].sum(),
+                (good * counts[0]).sum(),
+                (bad * counts[1]).sum(),
+                torch.where(decided, (gap > 0).double(), 0.5).sum(),
+                (gap.abs() > SATURATED).sum().double(),
+                torch.ones_like(gap).sum(),
+                decided.sum().double(),
+            ]
+        return torch.stack(values)
+
     def rehearse(self) -> None:
         """Compute four made-up rows and their gradient, so that arguments or a function that cannot work are told
         before a model is loaded. Raises ConfigError."""
         reward = torch.tensor([0.0, 0.4, -0.5, 1.2], requires_grad=True)
         lengths = torch.tensor([2, 1, 3, 2])
-        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         reference = torch.linspace(-3.0, -0.2, 8)
 
-        def side(sign: float) -> Tokens:
+        def side(sign: float) -> Completions:
             logp = reference + (sign * reward / lengths).repeat_interleave(lengths)
-            return Tokens(logp, starts, reference, logp.detach().exp().square(), logp * 0)
+            return Completions(logp, bounds, reference, logp.detach().exp().square(), logp * 0)
 
-        sides = (side(1.0), side(-0.5)) if self.loss.view == "pairs" else (side(1.0),)
+        sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
         batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1))
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
@@ -91,49 +192,19 @@ class Objective:
                 "arguments that keep both finite"
             )
 
-    def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
-        """sum(weight * loss) of one term."""
-        sides = self._sides(term.rows)
-        if term.rows != "all" and self.loss.view in ("binary", "scores"):
-            batch = batch.take([k for k, thumb in enumerate(batch.thumbs) if self._wants(term.rows, thumb)])
-        arguments: list[Tensor] = []
-        for name in term.reads:
-            every = (0,) if name in ROW_INPUTS else sides
-            arguments += [self._input(name, batch, side) for side in every]
-        loss = function(*arguments)
-        weight = batch.weight
-        if term.unit == "tokens":
-            assert len(sides) == 1, "a loss per token is about one answer of a pair"
-            side = batch.sides[sides[0]]
-            weight = weight.repeat_interleave(side.read("length"), output_size=len(side.token_logp))
-        return (weight * loss).sum()
 
-    def _input(self, name: str, batch: Batch, side: int) -> Tensor:
-        """An input, with the modifiers' changes. A change to token_log_ratio shows in log_ratio too."""
-        if name in ROW_INPUTS:
-            found: Tensor | None = batch.score if name == "margin" else getattr(batch, name)
-            assert found is not None, "what a loss reads was computed for it"
-            return found
-        tokens = batch.sides[side]
-        if name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
-            value = segment_sum(self._input("token_log_ratio", batch, side), tokens.read("offsets"))
-        else:
-            value = tokens.read(name)
-        for change, function in self.changes:
-            if change.changes == name:
-                changed = function(value, *(tokens.read(other) for other in change.reads))
-                value = changed if change.rows == "all" else self._where(change.rows, batch, side, changed, value)
-        return value
-
-    def _where(self, part: Part, batch: Batch, side: int, changed: Tensor, value: Tensor) -> Tensor:
-        if self.loss.view == "pairs":
-            return changed if side in self._sides(part) else value
-        return torch.where(batch.desirable if part == "desirable" else ~batch.desirable, changed, value)
-
-    def _sides(self, part: Part) -> tuple[int, ...]:
-        if self.loss.view != "pairs":
-            return (0,)
-        return {"all": (0, 1), "desirable": (0,), "undesirable": (1,)}[part]
-
-    def _wants(self, part: Part, desirable: bool) -> bool:
-        return part == "all" or self.loss.view == "text" or desirable == (part == "desirable")
+def step_metrics(totals: list[float]) -> dict[str, Any]:
+    """A step's metrics from its SUMS: means over its rows on all ranks; rewards in beta * nats. A step without a
+    decided row has no accuracy."""
+    s = dict(zip(SUMS, totals, strict=True))
+    metrics: dict[str, Any] = {"loss": s["objective"]}
+    for side in ("desirable", "undesirable"):
+        if s[side]:
+            metrics[f"reward_{side}"] = s[f"reward_{side}"] / s[side]
+    if s["desirable"] and s["undesirable"]:
+        metrics["margin"] = metrics["reward_desirable"] - metrics["reward_undesirable"]
+    if s["judged"]:
+        metrics["saturated"] = s["saturated"] / s["judged"]
+    if s["decided"]:
+        metrics["accuracy"] = s["correct"] / s["judged"]
+    return metrics

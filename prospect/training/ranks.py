@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prospect.engine.device import within_memory
 from prospect.errors import ConfigError, ProspectError, RunError
 
 Shared = TypeVar("Shared")
@@ -172,6 +173,14 @@ def total(values: Tensor) -> Tensor:
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank where it is true on one."""
     return bool(total(torch.tensor(float(flag), device=device))) if world() > 1 else flag
+
+
+def fail_together(work: Callable[[], Shared], device: torch.device) -> Shared:
+    """The result of `work`. Where memory runs out on one rank, raises OutOfMemoryError on all."""
+    result = within_memory(lambda: (work(),))
+    if any_rank(result is None, device) or result is None:
+        raise torch.OutOfMemoryError("out of memory on a rank")
+    return result[0]
 
 
 def gather(value: Shared) -> list[Shared]:

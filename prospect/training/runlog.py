@@ -165,3 +165,15 @@ def tracker(name: str, folder: Path, config: Metrics) -> Send:
             run.log({f"{event}/{k}": v for k, v in numbers.items()}, step=step)
 
     return to_run
+
+
+def progress_line(metrics: Metrics) -> str:
+    """The figures beside the progress bar."""
+    shown = {
+        "loss": "loss {:.4f}",
+        "margin": "margin {:+.3f}",
+        "z0": "z0 {:.3f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "utilisation": "{:.0%} of peak",
+    }
+    return "  ".join(text.format(metrics[name]) for name, text in shown.items() if name in metrics)

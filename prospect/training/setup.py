@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from prospect.data.dataset import Dataset, build_dataset
@@ -27,14 +26,13 @@ from prospect.feedback.records import (
 from prospect.losses import registry
 from prospect.losses.registry import LOSSES, Loss, ReferencePoint
 from prospect.training import conditional, density, ranks
-from prospect.training.budget import KNEE
 from prospect.training.config import TrainConfig
 from prospect.training.job import Job
+from prospect.training.memory import CPU_TOKENS, KNEE
+from prospect.training.objective import Objective
 from prospect.training.rates import LORA_RATE
 from prospect.training.runlog import RunLog
 
-CPU_TOKENS = 4096
-"""Default token budget per micro-batch: beyond this size more tokens at once are no faster."""
 LARGE = 1_000_000_000
 """Parameters from which `--activation-checkpointing auto` saves memory on CUDA."""
 
@@ -193,17 +191,15 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
         policy=policy,
         dataset=training,
         schedule=schedule,
-        loss=loss,
-        arguments=arguments(config, loss, training),
-        point=point,
-        reference=None,
+        objective=Objective(loss, arguments(config, loss, training)),
+        estimator=point,
         config=config,
         log=log,
-        checkpoints=Path(config.out) / "checkpoints",
-        context=policy.context,
         token_budget=budget,
-        rounding=ROUNDING[policy.precision],
         learning_rate=config.learning_rate or loss.learning_rate * (LORA_RATE if adapted else 1.0),
+        rounding=ROUNDING[policy.precision],
+        rank=ranks.rank(),
+        ranks=ranks.world(),
     )
 
 

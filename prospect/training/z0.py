@@ -14,206 +14,188 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.data.schedule import Step, cut
+from prospect.data.schedule import Step
 from prospect.engine.generate import generate
-from prospect.engine.packing import Branches, Ids
+from prospect.engine.packing import Ids
 from prospect.engine.reference import kl_tokens, token_kl
 from prospect.engine.transfer import move, take
 from prospect.errors import ConfigError
 from prospect.losses.numerics import segment_sum
 from prospect.losses.reference_point import Statistics
-from prospect.training import ranks
 from prospect.training.batch import (
-    Micro,
-    matched,
-    mismatched,
-    mismatched_on,
+    Completions,
+    MicroBatch,
+    cut_answers,
+    cut_mismatched,
+    cut_step,
+    mismatched_with,
 )
-from prospect.training.inputs import Tokens
 from prospect.training.job import Job
 
 SAMPLE_TOKENS = 128
 """Longest answer that the estimator `on_policy` asks the policy for."""
 
+Pass = tuple[MicroBatch, MicroBatch | None]
+"""A micro-batch that z0 is estimated from; and the one of training that is computed along with it, or is the same."""
 
-@dataclass
-class Point:
-    """z0 of one step, a scalar or one number per row, None where the loss has none; `state` is the estimator's new one
-    and `figures` what to log. `computed` are the engine's findings with their graph, where the whole step was one
-    micro-batch and they can be used again. Where the gradient goes through z0, `graph` is what it goes through, and
-    `answers` are the policy's own, where z0 was estimated from them."""
 
-    z0: Tensor | None = None
+@dataclass(slots=True)
+class StepZ0:
+    """z0 of one step: a scalar or one number per row, None where the loss has none. `state` is the estimator's next
+    one, `metrics` go into the step's line, and through `graph` a gradient flows."""
+
+    value: Tensor | None = None
     state: Tensor | None = None
-    figures: dict[str, Any] = field(default_factory=dict)
-    computed: Tokens | None = None
-    graph: tuple[Tensor, Tensor, list[Key]] | None = None
-    answers: list[Ids] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    graph: Z0Graph | None = None
 
     def of(self, places: Sequence[int]) -> Tensor | None:
         """z0 of the rows at these places of the step."""
-        return self.z0 if self.z0 is None or self.z0.ndim == 0 else take(self.z0, places)
-
-    def forget(self) -> None:
-        """Drop what an attempt at the gradient has left that ran out of memory."""
-        if self.z0 is not None:
-            self.z0.grad = None
-
-    def backward(self, job: Job, step: Step, by_z0: Tensor | None) -> Tensor:
-        """Add the gradient that flows through z0, where there is a `graph`. The whole step's derivative by z0 is
-        `by_z0`, which is returned; None: what the ranks' micro-batches have left with z0."""
-        assert self.graph is not None and self.z0 is not None, "the caller has looked"
-        z0, values, keys = self.graph
-        if by_z0 is None:
-            by_z0 = torch.zeros_like(self.z0) if self.z0.grad is None else self.z0.grad.clone()
-            ranks.total(by_z0)
-        (by_value,) = torch.autograd.grad(z0, values, by_z0.to(z0), retain_graph=True)  # it may be asked for again
-        place = {key: k for k, key in enumerate(keys)}
-        assert job.point is not None, "a step with z0 has an estimator"
-        for micro, _ in _passes(job, step, job.token_budget, self.answers)[ranks.rank()]:
-            found = _values(job, micro, None, [])
-            weights = take(by_value, [place[key] for key in _keys(micro, step)])
-            (found * weights.to(found.dtype)).sum().backward()
-        return by_z0
+        return self.value if self.value is None or self.value.ndim == 0 else take(self.value, places)
 
 
-def reference_point(job: Job, step: Step, state: Tensor | None, *, at_reference: bool = False) -> Point:
-    """z0 of a step, its new state, and what to log, as tensors on the device. Only the policy's own samples make the
-    host wait for it.
+@dataclass(frozen=True, slots=True)
+class Z0Graph:
+    """What z0 depends on: its `values`, by (place, side), and the micro-batches of this rank that they came from."""
 
-    Where the policy is the reference (`at_reference`), every log-ratio and KL is 0, and its rounding error is not let
-    in: else the error's sign would choose a side of the estimator's clamp, and with it whether a gradient flows.
+    z0: Tensor
+    values: Tensor
+    number: dict[tuple[int, int], int]
+    micro_batches: list[MicroBatch]
+
+    def backward(self, job: Job, by_z0: Tensor) -> None:
+        """Add this rank's share of the gradient that flows through z0, given the whole step's derivative by it."""
+        (by_value,) = torch.autograd.grad(self.z0, self.values, by_z0.to(self.z0), retain_graph=True)
+        for micro_batch in self.micro_batches:
+            values = _values(job, micro_batch, None)
+            slopes = take(by_value, [self.number[key] for key in micro_batch.sides])
+            (values * slopes.to(values.dtype)).sum().backward()
+
+
+def estimate_z0(
+    job: Job,
+    step: Step,
+    micro_batches: Sequence[Sequence[MicroBatch]],
+    state: Tensor | None,
+    *,
+    at_reference: bool = False,
+) -> StepZ0:
+    """z0 of a step, as tensors on the device. Only the policy's own samples make the host wait for it.
+
+    `micro_batches` are the step's, [rank][k]; what training can use again stays with them as `computed`. Where the
+    policy is the reference (`at_reference`), every log-ratio and KL is 0, and its rounding error is not let in: else
+    the error's sign would choose a side of the estimator's clamp, and with it whether a gradient flows.
     """
-    if job.point is None:
-        return Point(state=state)
-    averages = job.point.averages
-    keys: list[Key] = []
-    kept: list[Tokens] = []
-    answers: list[Ids] | None = None
+    estimator = job.estimator
+    if estimator is None:
+        return StepZ0(state=state)
+    passes = job.on_all_ranks(lambda: _passes(job, step, micro_batches))
+    keys = sorted(key for share in passes for micro_batch, _ in share for key in micro_batch.sides)
+    number = {key: k for k, key in enumerate(keys)}
+    mine = passes[job.rank]
 
     def measure() -> Tensor:
-        nonlocal answers
-        kept.clear()
-        if answers is None and averages == "samples":
-            answers = _answers(job, step)
-        passes = _passes(job, step, job.no_grad_budget, answers)
-        keys[:] = sorted(key for mine in passes for micro, _ in mine for key in _keys(micro, step))
-        place = {key: k for k, key in enumerate(keys)}
         values = torch.zeros(len(keys), dtype=torch.float64, device=job.policy.device)
-        for micro, own in passes[ranks.rank()]:
-            where = torch.tensor([place[key] for key in _keys(micro, step)], dtype=torch.int64)
-            with torch.set_grad_enabled(own is not None):
-                values[move(where, values.device)] = _values(job, micro, own, kept).detach().to(values)
+        for micro_batch, training in mine:
+            where = torch.tensor([number[key] for key in micro_batch.sides], dtype=torch.int64)
+            with torch.set_grad_enabled(training is not None):
+                values[move(where, values.device)] = _values(job, micro_batch, training).detach().to(values)
         return values
 
-    values = ranks.total(job.fitting(measure))  # each is one rank's, to which the others add 0
-    if at_reference and averages != "partner_logp":
+    values = job.total(job.on_all_ranks(measure))  # each is one rank's, to which the others add 0
+    if at_reference and estimator.averages != "partner_logp":
         values.zero_()
     through = job.config.z0_gradient and bool(keys)
-    seen = _statistics(job, step, keys, values.requires_grad_(through))
-    z0, state = job.point.function(seen, state)
+    statistics = _statistics(job, step, keys, values.requires_grad_(through))
+    z0, state = estimator.function(statistics, state)
     if z0.ndim and len(z0) != len(step.rows):
         raise ConfigError(
-            f"step {step.index}: the reference point {job.point.name} gave {len(z0)} numbers for {len(step.rows)} "
+            f"step {step.index}: the reference point {estimator.name} gave {len(z0)} numbers for {len(step.rows)} "
             "rows. Return one number, or one for every row"
         )
     through = through and z0.requires_grad  # an estimator may look at its state alone
     leaf = z0.detach().to(values).requires_grad_(through)
-    told: dict[str, Any] = {"z0": leaf.detach().mean()}
+    metrics: dict[str, Any] = {"z0": leaf.detach().mean()}
     if keys:
-        told |= {"z0_raw": seen.mean.detach(), "z0_se": seen.standard_error, "z0_n": len(keys)}
-    graph = (z0, values, keys) if through else None
-    return Point(leaf, state, told, kept[0] if kept else None, graph, answers)
+        metrics |= {"z0_raw": statistics.mean.detach(), "z0_se": statistics.standard_error, "z0_n": len(keys)}
+    graph = Z0Graph(z0, values, number, [micro_batch for micro_batch, _ in mine]) if through else None
+    return StepZ0(leaf, state, metrics, graph)
 
 
-def _statistics(job: Job, step: Step, keys: list[Key], values: Tensor) -> Statistics:
-    own = [job.dataset.examples[step.rows[place]] for place, _ in keys]
-    good = [
-        side == 0 if len(row.branches) == 2 else bool(row.desirable) for row, (_, side) in zip(own, keys, strict=True)
-    ]
-    numbers: dict[int, int] = {}
-    trees = torch.tensor([numbers.setdefault(row.tree, len(numbers)) for row in own], dtype=torch.int64)
-    return Statistics(values, move(torch.tensor(good, dtype=torch.bool), values.device), move(trees, values.device))
-
-
-Pass = tuple[Micro, Micro | None]
-"""What z0 is estimated from; and the training micro-batch that is computed along with it, or is the same."""
-
-
-def _passes(job: Job, step: Step, budget: int, answers: Sequence[Ids] | None) -> list[list[Pass]]:
+def _passes(job: Job, step: Step, micro_batches: Sequence[Sequence[MicroBatch]]) -> list[list[Pass]]:
     """Every rank's passes. Where its share of the step is one micro-batch, training uses what z0 has computed."""
-    assert job.point is not None, "only a step with z0 is measured"
-    averages, world = job.point.averages, ranks.world()
+    assert job.estimator is not None, "only a step with z0 is measured"
+    averages, dataset, partners = job.estimator.averages, job.dataset, job.schedule.partners
+    # Where a gradient flows through z0, the same micro-batches run backward.
+    budget = job.token_budget if job.config.z0_gradient else job.no_grad_budget
+    shares: Sequence[Sequence[MicroBatch]] = micro_batches
     if averages == "nothing":
-        return [[]] * world
-    if answers is not None:
-        return [[(micro, None) for micro in part] for part in _sampled(job, step, budget, answers)]
-    own = matched(job.dataset, step.rows, world, job.token_budget)
-    once = len(own[0]) == 1 and not job.config.z0_gradient and (world == 1 or job.loss.couples == "none")
-    if once and averages == "matched":
-        return [[(micro, micro)] for (micro,) in own]
-    if once and job.point.partners:
-        found = [(mismatched_on(job.dataset, job.schedule.partners, micro, job.context), micro) for (micro,) in own]
-        if all(job.remembers(micro) for both in found for micro in both):
-            return [[both] for both in found]
-    if job.point.partners:
-        own = mismatched(job.dataset, job.schedule.partners, step.rows, world, budget, job.context)
-    else:
-        most = min(budget, kl_tokens(job.policy)) if averages == "token_kl" else budget
-        own = matched(job.dataset, step.rows, world, most)
-    return [[(micro, None) for micro in part if micro.rows] for part in own]
-
-
-Key = tuple[int, int]
-"""A value's place in the step, and its side of a pair."""
-
-
-def _keys(micro: Micro, step: Step) -> list[Key]:
-    place = {row: k for k, row in enumerate(step.rows)}
-    return [
-        (place[row], side) for row, where in zip(micro.rows, micro.where, strict=True) for side in range(len(where))
-    ]
-
-
-def _values(job: Job, micro: Micro, own: Micro | None, kept: list[Tokens]) -> Tensor:
-    """What the estimator averages on a micro-batch, in the order of `_keys`; what training can use goes to `kept`."""
-    assert job.point is not None, "only a step with z0 is measured"
-    averages = job.point.averages
-    if averages == "token_kl":
-        assert job.live is not None, "this estimator has a live reference"
-        per_token, offsets = token_kl(job.policy, job.live, micro.trees)
-        every = segment_sum(per_token, move(offsets, per_token.device))
-    else:
-        if own is not None and own is not micro:
-            mine, found = job.compute_with(own, micro)
-        else:
-            mine = found = job.compute(micro, job.live if averages == "samples" else None)
-        if own is not None:
-            kept.append(mine)
-        every = found.read("logp") / found.read("length") if averages == "partner_logp" else found.read("log_ratio")
-    return take(every, [k for where in micro.where for k in where])
-
-
-def _prompts(job: Job, step: Step) -> list[Ids]:
-    return [job.dataset.trees[job.dataset.examples[i].tree].prompt for i in step.rows]
+        return [[]] * job.ranks
+    once = len(micro_batches[0]) == 1 and not job.config.z0_gradient
+    once = once and (job.ranks == 1 or job.objective.loss.couples == "none")
+    if averages == "matched" and once:
+        return [[(micro_batch, micro_batch) for micro_batch in share if micro_batch.rows] for share in micro_batches]
+    if averages == "samples":
+        shares = cut_answers(dataset, step.rows, _answers(job, step), job.ranks, budget)
+    elif averages == "token_kl" and kl_tokens(job.policy) < job.token_budget:
+        shares = cut_step(dataset, step.rows, job.ranks, kl_tokens(job.policy))
+    elif job.estimator.partners:
+        if once:
+            both = [[(mismatched_with(dataset, partners, m, job.policy.context), m) for m in s] for s in micro_batches]
+            trees = [tree for share in both for pair in share for part in pair for tree in part.trees]
+            if job.shares_prompts(trees):
+                return [[(other, micro_batch) for other, micro_batch in share if other.rows] for share in both]
+        shares = cut_mismatched(dataset, partners, step.rows, job.ranks, budget, job.policy.context)
+    return [[(micro_batch, None) for micro_batch in share if micro_batch.rows] for share in shares]
 
 
 def _answers(job: Job, step: Step) -> list[Ids]:
     """What the policy answers now to the step's prompts. Every rank draws all, so that none depends on the ranks."""
-    prompts = [prompt.tolist() for prompt in _prompts(job, step)]
+    prompts = [job.dataset.trees[job.dataset.examples[i].tree].prompt.tolist() for i in step.rows]
     seed = job.config.seed * 1_000_003 + step.index
     answers = generate(job.policy, prompts, max_new_tokens=SAMPLE_TOKENS, seed=seed)
     return [np.array(answer.ids, dtype=np.int32) for answer in answers]
 
 
-def _sampled(job: Job, step: Step, budget: int, ids: Sequence[Ids]) -> list[list[Micro]]:
-    """The step's prompts with these answers, [rank][micro-batch]."""
-    prompts = _prompts(job, step)
-    costs = [len(prompt) + len(answer) for prompt, answer in zip(prompts, ids, strict=True)]
-    parts = [[[k for k in part if len(ids[k])] for part in mine] for mine in cut(costs, ranks.world(), budget)]
-    return [[_sampled_micro(step, prompts, ids, part) for part in mine if part] for mine in parts]
+def _values(job: Job, micro_batch: MicroBatch, training: MicroBatch | None) -> Tensor:
+    """What the estimator averages of every completion of every row. `training` gets what was computed along with it."""
+    assert job.estimator is not None, "only a step with z0 is measured"
+    averages = job.estimator.averages
+    if averages == "token_kl":
+        assert job.live is not None, "this estimator has a live reference"
+        per_token, offsets = token_kl(job.policy, job.live, micro_batch.trees)
+        values = segment_sum(per_token, move(offsets, per_token.device))
+    else:
+        completions = _completions(job, micro_batch, training)
+        values = completions.logp / completions.length if averages == "partner_logp" else completions.log_ratio
+    return take(values, [number for numbers in micro_batch.numbers for number in numbers])
 
 
-def _sampled_micro(step: Step, prompts: Sequence[Ids], ids: Sequence[Ids], part: Sequence[int]) -> Micro:
-    trees = tuple(Branches(prompts[k], (ids[k],)) for k in part)
-    return Micro(tuple(step.rows[k] for k in part), trees, tuple((k,) for k in range(len(part))))
+def _completions(job: Job, micro_batch: MicroBatch, training: MicroBatch | None) -> Completions:
+    assert job.estimator is not None, "only a step with z0 is measured"
+    if training is None:
+        return job.compute(micro_batch.trees, job.live if job.estimator.averages == "samples" else None)
+    if training is micro_batch:
+        training.computed = job.compute(training.trees)
+        return training.computed
+    place = {tree: k for k, tree in enumerate(_trees(job, training))}
+    further: list[tuple[Ids, ...]] = [()] * len(training.trees)
+    for number, tree in zip(_trees(job, micro_batch), micro_batch.trees, strict=True):
+        further[place[number]] = tree.completions
+    training.computed, completions = job.compute_with(training.trees, further)
+    return completions
+
+
+def _trees(job: Job, micro_batch: MicroBatch) -> list[int]:
+    """The dataset's numbers of a micro-batch's trees, in order."""
+    return list(dict.fromkeys(job.dataset.examples[i].tree for i in micro_batch.rows))
+
+
+def _statistics(job: Job, step: Step, keys: list[tuple[int, int]], values: Tensor) -> Statistics:
+    rows = [job.dataset.examples[step.rows[place]] for place, _ in keys]
+    good = [
+        side == 0 if len(row.branches) == 2 else bool(row.desirable) for row, (_, side) in zip(rows, keys, strict=True)
+    ]
+    numbers: dict[int, int] = {}
+    trees = torch.tensor([numbers.setdefault(row.tree, len(numbers)) for row in rows], dtype=torch.int64)
+    return Statistics(values, move(torch.tensor(good, dtype=torch.bool), values.device), move(trees, values.device))

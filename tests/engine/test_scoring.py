@@ -21,7 +21,7 @@ from prospect.errors import ModelError, RunError
 from prospect.evaluate.scoring import evaluate, log_probs
 from prospect.feedback.records import Example
 from prospect.losses.reference_point import Statistics, prompt_mean
-from prospect.training.inputs import Tokens
+from prospect.training.batch import Completions
 
 Build = Callable[..., Any]
 
@@ -125,12 +125,12 @@ def test_training_sums_in_one_order_and_the_evaluation_the_same_tokens(tiny: Bui
     """index_add on CUDA adds in any order: two passes over the same tokens would differ."""
     policy = tiny("llama")
     output = forward(policy, [Branches(queries()[0][0], tuple(ids for _, ids in queries()[:3]))])
-    tokens = Tokens(output.token_logp, output.offsets, torch.zeros_like(output.token_logp))
-    step = Statistics(tokens.read("log_ratio"), torch.ones(3, dtype=torch.bool), torch.tensor([1, 0, 1]))
+    tokens = Completions(output.token_logp, output.offsets, torch.zeros_like(output.token_logp))
+    step = Statistics(tokens.log_ratio, torch.ones(3, dtype=torch.bool), torch.tensor([1, 0, 1]))
     with Calls() as calls:
-        trained = tokens.read("log_ratio")
+        trained = tokens.log_ratio
         means, _ = prompt_mean(step, None)
-    assert torch.equal(trained, tokens.read("logp"))
+    assert torch.equal(trained, tokens.logp)
     couples = [(queries()[0][0], ids) for _, ids in queries()[:3]]
     evaluated = torch.from_numpy(log_probs(policy, couples, 1000, lambda done, total: None))
     torch.testing.assert_close(trained.double(), evaluated, rtol=1e-6, atol=1e-6)

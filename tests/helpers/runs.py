@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = FAST | {"save_every": 2, "eval_fraction": 0.25, "eval_
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
     """Send the signals (SIGINT) to this process as it begins a step."""
-    original = loop.reference_point
+    original = loop.step_gradient
 
     def interrupt(job: Any, now: Any, *more: Any, **options: Any) -> Any:
         if now.index == step:
@@ -48,7 +48,7 @@ def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
                 os.kill(os.getpid(), number)
         return original(job, now, *more, **options)
 
-    patch.setattr(loop, "reference_point", interrupt)
+    patch.setattr(loop, "step_gradient", interrupt)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

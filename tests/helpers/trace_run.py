@@ -2,7 +2,7 @@
 
 walk = trace(["train", "--model", ..., "--out", ...])
 walk.before        files with a function that runs before the first step
-walk.steps[2]      files with a function that runs in the third step, from one call of `gradient` to the next
+walk.steps[2]      files with a function that runs in the third step, from one call of `step_gradient` to the next
 
 python -m tests.helpers.trace_run prints both for 32 toy rows
 """
@@ -33,7 +33,7 @@ class Walk:
     steps: list[list[str]] = field(default_factory=list)
 
     def enter(self, file: str, function: str) -> None:
-        if file == "training/gradient.py" and function == "gradient":
+        if file == "training/gradient.py" and function == "step_gradient":
             self.steps.append([])
         files = self.steps[-1] if self.steps else self.before
         if file not in files:

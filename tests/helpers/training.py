@@ -13,11 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from prospect.engine.packing import Query
 from prospect.engine.reference import LiveReference
 from prospect.losses.registry import LOSSES
-from prospect.training.gradient import gradient
+from prospect.training.batch import MicroBatch, cut_step
+from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
-from prospect.training.z0 import reference_point
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -84,9 +85,19 @@ def gradients(job: Job, step: int = 0, *, at_reference: bool = False) -> tuple[G
     """The loop's gradient of one step at the current weights."""
     for _, p in job.policy.trainable():
         p.grad = None
-    point = reference_point(job, job.schedule.steps[step], None, at_reference=at_reference)
-    totals = gradient(job, job.schedule.steps[step], point).tolist()
-    return {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}, point.z0, totals
+    z0, totals = step_gradient(job, job.schedule.steps[step], None, at_reference=at_reference)
+    grads = {name: p.grad.clone() for name, p in job.policy.trainable() if p.grad is not None}
+    return grads, z0.value, totals.tolist()
+
+
+def micro_batches(job: Job, step: int = 0) -> list[MicroBatch]:
+    """Those of a step, in one process."""
+    return cut_step(job.dataset, job.schedule.steps[step].rows, 1, job.token_budget)[0]
+
+
+def queries(micro_batch: MicroBatch) -> list[Query]:
+    """The completions in the order of the engine's output."""
+    return [(tree.prompt, completion) for tree in micro_batch.trees for completion in tree.completions]
 
 
 def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
@@ -146,13 +157,13 @@ def data(name: str) -> list[dict[str, Any]]:
 def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) -> Job:
     options = {"batch_size": 8, "loss": name, "weights": "none"} | options
     job = make_job(data(name.partition(":")[0] if name not in LOSSES else name), folder, **options)
-    if job.loss.value_head:
+    if job.objective.loss.value_head:
         job.policy.add_value_head(0)
     return job
 
 
 def with_live(job: Job) -> None:
-    if job.needs_live:
+    if job.objective.loss.motion or (job.estimator is not None and job.estimator.live):
         job.live = LiveReference(job.policy)
-        if job.loss.motion:
+        if job.objective.loss.motion:
             job.reference = job.live

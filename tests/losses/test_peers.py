@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prospect.losses.registry import arguments, find, modified
-from prospect.training.inputs import Batch, Tokens
+from prospect.training.batch import Batch, Completions
 from prospect.training.objective import Objective
 
 FROZEN = Path(__file__).with_name("peers.json")
@@ -206,7 +206,7 @@ def ours(case: Case, given: Answers) -> Tensor:
     sides = []
     for logp, reference, square_sums, mask in halves[:1] if loss.view == "text" else halves:
         offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
-        sides.append(Tokens(logp[mask], offsets, reference[mask], square_sums[mask]))
+        sides.append(Completions(logp[mask], offsets, reference[mask], square_sums[mask]))
     rows = len(sides[0].offsets) - 1
     z0 = torch.tensor(case.z0, dtype=case.dtype)
     batch = Batch(tuple(sides), torch.ones(rows, dtype=case.dtype), tuple(given.liked[:rows].tolist()), z0=z0)

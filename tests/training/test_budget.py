@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from prospect import training as train
-from prospect.training import budget, ranks
+from prospect import run as run_module
+from prospect.run import train
 from prospect.training import job as job_module
-from prospect.training.batch import matched
-from prospect.training.budget import (
+from prospect.training import memory, ranks
+from prospect.training.batch import cut_step
+from prospect.training.memory import (
     KNEE,
     SHARE,
     CudaMeter,
@@ -65,16 +66,16 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMeter], FakeMeter]
     def watch(meter: FakeMeter) -> FakeMeter:
         original = job_module.compute
 
-        def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-            meter.tokens.append(sum(len(t.prompt) + sum(map(len, t.completions)) for t in micro.trees))
+        def compute(policy: Any, trees: Any, *args: Any, **options: Any) -> Any:
+            meter.tokens.append(sum(len(t.prompt) + sum(map(len, t.completions)) for t in trees))
             if meter.tokens[-1] > meter.limit:
                 raise torch.cuda.OutOfMemoryError
-            return original(policy, micro, *args, **options)
+            return original(policy, trees, *args, **options)
 
         monkeypatch.setattr(job_module, "compute", compute)
         return meter
 
-    monkeypatch.setattr(budget, "SMALL", 64)
+    monkeypatch.setattr(memory, "SMALL", 64)
     return watch
 
 
@@ -86,11 +87,11 @@ def longest_row(job: Any) -> int:
 def test_two_sizes_are_measured_after_a_warm_up(make_job: MakeJob, watched: Any, loss: str) -> None:
     rows = pairs(12) if loss == "dpo" else thumbs(12)
     job = make_job(rows, loss=loss)
-    if job.loss.value_head:
+    if job.objective.loss.value_head:
         job.policy.add_value_head(0)
     state = 8 * job.policy.trainable_parameters
     meter = watched(FakeMeter(5000, 70, state + round((5000 + 70 * 1000) / SHARE) + 1))
-    assert budget.settle(job, meter)
+    assert memory.settle_budget(job, meter)
     warm, small, large = meter.tokens
     assert warm == small >= 64 and 2 * small <= large <= 2 * small + longest_row(job)
     assert job.token_budget == 1000
@@ -99,7 +100,7 @@ def test_two_sizes_are_measured_after_a_warm_up(make_job: MakeJob, watched: Any,
 
 def test_where_even_the_measurement_does_not_fit(make_job: MakeJob, watched: Any) -> None:
     job = make_job(thumbs(12))
-    assert budget.settle(job, watched(FakeMeter(0, 1, 10**9, limit=100)))
+    assert memory.settle_budget(job, watched(FakeMeter(0, 1, 10**9, limit=100)))
     assert job.token_budget == longest_row(job)
     assert all(p.grad is None for _, p in job.policy.trainable())
 
@@ -107,26 +108,26 @@ def test_where_even_the_measurement_does_not_fit(make_job: MakeJob, watched: Any
 def test_all_ranks_take_the_least(make_job: MakeJob, watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(thumbs(12))
     monkeypatch.setattr(ranks, "gather", lambda mine: [mine, 321, 5000])
-    assert budget.settle(job, watched(FakeMeter(0, 1, 10**9)))
+    assert memory.settle_budget(job, watched(FakeMeter(0, 1, 10**9)))
     assert job.token_budget == 321
 
 
 def test_who_is_not_asked(make_job: MakeJob, watched: Any) -> None:
     meter = watched(FakeMeter(0, 1, 10**9))
     job = make_job(thumbs(12), token_budget=77)
-    assert not budget.settle(job, meter) and job.token_budget == 77
+    assert not memory.settle_budget(job, meter) and job.token_budget == 77
     job = make_job(thumbs(12), folder="other", device="cpu")
-    assert not budget.settle(job)
+    assert not memory.settle_budget(job)
     job.policy.model.requires_grad_(False)
-    assert not budget.settle(job, meter)
+    assert not memory.settle_budget(job, meter)
     assert not meter.tokens
 
 
 def test_it_is_written_down(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle = budget.settle
+    settle = memory.settle_budget
     meter = FakeMeter(0, 1, 0)
     meter.tokens, meter.peak = [], lambda work: 100  # type: ignore[method-assign]
-    monkeypatch.setattr(budget, "settle", lambda job: settle(job, meter))
+    monkeypatch.setattr(run_module, "settle_budget", lambda job: settle(job, meter))
     train(model, thumbs(8), tmp_path / "run", max_steps=1, precision="fp32", samples=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"]["token_budget"] == KNEE
 
@@ -134,7 +135,7 @@ def test_it_is_written_down(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @needs_gpu
 def test_measured_for_real(make_job: MakeJob) -> None:
     job = make_job(thumbs(64), precision="bf16", device="cuda")
-    assert budget.settle(job)
+    assert memory.settle_budget(job)
     assert longest_row(job) <= job.token_budget <= KNEE
     meter = CudaMeter(job.policy.device)
     assert meter.free() > 0
@@ -149,13 +150,13 @@ def test_running_out_of_memory_for_real(make_job: MakeJob, monkeypatch: pytest.M
     for job in (plain, tight):
         move(job)
     expected = gradients(plain)[0]
-    assert len(matched(tight.dataset, tight.schedule.steps[0].rows, 1, 400)[0]) == 1
+    assert len(cut_step(tight.dataset, tight.schedule.steps[0].rows, 1, 400)[0]) == 1
 
     def short_of_memory(original: Any) -> Any:
-        def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-            if len(micro.trees) > 4 and torch.is_grad_enabled():
+        def compute(policy: Any, trees: Any, *args: Any, **options: Any) -> Any:
+            if len(trees) > 4 and torch.is_grad_enabled():
                 torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-            return original(policy, micro, *args, **options)
+            return original(policy, trees, *args, **options)
 
         return compute
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from prospect.errors import ConfigError, DataError
 from prospect.losses.registry import LOSSES, bound
 from prospect.training import loop
-from prospect.training.gradient import gradient
-from prospect.training.inputs import Tokens
+from prospect.training.batch import Completions
+from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
-from prospect.training.z0 import reference_point
 from tests.helpers.training import (
     MakeJob,
     close,
@@ -31,8 +30,9 @@ from tests.helpers.training import (
 
 def independent(job: Job, start: Job) -> Tensor:
     """The objective of the first step, each sequence by itself through the models' own forward, each term by hand."""
+    loss = job.objective.loss
     rows = [job.dataset.examples[i] for i in job.schedule.steps[0].rows]
-    sides = 2 if job.loss.view == "pairs" else 1
+    sides = 2 if job.objective.loss.view == "pairs" else 1
     tokens: list[list[Tensor]] = [[] for _ in range(sides)]
     before: list[list[Tensor]] = [[] for _ in range(sides)]
     for row in rows:
@@ -40,21 +40,21 @@ def independent(job: Job, start: Job) -> Tensor:
             prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row, side)
             tokens[side].append(logp(job, prompt, answer))
             before[side].append(logp(start, prompt, answer).detach())
-    point = reference_point(job, job.schedule.steps[0], None)
+    z0 = step_gradient(job, job.schedule.steps[0], None)[0].value
     there = {"device": job.policy.device}
     up = torch.tensor([bool(row.desirable) for row in rows], **there)
     total = torch.zeros((), dtype=torch.float64)
-    for term in job.loss.terms:
+    for term in job.objective.loss.terms:
         keep = [
             k for k in range(len(rows))
-            if term.rows == "all" or job.loss.view in ("pairs", "text") or bool(up[k]) == (term.rows == "desirable")
+            if term.rows == "all" or loss.view in ("pairs", "text") or bool(up[k]) == (term.rows == "desirable")
         ]  # fmt: skip
         every = range(sides) if term.rows == "all" else [0] if sides == 1 or term.rows == "desirable" else [1]
         found: list[Any] = []
         for name in term.reads:
             if name in ("desirable", "z0", "score", "margin"):
                 scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
-                found.append({"desirable": up[keep], "z0": point.z0, "score": scores, "margin": scores}[name])
+                found.append({"desirable": up[keep], "z0": z0, "score": scores, "margin": scores}[name])
                 continue
             for side in every:
                 mine, theirs = [tokens[side][k] for k in keep], [before[side][k] for k in keep]
@@ -69,13 +69,13 @@ def independent(job: Job, start: Job) -> Tensor:
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
                 }[name]())  # fmt: skip
-        loss = bound(term.function, job.arguments)(*found)
+        values = bound(term.function, job.objective.arguments)(*found)
         weight = torch.tensor([rows[k].weight for k in keep], dtype=torch.float64, **there)
         if term.unit == "tokens":
             lengths = torch.tensor([len(tokens[every[0]][k]) for k in keep], **there)
-            total = total + term.coefficient * (loss * weight.repeat_interleave(lengths)).sum() / int(lengths.sum())
+            total = total + term.coefficient * (values * weight.repeat_interleave(lengths)).sum() / int(lengths.sum())
         else:
-            total = total + term.coefficient * (loss * weight).sum() / len(keep)
+            total = total + term.coefficient * (values * weight).sum() / len(keep)
     return total
 
 
@@ -172,8 +172,8 @@ def test_a_moving_reference_moves_when_it_is_due(make_job: MakeJob) -> None:
     seen: list[dict[str, Tensor]] = []
     original = loop._move_reference
 
-    def watch(live: Any, motion: Any, step: int, *, behind: bool) -> None:
-        original(live, motion, step, behind=behind)
+    def watch(job: Job, step: int, *, behind: bool) -> None:
+        original(job, step, behind=behind)
         if not behind:
             seen.append({name: p.detach().clone() for name, p in job.policy.trainable()})
 
@@ -237,9 +237,9 @@ def test_what_does_not_fit_is_refused(make_job: MakeJob, options: dict[str, Any]
 
 
 def test_tokens_tell_the_sums() -> None:
-    tokens = Tokens(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0, 1, 3]), torch.tensor([-1.5, -2.0, -1.0]))
-    assert tokens.read("logp").tolist() == [-1.0, -5.0] and tokens.read("length").tolist() == [1, 2]
-    assert tokens.read("log_ratio").tolist() == [0.5, -2.0] and tokens.read("reference_logp").tolist() == [-1.5, -3.0]
+    tokens = Completions(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0, 1, 3]), torch.tensor([-1.5, -2.0, -1.0]))
+    assert tokens.logp.tolist() == [-1.0, -5.0] and tokens.length.tolist() == [1, 2]
+    assert tokens.log_ratio.tolist() == [0.5, -2.0] and tokens.reference_logp.tolist() == [-1.5, -3.0]
 
 
 def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: MakeJob) -> None:
@@ -247,5 +247,5 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
     move(job)
     assert job.policy.value_head is not None
     step = job.schedule.steps[0]
-    gradient(job, step, reference_point(job, step, None))
+    step_gradient(job, step, None)
     assert all(p.grad is not None for p in job.policy.value_head.parameters())

@@ -32,7 +32,7 @@ from prospect.evaluate.heldout import read_evaluation
 from prospect.losses import registry
 from prospect.run import train
 from prospect.training import folder as runfolder
-from prospect.training import interrupt, loop
+from prospect.training import loop
 from tests.helpers.runs import OPTIONS, lines, same_run, stop_at
 from tests.helpers.training import make_model, thumbs, write_rows
 
@@ -274,9 +274,9 @@ def test_every_polite_end_saves(
 
 def test_a_second_ctrl_c_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(interrupt.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
     before = signal.getsignal(signal.SIGINT)
-    with interrupt.interruptible() as stop:
+    with loop.interruptible() as stop:
         assert not stop()
         for number in (signal.SIGINT, signal.SIGINT):
             os.kill(os.getpid(), number)
@@ -291,7 +291,7 @@ def test_a_second_ctrl_c_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_nohup_stays_in_force() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interrupt.interruptible() as stop:
+        with loop.interruptible() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop()
     finally:

@@ -15,14 +15,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.errors import ModelError, NonFiniteError
+from prospect.losses import registry
 from prospect.training import job as job_module
 from prospect.training import loop, ranks
-from prospect.training import statistics as figures
-from prospect.training.batch import matched, mismatched, mismatched_on
-from prospect.training.gradient import gradient
-from prospect.training.inputs import Batch, Tokens
-from prospect.training.z0 import reference_point
-from tests.helpers.training import Gradients, MakeJob, close, expected_gradient, gradients, logp, move, pairs, thumbs
+from prospect.training.batch import Batch, Completions, cut_mismatched, cut_step, mismatched_with
+from prospect.training.gradient import gradient, step_gradient
+from prospect.training.objective import Objective, step_metrics
+from prospect.training.z0 import estimate_z0
+from tests.helpers.training import (
+    Gradients,
+    MakeJob,
+    close,
+    expected_gradient,
+    gradients,
+    logp,
+    micro_batches,
+    move,
+    pairs,
+    queries,
+    thumbs,
+)
 
 
 @pytest.mark.parametrize("point", ["mismatched", "unclamped", "zero"])
@@ -48,7 +60,7 @@ def test_kto_is_the_papers_objective(make_job: MakeJob, point: str) -> None:
     objective = torch.zeros((), dtype=torch.float64)
     for i in rows:
         row, u = job.dataset.examples[i], 0.3 * (r(i, i) - z0)
-        weight = job.arguments["desirable_weight"] if row.desirable else 1.7
+        weight = job.objective.arguments["desirable_weight"] if row.desirable else 1.7
         objective = objective + row.weight * weight * (1 - torch.sigmoid(u if row.desirable else -u)) / len(rows)
     got, got_z0, totals = gradients(job)
     assert got_z0 is not None and got_z0.item() == pytest.approx(z0.item(), abs=1e-12)
@@ -92,8 +104,8 @@ def test_sft_is_the_token_mean_of_the_step(make_job: MakeJob) -> None:
 def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str, rows: list[dict[str, Any]]) -> None:
     """One micro-batch and eight give the same gradient to 1e-12 in float64, weights after five steps to 1e-10."""
     whole, parts = make_job(rows, loss=loss, epochs=5), make_job(rows, "other", loss=loss, epochs=5, token_budget=24)
-    cut = matched(parts.dataset, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
-    assert len(cut) >= 4 and len(matched(whole.dataset, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
+    cut = cut_step(parts.dataset, parts.schedule.steps[0].rows, 1, parts.token_budget)[0]
+    assert len(cut) >= 4 and len(cut_step(whole.dataset, whole.schedule.steps[0].rows, 1, whole.token_budget)[0]) == 1
     for job in (whole, parts):
         move(job)
     close(gradients(whole)[0], gradients(parts)[0], 1e-12)
@@ -155,11 +167,12 @@ def test_rounding_errors_are_no_accuracy(make_job: MakeJob, loss: str, precision
 
 
 def test_a_row_within_rounding_is_half_right() -> None:
-    tokens = Tokens(torch.tensor([0.5, 1e-5, -0.5, 0.5]).double(), torch.arange(5), torch.zeros(4).double())
+    tokens = Completions(torch.tensor([0.5, 1e-5, -0.5, 0.5]).double(), torch.arange(5), torch.zeros(4).double())
     batch = Batch((tokens,), torch.ones(4).double(), (True, True, True, False), None)
-    found = figures.means(figures.sums(batch, torch.zeros(()), beta=0.1, pairs=False, rounding=1e-3).tolist())
+    objective = Objective(registry.find("kto"), registry.arguments(registry.find("kto"), {}))
+    found = step_metrics(objective.sums(batch, torch.zeros(()), 1e-3).tolist())
     assert found["accuracy"] == (1 + 0.5 + 0 + 0) / 4
-    still = figures.means(figures.sums(batch, torch.zeros(()), beta=0.1, pairs=False, rounding=1.0).tolist())
+    still = step_metrics(objective.sums(batch, torch.zeros(()), 1.0).tolist())
     assert "accuracy" not in still and "saturated" in still
 
 
@@ -169,13 +182,13 @@ def test_a_step_starts_without_the_gradients_of_the_last(make_job: MakeJob, monk
     before: list[Any] = []
     alive: list[int] = []
 
-    def watched(*args: Any) -> Tensor:
+    def watched(*args: Any, **options: Any) -> Any:
         alive.append(sum(of() is not None for of in before))
-        found = gradient(*args)
+        found = step_gradient(*args, **options)
         before[:] = [weakref.ref(p.grad) for _, p in job.policy.trainable() if p.grad is not None]
         return found
 
-    monkeypatch.setattr(loop, "gradient", watched)
+    monkeypatch.setattr(loop, "step_gradient", watched)
     loop.fit(job)
     assert before and len(alive) > 1 and not any(alive)
 
@@ -183,16 +196,16 @@ def test_a_step_starts_without_the_gradients_of_the_last(make_job: MakeJob, monk
 def test_a_step_contains_each_partner_once(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
     for step in job.schedule.steps:
-        micros = mismatched(job.dataset, job.schedule.partners, step.rows, 1, 10_000, job.context)[0]
-        asked = sorted(q[1].tobytes() for micro in micros for q in micro.queries)
+        micros = cut_mismatched(job.dataset, job.schedule.partners, step.rows, 1, 10_000, job.policy.context)[0]
+        asked = sorted(q[1].tobytes() for micro in micros for q in queries(micro))
         assert asked == sorted(job.dataset.completion(job.dataset.examples[i]).tobytes() for i in step.rows)
 
 
 def test_partners_are_cut_to_the_context(make_job: MakeJob) -> None:
     job = make_job(thumbs(16))
     rows = range(len(job.dataset.examples))
-    micros = mismatched(job.dataset, job.schedule.partners, rows, 1, 10_000, 8)[0]
-    assert all(len(prompt) + len(completion) <= 8 for micro in micros for prompt, completion in micro.queries)
+    micros = cut_mismatched(job.dataset, job.schedule.partners, rows, 1, 10_000, 8)[0]
+    assert all(len(prompt) + len(completion) <= 8 for micro in micros for prompt, completion in queries(micro))
 
 
 def test_a_nan_names_its_rows_and_takes_no_step(make_job: MakeJob) -> None:
@@ -274,10 +287,10 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step(
     expected = gradients(plain)[0]
 
     def short_of_memory(original: Any) -> Any:
-        def compute(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-            if sum(len(q[0]) + len(q[1]) for q in micro.queries) > 60 and torch.is_grad_enabled():
+        def compute(policy: Any, trees: Any, *args: Any, **options: Any) -> Any:
+            if sum(len(t.prompt) + len(c) for t in trees for c in t.completions) > 60 and torch.is_grad_enabled():
                 raise torch.cuda.OutOfMemoryError
-            return original(policy, micro, *args, **options)
+            return original(policy, trees, *args, **options)
 
         return compute
 
@@ -292,20 +305,20 @@ def test_an_idle_rank_computes_nothing_that_counts(make_job: MakeJob, monkeypatc
     job = make_job(thumbs(4), batch_size=2)
     move(job)
     whole = gradients(job)[0]
-    point = reference_point(job, job.schedule.steps[0], None)
+    step = job.schedule.steps[0]
+    z0 = estimate_z0(job, step, [micro_batches(job)], None)
     total: Gradients = {name: torch.zeros_like(g) for name, g in whole.items()}
-    monkeypatch.setattr(ranks, "world", lambda: 5)
     monkeypatch.setattr(ranks, "total", lambda values: values)
     monkeypatch.setattr(ranks, "any_rank", lambda flag, device: flag)
     monkeypatch.setattr(ranks, "sum_gradients", lambda parameters: None)
     for rank in range(5):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        job.rank, job.ranks = rank, 5
         for _, p in job.policy.trainable():
             p.grad = None
-        gradient(job, job.schedule.steps[0], point)
+        gradient(job, step, cut_step(job.dataset, step.rows, 5, job.token_budget)[rank], z0)
         for name, p in job.policy.trainable():
-            assert p.grad is not None
-            total[name] += p.grad
+            if p.grad is not None:
+                total[name] += p.grad
     close(total, whole, 1e-12)
 
 
@@ -340,8 +353,8 @@ def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob
     """In bfloat16. Training's numbers and gradients are the same as alone, to the bit."""
     job = make_job(thumbs(8), precision="bf16")
     move(job)
-    (micro,) = matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
-    more = mismatched_on(job.dataset, job.schedule.partners, micro, job.context)
+    (micro,) = cut_step(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    more = mismatched_with(job.dataset, job.schedule.partners, micro, job.policy.context)
     parameters = dict(job.policy.trainable())
     casts: Counter[int] = Counter()
 
@@ -352,27 +365,27 @@ def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob
             return func(*args, **(kwargs or {}))
 
     with Counting():
-        mine, beside = job.compute_with(micro, more)
+        mine, beside = job.compute_with(micro.trees, [tree.completions for tree in more.trees])
     found = torch.autograd.grad(mine.token_logp.sin().sum(), list(parameters.values()))
     once = [p for name, p in parameters.items() if name.endswith(("q_proj.weight", "o_proj.weight", "up_proj.weight"))]
     assert once and all(casts[p.data_ptr()] == 1 for p in once)
 
-    alone = job.compute(micro)
+    alone = job.compute(micro.trees)
     expected = torch.autograd.grad(alone.token_logp.sin().sum(), list(parameters.values()))
     assert torch.equal(mine.token_logp, alone.token_logp)
     for name, a, b in zip(parameters, found, expected, strict=True):
         assert torch.equal(a.to_dense(), b.to_dense()) and a.to_dense().any(), name
     with torch.no_grad():
-        torch.testing.assert_close(beside.token_logp, job.compute(more).token_logp, rtol=0, atol=0.05)
+        torch.testing.assert_close(beside.token_logp, job.compute(more.trees).token_logp, rtol=0, atol=0.05)
 
 
 def test_preflight_goes_on_with_smaller_micro_batches(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job, original = make_job(thumbs(16)), job_module.compute
 
-    def small(policy: Any, micro: Any, *args: Any, **options: Any) -> Any:
-        if len(micro.trees) > 2:
+    def small(policy: Any, trees: Any, *args: Any, **options: Any) -> Any:
+        if len(trees) > 2:
             raise torch.OutOfMemoryError
-        return original(policy, micro, *args, **options)
+        return original(policy, trees, *args, **options)
 
     monkeypatch.setattr(job_module, "compute", small)
     loop.preflight(job)

@@ -47,7 +47,7 @@ def test_a_value_function_and_a_reference_point_from_a_file(make_job: MakeJob) -
     a, b = gradients(mine)[0], gradients(published)[0]
     assert all(torch.allclose(a[name], b[name], rtol=1e-9, atol=1e-15) for name in a)
     job = make_job(thumbs(8), "third", reference_point=MINE + "median_of_partners")
-    assert job.point is not None and job.point.averages == "partners" and gradients(job)[1] is not None
+    assert job.estimator is not None and job.estimator.averages == "partners" and gradients(job)[1] is not None
 
 
 @pytest.mark.parametrize(
@@ -154,17 +154,17 @@ def test_state_survives_an_interruption(
     """To the same bits: the moving reference, the running mean, the value head, the samples."""
     given = {**FAST, **options}
     whole = train(model, thumbs(32), tmp_path / "whole", **given)
-    original = loop.reference_point
+    original = loop.step_gradient
 
     def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return original(job, step, state, **options)
 
-    monkeypatch.setattr(loop, "reference_point", interrupt)
+    monkeypatch.setattr(loop, "step_gradient", interrupt)
     with pytest.raises(Interrupted):
         train(model, thumbs(32), tmp_path / "parts", **given)
-    monkeypatch.setattr(loop, "reference_point", original)
+    monkeypatch.setattr(loop, "step_gradient", original)
     parts = train(data=thumbs(32), out=tmp_path / "parts", resume=True)
     assert steps(parts) == steps(whole)
     for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):

@@ -10,8 +10,8 @@ import pytest
 from prospect.engine.packing import Query
 from prospect.engine.reference import row_key
 from prospect.run import reference_table
-from prospect.training.batch import matched, mismatched
-from tests.helpers.training import MakeJob, pairs, thumbs
+from prospect.training.batch import cut_mismatched, cut_step
+from tests.helpers.training import MakeJob, pairs, queries, thumbs
 
 
 def keys(queries: list[Query]) -> set[bytes]:
@@ -25,11 +25,11 @@ def test_the_rows_queries_are_those_of_their_micro_batches(
 ) -> None:
     job = make_job(rows, loss=loss)
     numbers, partners = range(len(job.dataset.examples)), job.schedule.partners
-    micros = matched(job.dataset, numbers, 1, 50)[0]
-    assert keys(job.dataset.answered(numbers)) == keys([q for micro in micros for q in micro.queries])
+    micros = cut_step(job.dataset, numbers, 1, 50)[0]
+    assert keys(job.dataset.answered(numbers)) == keys([q for micro in micros for q in queries(micro)])
     if loss == "kto":
-        micros = mismatched(job.dataset, partners, numbers, 1, 50, context)[0]
-        assert keys(job.dataset.mismatched(numbers, partners, context)) == keys([q for m in micros for q in m.queries])
+        micros = cut_mismatched(job.dataset, partners, numbers, 1, 50, context)[0]
+        assert keys(job.dataset.mismatched(numbers, partners, context)) == keys([q for m in micros for q in queries(m)])
         assert job.dataset.mismatched(numbers, [-1] * len(numbers), context) == []
         assert job.dataset.mismatched(numbers, partners, 1) == []
 

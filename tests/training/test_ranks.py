@@ -27,23 +27,23 @@ FAULTS = {
     "deaf": (  # a rank that stays alive and never comes to the meeting
         "from prospect.training import loop\n"
         "import time\n"
-        "original = loop.gradient\n"
+        "original = loop.step_gradient\n"
         "def gradient(job, step, *more, **options):\n"
         "    if rank == 1 and step.index == 2:\n"
         "        raise ValueError('the second rank has a fault')\n"
         "    return original(job, step, *more, **options)\n"
-        "loop.gradient = gradient\n"
+        "loop.step_gradient = gradient\n"
         "linger = 8\n",
         "the second rank has a fault",
     ),
     "killed": (
         "from prospect.training import loop\n"
-        "original = loop.gradient\n"
+        "original = loop.step_gradient\n"
         "def gradient(job, step, *more, **options):\n"
         "    if rank == 1 and step.index == 2:\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return original(job, step, *more, **options)\n"
-        "loop.gradient = gradient\n",
+        "loop.step_gradient = gradient\n",
         "has lost another rank",
     ),
 }

@@ -78,18 +78,18 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 ) -> None:
     rows, given = thumbs(48), FAST | {"epochs": 2} | options
     whole = train(model, rows, tmp_path / "whole", **given)
-    original = loop.reference_point
+    original = loop.step_gradient
 
     def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return original(job, step, state, **options)
 
-    monkeypatch.setattr(loop, "reference_point", interrupt)
+    monkeypatch.setattr(loop, "step_gradient", interrupt)
     with pytest.raises(Interrupted, match="stopped after step 5 of .*--resume --out"):
         train(model, rows, tmp_path / "parts", **given)
     assert not (tmp_path / "parts" / "model").exists()
-    monkeypatch.setattr(loop, "reference_point", original)
+    monkeypatch.setattr(loop, "step_gradient", original)
     parts = train(data=rows, out=tmp_path / "parts", resume=True)
     assert steps(parts) == steps(whole)
     for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):

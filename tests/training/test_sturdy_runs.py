@@ -16,7 +16,7 @@ from prospect.engine.load import load
 from prospect.engine.lora import merge
 from prospect.errors import RunError
 from prospect.run import train
-from prospect.training import density, inputs, loop
+from prospect.training import batch, density, loop
 from prospect.training import job as job_module
 from tests.helpers.training import MakeJob, gradients, thumbs
 
@@ -103,7 +103,7 @@ def test_density_weights_and_steps_need_no_more_memory_than_there_is(
 
         return forward
 
-    for module in (density, inputs):
+    for module in (density, batch):
         monkeypatch.setattr(module, "forward", short_of_memory(module.forward))
     torch.testing.assert_close(
         torch.from_numpy(density.embeddings(job.policy, job.dataset)), torch.from_numpy(expected)

@@ -17,10 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine.forward import forward
 from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS
-from prospect.training.batch import matched
-from prospect.training.gradient import gradient
+from prospect.training.batch import cut_step
+from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
-from prospect.training.z0 import reference_point
 from tests.helpers.needs import needs_gpu
 from tests.helpers.training import MakeJob, job_of, thumbs, with_live
 
@@ -153,7 +152,7 @@ def test_the_watch_sees() -> None:
 def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
     job = make_job(thumbs(16, per_prompt=2), precision="fp32")
     job.policy.checkpoint_activations(checkpointed)
-    (micro,) = matched(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
+    (micro,) = cut_step(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)[0]
     with Watch() as watch:
         forward(job.policy, micro.trees).token_logp.sum().backward()
     assert not watch.waits
@@ -187,7 +186,7 @@ def test_a_step_up_to_its_gradient(make_job: MakeJob, way: dict[str, Any], budge
     job = job_for(make_job, way, precision="fp32", token_budget=budget)
     step = job.schedule.steps[0]
     with Watch() as watch:
-        gradient(job, step, reference_point(job, step, None))
+        step_gradient(job, step, None)
     assert not watch.waits
 
 
@@ -198,10 +197,10 @@ def test_a_step_on_a_gpu(make_job: MakeJob, way: dict[str, Any], budget: int) ->
     """The same, watched by PyTorch: no operator and no copy of a step up to its gradient waits."""
     job = job_for(make_job, way, precision="bf16", device="cuda", token_budget=budget)
     step = job.schedule.steps[0]
-    gradient(job, step, reference_point(job, step, None))  # what is built once
+    step_gradient(job, step, None)  # what is built once
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        gradient(job, step, reference_point(job, step, None))
+        step_gradient(job, step, None)
     finally:
         torch.cuda.set_sync_debug_mode("default")

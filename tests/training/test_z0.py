@@ -12,8 +12,8 @@ import torch
 from prospect.errors import ConfigError
 from prospect.losses.registry import REFERENCE_POINTS
 from prospect.training import job as job_module
-from prospect.training.batch import matched
-from prospect.training.z0 import reference_point
+from prospect.training.batch import cut_step
+from prospect.training.gradient import step_gradient
 from tests.helpers.training import MakeJob, close, gradients, job_of, move, thumbs, with_live
 
 
@@ -111,14 +111,14 @@ def test_running_out_of_memory_changes_nothing(
 def test_estimators_of_ones_own(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that gives too few numbers is refused; through one that looks at no value flows no gradient."""
     job = job_of(make_job, "kto", **THROUGH)
-    assert job.point is not None
-    job.point = replace(job.point, name="mine.py:half", function=lambda step, state: (step.values[:3], state))
+    assert job.estimator is not None
+    job.estimator = replace(job.estimator, name="mine.py:half", function=lambda step, state: (step.values[:3], state))
     with pytest.raises(ConfigError, match=r"step 1: .*mine.py:half gave 3 numbers for 8 rows"):
         gradients(job)
-    job.point = replace(job.point, function=lambda step, state: (torch.ones(()), state))
+    job.estimator = replace(job.estimator, function=lambda step, state: (torch.ones(()), state))
     found = gradients(job)[0]
     plain = job_of(make_job, "kto", "plain", reference_point="batch_mean")
-    plain.point = job.point
+    plain.estimator = job.estimator
     close(found, gradients(plain)[0], 1e-12)
 
 
@@ -128,11 +128,11 @@ def test_a_mean_per_prompt_in_every_step(make_job: MakeJob) -> None:
     move(job)
     seen = set()
     for step in job.schedule.steps[:6]:
-        z0 = reference_point(job, step, None).z0
+        z0 = step_gradient(job, step, None)[0].value
         values: dict[int, list[float]] = {}
-        for micro in matched(job.dataset, step.rows, 1, job.token_budget)[0]:
-            found = job.compute(micro).read("log_ratio").tolist()
-            for row, (k,) in zip(micro.rows, micro.where, strict=True):
+        for micro in cut_step(job.dataset, step.rows, 1, job.token_budget)[0]:
+            found = job.compute(micro.trees).log_ratio.tolist()
+            for row, (k,) in zip(micro.rows, micro.numbers, strict=True):
                 values.setdefault(job.dataset.examples[row].tree, []).append(found[k])
         trees = [job.dataset.examples[row].tree for row in step.rows]
         assert z0 is not None and z0.tolist() == pytest.approx([statistics.mean(values[tree]) for tree in trees])
@@ -144,7 +144,7 @@ def test_exact_token_kl(make_job: MakeJob) -> None:
     job, start = job_of(make_job, "kto", reference_point="token_kl"), make_job(thumbs(2), "start")
     with_live(job)
     move(job)
-    point = reference_point(job, job.schedule.steps[0], None)
+    z0 = step_gradient(job, job.schedule.steps[0], None)[0].value
     every = []
     for i in job.schedule.steps[0].rows:
         row = job.dataset.examples[i]
@@ -153,4 +153,4 @@ def test_exact_token_kl(make_job: MakeJob) -> None:
         with torch.no_grad(), job.policy.autocast():
             p, q = (j.policy.model(input_ids=ids).logits[0].double().log_softmax(-1) for j in (job, start))
         every.append((p.exp() * (p - q)).sum(-1)[len(prompt) - 1 : -1].sum())
-    assert point.z0 is not None and point.z0.item() == pytest.approx(torch.stack(every).mean().item(), rel=1e-9)
+    assert z0 is not None and z0.item() == pytest.approx(torch.stack(every).mean().item(), rel=1e-9)

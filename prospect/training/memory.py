@@ -13,11 +13,12 @@ import torch
 from prospect.data.dataset import Dataset
 from prospect.engine.packing import Branches
 from prospect.training import ranks
-from prospect.training.batch import Micro
 from prospect.training.job import Job
 
+CPU_TOKENS = 4096
+"""Default token budget per micro-batch on a CPU: beyond this size more tokens at once are no faster."""
 KNEE = 16384
-"""Tokens beyond which more at once are no faster."""
+"""The same on CUDA, and the most that is measured for."""
 SHARE = 0.85
 """Of the free memory: the rest is for what fragments, and for rows that take more than the two measured ones."""
 SMALL = 2048
@@ -25,7 +26,7 @@ SMALL = 2048
 STATE = {"adamw": 8, "rmsprop": 4}
 """Bytes that an optimizer keeps per trainable parameter."""
 
-Measured = tuple[int, int]
+Measurement = tuple[int, int]
 """Tokens, and the bytes that forward and backward of them take at most."""
 
 
@@ -57,7 +58,7 @@ class CudaMeter:
         return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
 
-def tokens_that_fit(small: Measured, large: Measured, *, room: float, longest: int) -> int:
+def tokens_that_fit(small: Measurement, large: Measurement, *, room: float, longest: int) -> int:
     """The most tokens whose bytes fit into `room`, from `longest` (the longest row, which must be computed in any case)
     to KNEE."""
     (few, less), (many, more) = small, large
@@ -67,7 +68,7 @@ def tokens_that_fit(small: Measured, large: Measured, *, room: float, longest: i
     return max(longest, min(KNEE, int(few + (room - less) / slope)))
 
 
-def settle(job: Job, meter: Meter | None = None) -> bool:
+def settle_budget(job: Job, meter: Meter | None = None) -> bool:
     """On CUDA, where the user named no token budget: measure it, set it and say so. Whether that was done.
 
     The job must be ready to train, its adapter and value head in place.
@@ -76,26 +77,31 @@ def settle(job: Job, meter: Meter | None = None) -> bool:
         meter = CudaMeter(job.policy.device)
     if meter is None or job.config.token_budget is not None or not job.policy.trainable():
         return False
-    job.token_budget = min(ranks.gather(_measured(job, meter)))
+    job.token_budget = min(ranks.gather(_budget(job, meter)))
     job.log.say(f"micro-batches of up to {job.token_budget:,} tokens, by what memory takes")
     return True
 
 
-def _measured(job: Job, meter: Meter) -> int:
+def _budget(job: Job, meter: Meter) -> int:
     """The token budget of this rank."""
     trees = _longest_first(job.dataset)
     longest = _tokens(trees[:1])
-    small = _filled(trees, SMALL)
-    large = _filled(trees, 2 * _tokens(small))
+    small = _first(trees, SMALL)
+    large = _first(trees, 2 * _tokens(small))
 
-    def bytes_of(part: list[Branches]) -> Measured:
-        return _tokens(part), meter.peak(lambda: _pass(job, part))
+    def backward(part: list[Branches]) -> None:
+        completions = job.compute(part)
+        columns = (completions.token_logp, completions.token_sum_p2, completions.value)
+        torch.stack([column.sum() for column in columns if column is not None]).sum().backward()
+
+    def measure(part: list[Branches]) -> Measurement:
+        return _tokens(part), meter.peak(lambda: backward(part))
 
     try:
-        bytes_of(small)  # makes what is made once: gradients, workspaces, tuned kernels
-        found = bytes_of(small), bytes_of(large)
+        measure(small)  # makes what is made once: gradients, workspaces, tuned kernels
+        measurements = measure(small), measure(large)
         state = STATE[job.config.optimizer] * job.policy.trainable_parameters
-        return tokens_that_fit(*found, room=SHARE * (meter.free() - state), longest=longest)
+        return tokens_that_fit(*measurements, room=SHARE * (meter.free() - state), longest=longest)
     except torch.cuda.OutOfMemoryError:
         return longest
     finally:
@@ -103,31 +109,25 @@ def _measured(job: Job, meter: Meter) -> int:
             p.grad = None
 
 
-def _pass(job: Job, trees: list[Branches]) -> None:
-    found = job.compute(Micro((), tuple(trees), ()))
-    columns = (found.token_logp, found.token_sum_p2, found.value)
-    torch.stack([column.sum() for column in columns if column is not None]).sum().backward()
-
-
 def _longest_first(dataset: Dataset) -> list[Branches]:
     """Every row alone with its prompt."""
-    found = [
+    trees = [
         Branches(dataset.trees[row.tree].prompt, tuple(dataset.completion(row, k) for k in range(len(row.branches))))
         for row in dataset.examples
     ]
-    return sorted(found, key=lambda tree: -_tokens([tree]))
+    return sorted(trees, key=lambda tree: -_tokens([tree]))
 
 
-def _filled(trees: list[Branches], tokens: int) -> list[Branches]:
+def _first(trees: list[Branches], tokens: int) -> list[Branches]:
     """The longest trees, again from the start where they do not suffice, until they have so many tokens."""
-    found: list[Branches] = []
+    part: list[Branches] = []
     count = 0
     while count < tokens:
-        found.append(trees[len(found) % len(trees)])
-        count += _tokens(found[-1:])
-    return found
+        part.append(trees[len(part) % len(trees)])
+        count += _tokens(part[-1:])
+    return part
 
 
 def _tokens(trees: list[Branches]) -> int:
-    """As `batch.matched` counts them."""
+    """As `batch.cut_step` counts them."""
     return sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees)
