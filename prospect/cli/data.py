@@ -188,10 +188,9 @@ class RecommendOptions:
 def recommend(arguments: list[str]) -> int:
     """`prospect recommend`"""
     options = parse(RecommendOptions, arguments, "recommend")
-    from prospect.doctor.recommend.facts import measure
-    from prospect.doctor.recommend.model import look
-    from prospect.doctor.recommend.render import show, to_json
+    from prospect.doctor.recommend.facts import look, measure
     from prospect.doctor.recommend.rules import recommend as propose
+    from prospect.doctor.recommend.show import show, to_json
     from prospect.feedback.load import load
     from prospect.training.console import Console
 

@@ -8,10 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from prospect.doctor.recommend.facts import AfterSft, Model
-from prospect.doctor.recommend.noise import noise
-from prospect.doctor.recommend.render import to_json
-from prospect.doctor.recommend.rules_settings import held_out, rows_to_tell
+from prospect.doctor.recommend.case import held_out, rows_to_tell
+from prospect.doctor.recommend.facts import AfterSft, Model, noise
+from prospect.doctor.recommend.show import to_json
 from prospect.evaluate.statistics import wilson
 from prospect.feedback import records as views
 from prospect.feedback.records import (
@@ -281,9 +280,10 @@ def test_learning_rate(model: Model | None, rate: str, confidence: str, trained:
     assert any(q.topic.startswith("learning rate") and q.command.startswith("for lr in ") for q in found.questions)
 
 
-@pytest.mark.parametrize("model", [None, tuned(EIGHT), tuned(300_000_000), tuned(2_000_000)])
+@pytest.mark.parametrize("model", [None, tuned(EIGHT), tuned(300_000_000), tuned(2_000_000), base(THREE)])
 def test_the_sweep_and_the_alternatives_are_the_rates_that_the_report_advises(model: Model | None) -> None:
-    found = advised(thumbs(300, 300), model)
+    """Also after an SFT run whose adapter goes on training: the base model, which is not tuned."""
+    found = advised(thumbs(300, 300), model, "no" if model == base(THREE) else "unknown")
     usual = usual_rate("kto", found.case.parameters, adapter=named(found, "weights trained").value.startswith("LoRA"))
     assert usual is not None
     [question] = [q for q in found.questions if q.topic.startswith("learning rate")]

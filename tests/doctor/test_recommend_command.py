@@ -11,8 +11,8 @@ import pytest
 
 from prospect.cli.data import recommend as command
 from prospect.doctor.recommend.facts import measure
-from prospect.doctor.recommend.render import broken_lines
 from prospect.doctor.recommend.rules import recommend
+from prospect.doctor.recommend.show import broken_lines
 from prospect.errors import DataError, ModelError
 from prospect.feedback.load import load
 from tests.helpers.models import tiny

@@ -7,7 +7,7 @@ from typing import Any
 
 from prospect.doctor.check import check
 from prospect.doctor.findings import Findings
-from prospect.doctor.recommend.noise import noise
+from prospect.doctor.recommend.facts import noise
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion
 from tests.helpers.feedback import SKY, assistant, user

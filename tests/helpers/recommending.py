@@ -14,8 +14,8 @@ from prospect.doctor.recommend.facts import (
     Model,
     measure,
 )
-from prospect.doctor.recommend.proposal import Proposal, Recommendation
-from prospect.doctor.recommend.rules import recommend
+from prospect.doctor.recommend.rules import Recommendation, recommend
+from prospect.evaluate.advice import Advice
 from prospect.feedback.load import load
 from prospect.training.config import TrainConfig
 
@@ -57,7 +57,7 @@ def tuned(parameters: int | None = EIGHT, **more: Any) -> Model:
     return Model("tuned", parameters, chat_template=True, **more)
 
 
-def named(found: Recommendation, name: str) -> Proposal:
+def named(found: Recommendation, name: str) -> Advice:
     return next(p for p in found.proposals if p.name == name)
 
 
