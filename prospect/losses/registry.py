@@ -25,12 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from prospect.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from prospect.feedback.records import View
+    from prospect.feedback.records import Example, View
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -43,17 +43,7 @@ Read = Literal[
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once."""
 Averages = Literal["partners", "partner_logp", "matched", "token_kl", "samples", "nothing"]
-
-
-class TrainingRow(Protocol):
-    """What a training row says of itself."""
-
-    @property
-    def desirable(self) -> bool | None: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def score(self) -> float | None: ...
+Constants: TypeAlias = "Callable[[Sequence[Example]], dict[str, float]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,7 @@ class Loss:
     paper: str = ""
     halo: bool = False
     reference_point: ReferencePoint | None = None
-    constants: Callable[[Sequence[TrainingRow]], dict[str, float]] | None = None
+    constants: Constants | None = None
     couples: Literal["none", "step"] = "none"
     learning_rate: float = 5e-6
     value_head: bool = False
@@ -195,7 +185,7 @@ def loss(
     name: str = "",
     halo: bool = False,
     beside: Sequence[Term] = (),
-    constants: Callable[[Sequence[TrainingRow]], dict[str, float]] | None = None,
+    constants: Constants | None = None,
     density_weights: bool = False,
     control_tokens: bool = False,
 ) -> Callable[[F], F]:

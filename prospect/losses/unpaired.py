@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from prospect.losses.likelihood import NLL
 from prospect.losses.numerics import softplus
 from prospect.losses.reference_point import mismatched, mismatched_logp, running_mean
-from prospect.losses.registry import TrainingRow, loss
+from prospect.losses.registry import loss
 from prospect.losses.values import Value, logistic, lost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prospect.feedback.records import Example
 
-def balanced_weights(rows: Sequence[TrainingRow]) -> dict[str, float]:
+
+def balanced_weights(rows: Sequence[Example]) -> dict[str, float]:
     """lambda_D, lambda_U with lambda_D * sum(w_D) = lambda_U * sum(w_U), the majority side staying at 1.
 
     The lower end of arXiv 2402.01306 Eq. 9, lambda_D n_D / (lambda_U n_U) in [1, 3/2].
@@ -29,7 +31,7 @@ def balanced_weights(rows: Sequence[TrainingRow]) -> dict[str, float]:
     return {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
 
 
-def median_score(rows: Sequence[TrainingRow]) -> dict[str, float]:
+def median_score(rows: Sequence[Example]) -> dict[str, float]:
     """TGO's threshold: the median score of the training rows (arXiv 2605.04653)."""
     return {"threshold": float(statistics.median(row.score for row in rows if row.score is not None))}
 
