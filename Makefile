@@ -1,4 +1,4 @@
-# The only commands to know: demo, test, check, bench, fuzz, chaos, clean. Each sets up .venv first, and only when it is out of date.
+# The only commands to know: demo, test, check, docs, bench, fuzz, chaos, clean. Each sets up .venv first, and only when it is out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,12 +9,13 @@ PEER := .venv-bench
 BENCH ?=
 SECONDS ?= 600
 
-.PHONY: demo test check bench fuzz chaos clean help
+.PHONY: demo test check docs bench fuzz chaos clean help
 
 help:
 	@echo "make demo    set up .venv and live through the whole story in minutes (SEED=0)"
 	@echo "make test    set up .venv and run the tests"
 	@echo "make check   ruff, format, types, layer contracts"
+	@echo "make docs    set up .venv and write the documentation as a site to site/"
 	@echo "make bench   set up .venv-bench with TRL and measure side by side (BENCH=--quick: minutes)"
 	@echo "make fuzz    feed readers, configuration, run folders, templates and the command line with nonsense (SECONDS=600)"
 	@echo "make chaos   kill runs at any instant and compare what comes out of resuming them (SECONDS=600)"
@@ -42,6 +43,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/; to read it with its search: $(BIN)/python -m http.server --directory site"
+
 # TRL lives in an environment of its own, on the same torch and transformers.
 $(PEER)/.installed: benchmarks/constraints.txt constraints.txt
 	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
@@ -61,4 +70,4 @@ chaos: $(STAMP)
 	CHAOS=$(SECONDS) $(BIN)/python -m pytest -s tests/chaos
 
 clean:
-	rm -rf $(VENV) $(PEER) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache demo
+	rm -rf $(VENV) $(PEER) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache demo site

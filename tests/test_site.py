@@ -1,0 +1,65 @@
+"""The documents as a site: every page is in its navigation, links lead somewhere, and the glossary's places are true.
+`make docs` builds it; these tests need nothing that builds sites."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+import yaml
+
+import prospect
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def leaves(navigation: Any) -> list[str]:
+    """The pages of a navigation, in order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in leaves(part)]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(navigation) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda p: p.relative_to(DOCS).as_posix())
+def test_links_stay_inside_the_site(page: Path) -> None:
+    """There is nothing else in it; that they lead somewhere is a test of all documents."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", link):
+            target = (page.parent / link.partition("#")[0]).resolve()
+            assert target.exists() and DOCS in target.parents, link
+
+
+def test_nothing_of_the_site_comes_from_a_network() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert config["theme"]["font"] is False
+    assert not {"extra_css", "extra_javascript"} & set(config)
+
+
+def test_the_glossary_knows_where_everything_is() -> None:
+    """Each class exists where the page says, is defined there, and has its name."""
+    page = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*\*(\w+)\*\* \|.*\| `([\w.]+)` \|$", page, re.MULTILINE)
+    assert len(rows) >= 15 and len({name for name, _ in rows}) == len(rows)
+    for name, place in rows:
+        module, _, attribute = place.rpartition(".")
+        value = resolve_name(f"{module}:{attribute}")
+        assert (value.__module__, value.__name__) == (module, attribute), place
+        assert name == attribute
+
+
+def test_every_public_name_has_its_place_among_the_api() -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    places = re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)
+    for name in set(prospect.__all__) - {"__version__", "LOSSES"}:
+        home = prospect._HOMES.get(name, f"prospect.run:{name}").replace(":", ".")
+        assert home in places or home.rpartition(".")[0] in places, f"{name} ({home})"
