@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.marks import Facts, peak_rss, spread
-from prospect.data.schedule import cut, plan
+from prospect.data.microbatch import balance
+from prospect.data.schedule import plan
 from prospect.engine.attention import attend
 from prospect.engine.device import COMPUTED_IN, matmul_peak, pick_precision
 from prospect.engine.head import token_logp
@@ -138,7 +139,7 @@ def planning(rows: int) -> Facts:
     schedule = plan(names, lengths, lengths, batch_size=32, epochs=1, seed=0)
     steps = schedule.steps
     for step in steps:
-        cut([lengths[i] for i in step.rows], 1, 4096)
+        balance([lengths[i] for i in step.rows], 1, 4096)
     planned = time.perf_counter() - began
     few = steps[:30]
     forests = [random_trees([lengths[i] for i in s.rows], [[lengths[i]] for i in s.rows]) for s in few]

@@ -250,7 +250,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "micro-batches of 4,096 tokens",
         "the step in one micro-batch, the reference pass in one batch",
         f"{ENGINE}.scoring._token_logp",
-        ("prospect.data.schedule:cut",),
+        ("prospect.data.microbatch:balance",),
         options={"token_budget": 1 << 30},
         devices=CPU,
     ),

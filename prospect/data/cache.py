@@ -30,6 +30,7 @@ from prospect.data import (
 from prospect.data.blobs import Blobs
 from prospect.data.flaws import Flaw
 from prospect.data.growing import Ids
+from prospect.data.microbatch import fill
 from prospect.data.template import Encoded, Template
 from prospect.errors import RunError
 from prospect.feedback import messages, records
@@ -67,7 +68,7 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
     nodes = [tree.add(record.prompt) for record in records]
     keys = [_row_key(record, tree.digest[node]) for record, node in zip(records, nodes, strict=True)] if name else []
     goes_on = [tree.goes_on(a, b) for a, b in pairwise([0, *nodes])]
-    batches = list(_batches([tree.size[node] for node in nodes]))
+    sizes = [tree.size[node] for node in nodes]
     del tree
     if cache is not None and name:
         try:
@@ -75,7 +76,8 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
             known = table.read(set(keys))
         except (RunError, OSError):
             table = None
-    for places in batches:
+    for part in fill(sizes, CHARACTERS, most=BATCH):
+        places = range(len(records))[part]
         fresh = [i for i in places if not known or keys[i] not in known]
         made = {i: coded(one) for i, one in zip(fresh, template.encode([records[i] for i in fresh]), strict=True)}
         if table is not None and fresh:
@@ -85,17 +87,6 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
             except RunError:
                 table = None
         yield from (made[i] if i in made else _unpack(known[keys[i]]) for i in places)
-
-
-def _batches(sizes: Sequence[int]) -> Iterator[range]:
-    """Places of records, by the sizes of their prompts."""
-    start = total = 0
-    for i, size in enumerate(sizes):
-        if i - start == BATCH or (i > start and total + size > CHARACTERS):
-            yield range(start, i)
-            start, total = i, 0
-        total += size
-    yield range(start, len(sizes))
 
 
 def coded(encoded: Encoded) -> Coded:

@@ -1,9 +1,7 @@
-"""The whole run as data: which rows form a step, whose answer is each row's mismatched partner, how a step is cut.
+"""The whole run as data: which rows form a step, and whose answer is each row's mismatched partner.
 
-Two pure functions, seeded, without torch:
-
-    plan(prompts, lengths, ...)        -> Schedule     order and partners: from the data and the seeds alone
-    cut(items, costs, ranks, budget)   -> micro-batches, equally many per rank, balanced by tokens
+A pure function, seeded, without torch: `plan(prompts, lengths, ...)` makes a Schedule from the data and the seeds
+alone; `microbatch.balance` cuts its steps.
 
 Rows are put into blocks once per run; epochs shuffle blocks; a step is whole blocks. A row's partner sits in its
 block and has another prompt, so inside a step the mismatched answers y' of KTO's z0 are the matched answers on other
@@ -12,7 +10,6 @@ prompts.
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -175,26 +172,3 @@ def _stranger(
         other = rng.choice(rng.choice(buckets))
         if prompts[other[0]] != prompts[unit[0]]:
             return other
-
-
-def cut(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Items (0..n-1, `costs` in tokens) as micro-batches: [rank][micro-batch][item], equally many on every rank.
-
-    As few as keep each within `budget`, filled longest first into the emptiest. An item above the budget is alone. No
-    rank has more of them than its share of the items, so only the last on a rank may be empty (the rank then computes
-    one token of weight 0), and on one rank none is. Deterministic; costs are positive.
-    """
-    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    # An item above the budget fills its micro-batch and no other.
-    per_rank = max(1, -(-sum(min(cost, budget) for cost in costs) // (ranks * budget)))
-    while True:
-        bins: list[list[int]] = [[] for _ in range(ranks * per_rank)]
-        load = [(0, k) for k in range(len(bins))]  # a heap: the emptiest, of equals the first
-        for i in order:
-            total, k = load[0]
-            bins[k].append(i)
-            heapq.heapreplace(load, (total + costs[i], k))
-        if all(total <= budget or len(bins[k]) == 1 for total, k in load):
-            break
-        per_rank += 1
-    return [[sorted(items) for items in bins[rank::ranks]] for rank in range(ranks)]

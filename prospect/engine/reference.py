@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prospect.data.blobs import Blobs
+from prospect.data.microbatch import fill
 from prospect.engine.checks import nan_source
 from prospect.engine.device import COMPUTED_IN, release, within_memory
 from prospect.engine.forward import forward
@@ -265,29 +266,13 @@ def _cost(queries: Sequence[Query], tree: list[int]) -> int:
 def _batches(queries: Sequence[Query], trees: list[list[int]], budget: int) -> Iterator[list[list[int]]]:
     """Trees in order of length, as many at a time as the budget holds; a prompt's completions stay together as far as
     they fit."""
-    parts: list[tuple[int, list[int]]] = []
+    parts: list[list[int]] = []
     for tree in trees:
-        part: list[int] = []
-        cost = len(queries[tree[0]][0])
-        for number in tree:
-            size = len(queries[number][1])
-            if part and cost + size > budget:
-                parts.append((cost, part))
-                part, cost = [], len(queries[number][0])
-            part.append(number)
-            cost += size
-        parts.append((cost, part))
-    parts.sort(key=lambda item: item[0])
-    batch: list[list[int]] = []
-    total = 0
-    for cost, part in parts:
-        if batch and total + cost > budget:
-            yield batch
-            batch, total = [], 0
-        batch.append(part)
-        total += cost
-    if batch:
-        yield batch
+        sizes = [len(queries[number][1]) for number in tree]
+        parts += [tree[part] for part in fill(sizes, budget, base=len(queries[tree[0]][0]))]
+    parts.sort(key=lambda part: _cost(queries, part))
+    for batch in fill([_cost(queries, part) for part in parts], budget):
+        yield parts[batch]
 
 
 PROBE = "  Two  spaces, CAPITALS, naïve Ünïcode, 日本語, 🙂, 1234567 3.14, a\ttab\n\nand lines; don't(x[0]!= `y`)"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prospect.data.dataset import Dataset
-from prospect.data.schedule import cut
+from prospect.data.microbatch import balance, fill
 from prospect.engine.forward import forward, forward_more
 from prospect.engine.packing import Branches, Ids, TokenLogps
 from prospect.engine.policy import Policy
@@ -122,16 +122,11 @@ def _cut(items: Sequence[_Row], ranks: int, budget: int) -> list[list[MicroBatch
     parts: list[list[_Row]] = []
     costs: list[int] = []
     for group in _by_group(items):
-        first = len(parts)
-        for item in group:
-            cost = sum(map(len, item.completions.values()))
-            if len(parts) > first and costs[-1] + cost <= budget:
-                parts[-1].append(item)
-                costs[-1] += cost
-            else:
-                parts.append([item])
-                costs.append(len(item.prompt) + cost)
-    return [[_micro_batch([parts[k] for k in bin]) for bin in bins] for bins in cut(costs, ranks, budget)]
+        sizes, prompt = [sum(map(len, item.completions.values())) for item in group], len(group[0].prompt)
+        for part in fill(sizes, budget, base=prompt):
+            parts.append(group[part])
+            costs.append(prompt + sum(sizes[part]))
+    return [[_micro_batch([parts[k] for k in bin]) for bin in bins] for bins in balance(costs, ranks, budget)]
 
 
 def _micro_batch(groups: Sequence[Sequence[_Row]]) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""The plan's promises, checked on random data: partners, blocks, steps, and the cutting."""
+"""The plan's promises, checked on random data: partners, blocks, steps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prospect.data.schedule import (
     GROUP_SIZE,
     Schedule,
-    cut,
     plan,
 )
 
@@ -109,27 +108,3 @@ def test_max_steps() -> None:
 def test_without_partners_rows_stand_alone() -> None:
     made = schedule(range(5), with_partners=False, batch_size=2)
     assert set(made.partners) == {-1} and [len(s.rows) for s in made.steps] == [2, 2, 1]
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 4), st.integers(1, 60))
-def test_cut_covers_every_item_within_the_budget(costs: list[int], ranks: int, budget: int) -> None:
-    made = cut(costs, ranks, budget)
-    assert len(made) == ranks and len({len(micros) for micros in made}) == 1
-    assert sorted(i for micros in made for items in micros for i in items) == list(range(len(costs)))
-    for items in (items for micros in made for items in micros):
-        assert sum(costs[i] for i in items) <= budget or len(items) <= 1
-    assert len(made[0]) <= max(1, -(-len(costs) // ranks))
-    assert all(items for micros in made for items in micros[:-1])
-
-
-def test_cut_balances_by_tokens() -> None:
-    made = cut([9, 1, 5, 5], 2, 100)
-    assert sorted(sum([9, 1, 5, 5][i] for i in items) for micros in made for items in micros) == [10, 10]
-    assert cut([], 2, 100) == [[[]], [[]]]
-
-
-def test_items_above_the_budget_make_no_empty_micro_batches() -> None:
-    """Each is alone, and what it has above the budget asks for no further ones."""
-    assert cut([500, 700], 1, 50) == [[[0], [1]]] or cut([500, 700], 1, 50) == [[[1], [0]]]
-    assert len(cut([5000, *[10] * 20], 1, 100)[0]) == 3
