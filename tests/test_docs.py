@@ -26,7 +26,6 @@ from prospect.losses.registry import (
     LOSSES,
     MODIFIERS,
     defaults,
-    keywords,
 )
 from prospect.training import names
 from prospect.training.config import from_dict
@@ -108,7 +107,7 @@ def loss_arguments() -> set[str]:
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
     every |= {name for value in CHOICES["value"] for name in defaults(LOSSES["kto"], {"value": value})}
     every |= {name for chosen in CHOICES["divergence"] for name in defaults(LOSSES["fdpo"], {"divergence": chosen})}
-    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(f)}
+    every |= {name for modifier in MODIFIERS.values() for name in defaults(modifier)}
     return every | {"steepness"}
 
 

@@ -13,16 +13,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from prospect.cli.options import parse
-from prospect.losses.registry import (
-    LOSSES,
-    MODIFIERS,
-    REFERENCE_POINTS,
-    Function,
-    Loss,
-    defaults,
-    find,
-    keywords,
-)
+from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS, Function, Loss, defaults, find
 from prospect.training.console import Console
 
 VIEWS = {"binary": "thumbs", "pairs": "pairs", "scores": "scores", "text": "answers to imitate"}
@@ -51,13 +42,9 @@ def losses(arguments: list[str]) -> int:
         print(markdown(), end="")
     elif options.name in MODIFIERS:
         modifier = MODIFIERS[options.name]
-        _explain(
-            console,
-            f"--modify {modifier.name}",
-            f"{modifier.title} ({modifier.paper})",
-            {"arguments": _modifier_arguments(modifier.functions) or "none"},
-            [("", _doc(function)) for function in modifier.functions],
-        )
+        facts = {"source": modifier.paper, "arguments": _values(defaults(modifier)) or "none"}
+        texts = [("", _doc(function)) for function in modifier.functions]
+        _explain(console, f"--modify {modifier.name}", modifier.title, facts, texts)
     elif options.name in REFERENCE_POINTS:
         point = REFERENCE_POINTS[options.name]
         rest = _doc(point.function).partition("\n")[2].strip()  # the title is its first line
@@ -147,10 +134,8 @@ def markdown() -> str:
             "|---|---|---|---|---|",
         ]
         for row in rows:
-            halo = "yes" if row.halo else "no"
-            lines.append(
-                f"| [{row.name}](#{row.name}) | {row.title} | {halo} | {_values(defaults(row))} | {row.paper} |"
-            )
+            facts = (row.title, "yes" if row.halo else "no", _values(defaults(row)), row.paper)
+            lines.append(f"| [{row.name}](#{row.name}) | {' | '.join(facts)} |")
         for row in rows:
             lines += ["", f"### {row.name}", "", f"{row.title}.", ""]
             lines += [f"- {name}: {value}" for name, value in _facts(row).items()]
@@ -158,14 +143,10 @@ def markdown() -> str:
                 lines += ["", f"{heading}:", "", *("    " + line if line else "" for line in text.splitlines())]
         lines.append("")
     lines += ["## Modifiers", "", "| --modify | what it does | arguments | paper |", "|---|---|---|---|"]
-    lines += [f"| {m.name} | {m.title} | {_modifier_arguments(m.functions)} | {m.paper} |" for m in MODIFIERS.values()]
+    lines += [f"| {m.name} | {m.title} | {_values(defaults(m))} | {m.paper} |" for m in MODIFIERS.values()]
     lines += ["", "## Reference points", "", "| --reference-point | z0 is |", "|---|---|"]
     lines += [f"| {point.name} | {point.title} |" for point in REFERENCE_POINTS.values()]
     return "\n".join(lines) + "\n"
-
-
-def _modifier_arguments(functions: Sequence[Function]) -> str:
-    return _values({name: value for function in functions for name, value in keywords(function).items()})
 
 
 def _doc(function: Function) -> str:

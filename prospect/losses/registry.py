@@ -426,21 +426,21 @@ def keywords(function: Function) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def defaults(loss: Loss, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every hyper-parameter of a loss with its default, those of the chosen value function included.
+def defaults(row: Loss | Modifier, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every hyper-parameter of a row with its default, those of the chosen value function included.
 
     Raises ConfigError where two terms of a mixture share an argument but not its default, and the user gives none.
     """
     own = own or {}
     values: dict[str, Any] = {}
-    for function in loss.functions:
+    for function in row.functions:
         for key, default in keywords(function).items():
             if key in CHOICES:
                 values[key] = own.get(key, default.__name__ if callable(default) else default)
                 values |= keywords(_choice(key, values[key]))
             elif key in values and key not in own and values[key] != default:
                 raise ConfigError(
-                    f"the parts of {loss.name} have different defaults for {key} ({values[key]} and {default}): "
+                    f"the parts of {row.name} have different defaults for {key} ({values[key]} and {default}): "
                     f"give --loss.{key}"
                 )
             else:

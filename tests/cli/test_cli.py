@@ -28,7 +28,7 @@ from prospect.errors import (
     NonFiniteError,
 )
 from prospect.feedback.load import load as load_feedback
-from prospect.losses.registry import LOSSES, MODIFIERS, defaults, keywords
+from prospect.losses.registry import LOSSES, MODIFIERS, defaults
 from prospect.training import names, progress
 from prospect.training.config import TrainConfig, to_dict
 from prospect.training.folder import Trained, trained
@@ -225,7 +225,7 @@ def test_every_name_has_an_answer(name: str) -> None:
 def test_names_are_unique_and_the_losses_arguments_are_among_them() -> None:
     assert len(THEIRS) == len(set(THEIRS))
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
-    every |= {k for modifier in MODIFIERS.values() for f in modifier.functions for k in keywords(f)}
+    every |= {name for modifier in MODIFIERS.values() for name in defaults(modifier)}
     own = {f.field for f in flags(TrainConfig)}
     assert every - own - {name for name in every if names.same_flag(name)} <= set(THEIRS)
 
