@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from xml.sax import saxutils
 
 Range = tuple[float, float]
@@ -74,41 +74,26 @@ def lines(
     """Series over a common axis. `include` are values that the vertical axis must show, unless `y` is its range; the
     `unit_square` has the diagonal y = x for comparison."""
     if unit_square:
-        frame = Frame(400, 380, (0.0, 1.0), (0.0, 1.0))
+        canvas = Canvas(400, 380, (0.0, 1.0), (0.0, 1.0))
     else:
         values = [value for s in series for value in (*s.y, *(v for side in s.band or () for v in side))]
         steps = padded([v for s in series for v in s.x], share=0)
-        frame = Frame(WIDTH, HEIGHT, steps, y or padded(values, include=include))
-    parts = [frame.axes(x_label, y_label)]
-    if frame.y[0] < 0 < frame.y[1]:
-        parts.append(frame.line((frame.x[0], 0), (frame.x[1], 0), "zero"))
+        canvas = Canvas(WIDTH, HEIGHT, steps, y or padded(values, include=include))
+    canvas.axes(x_label, y_label)
+    if canvas.y[0] < 0 < canvas.y[1]:
+        canvas.line(canvas.x[0], 0, canvas.x[1], 0, "zero")
     if unit_square:
-        parts.append(frame.line((0, 0), (1, 1), "zero"))
+        canvas.line(0, 0, 1, 1, "zero")
     for s in series:
-        low, high = s.band or ((), ())
-        for run in _runs(list(zip(s.x, low, high, strict=False))):
-            outline = [frame.at(x, b) for x, _, b in run] + [frame.at(x, a) for x, a, _ in reversed(run)]
-            parts.append(_element("path", d=f"M{'L'.join(outline)}Z", class_=f"band {s.kind}"))
+        canvas.band(s.x, *(s.band or ((), ())), s.kind)
     for s in series:
-        points = list(zip(s.x, s.y, strict=True))
-        parts.append(frame.path(points, s.kind))
-        for x_value, y_value in points if len(points) <= DOTS else ():
+        canvas.path(s.x, s.y, s.kind)
+        for x_value, y_value in zip(s.x, s.y, strict=True) if len(s.x) <= DOTS else ():
             if math.isfinite(y_value):
                 tip = minus(f"{s.name or 'value'}: {y_value:.4g} at {x_value:.4g}")
-                parts.append(frame.dot(x_value, y_value, s.kind, tip, 2.2))
-    parts.append(frame.legend([(s.name, s.kind) for s in series if s.name]))
-    return _figure(frame, slug, title, caption, parts)
-
-
-def _runs(points: Sequence[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
-    """The unbroken stretches of points without NaN."""
-    runs: list[list[tuple[float, ...]]] = [[]]
-    for point in points:
-        if all(map(math.isfinite, point)):
-            runs[-1].append(point)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+                canvas.dot(x_value, y_value, s.kind, tip, 2.2)
+    canvas.legend([(s.name, s.kind) for s in series if s.name])
+    return canvas.figure(slug, title, caption)
 
 
 def histogram(
@@ -127,27 +112,26 @@ def histogram(
     it. `mark` draws a vertical line (z0)."""
     sides = [(counts, [count / (sum(counts) or 1) for count in counts]) for counts in (up, down)]
     most = max((share for _, shares in sides for share in shares), default=0.0) or 1.0
-    frame = Frame(WIDTH, HEIGHT, x or (edges[0], edges[-1]), (-most * 1.12, most * 1.12))
+    canvas = Canvas(WIDTH, HEIGHT, x or (edges[0], edges[-1]), (-most * 1.12, most * 1.12))
     levels = [v for v in ticks(0, most, 2) if v]
     names = [f"{name} %" for name in labels([100 * v for v in levels])]
     rows = [(sign * v, name) for v, name in zip(levels, names, strict=True) for sign in (1, -1)]
-    parts = [frame.axes(x_label, "share of the answers with that thumb", rows)]
+    canvas.axes(x_label, "share of the answers with that thumb", rows)
     for (counts, shares), kind in zip(sides, ("good", "bad"), strict=True):
         for left, right, count, share in zip(edges, edges[1:], counts, shares, strict=False):
             if share:
                 tip = minus(f"{count} between {left:.3g} and {right:.3g}")
-                width = max(frame.px(right) - frame.px(left) - 0.6, 1.2)
-                size = frame.py(0) - frame.py(share)
-                top = frame.py(share if kind == "good" else 0)
-                parts.append(_box(frame.px(left), top, width, size, kind, tip))
-    parts.append(frame.line((frame.x[0], 0), (frame.x[1], 0), "axis"))
-    parts.append(_text(frame.left + 8, frame.top + 12, f"▲ desirable ({sum(up)})", "name good"))
-    parts.append(_text(frame.left + 8, frame.floor - 6, f"▼ undesirable ({sum(down)})", "name bad"))
-    if mark is not None and frame.x[0] <= mark <= frame.x[1]:
-        parts.append(frame.line((mark, frame.y[1]), (mark, frame.y[0]), "mark"))
-        place, anchor = (-4, "end") if frame.px(mark) > 0.8 * frame.end else (4, "start")
-        parts.append(_text(frame.px(mark) + place, frame.top + 12, minus(f"z0 = {mark:.2g}"), "name", anchor))
-    return _figure(frame, slug, title, caption, parts)
+                width = max(canvas.px(right) - canvas.px(left) - 0.6, 1.2)
+                size = canvas.py(0) - canvas.py(share)
+                canvas.box(canvas.px(left), canvas.py(share if kind == "good" else 0), width, size, kind, tip)
+    canvas.line(canvas.x[0], 0, canvas.x[1], 0, "axis")
+    canvas.text(canvas.left + 8, canvas.top + 12, f"▲ desirable ({sum(up)})", "name good")
+    canvas.text(canvas.left + 8, canvas.floor - 6, f"▼ undesirable ({sum(down)})", "name bad")
+    if mark is not None and canvas.x[0] <= mark <= canvas.x[1]:
+        canvas.line(mark, canvas.y[1], mark, canvas.y[0], "mark")
+        place, anchor = (-4, "end") if canvas.px(mark) > 0.8 * canvas.end else (4, "start")
+        canvas.text(canvas.px(mark) + place, canvas.top + 12, minus(f"z0 = {mark:.2g}"), "name", anchor)
+    return canvas.figure(slug, title, caption)
 
 
 def calibration(
@@ -155,21 +139,22 @@ def calibration(
 ) -> Figure:
     """Observed rate over predicted probability. `series` are (name, class, bins with "low", "high", "mean", "rate",
     "n"); a row of numbers for each series says n under every bin, and so does the size of its discs."""
-    frame = Frame(400, 380 + 15 * len(series), (0.0, 1.0), (0.0, 1.0), bottom=44 + 15 * len(series))
-    parts = [frame.axes("predicted probability of a thumb up", "observed share of thumbs up")]
-    parts.append(frame.line((0, 0), (1, 1), "zero"))
+    canvas = Canvas(400, 380 + 15 * len(series), (0.0, 1.0), (0.0, 1.0), bottom=44 + 15 * len(series))
+    canvas.axes("predicted probability of a thumb up", "observed share of thumbs up")
+    canvas.line(0, 0, 1, 1, "zero")
     largest = max((b["n"] for _, _, bins in series for b in bins), default=1)
     for k, (name, kind, bins) in enumerate(series):
         # A bin of a few rows is all noise: it gets its disc, but the line does not follow it.
-        parts.append(frame.path([(b["mean"], b["rate"]) for b in bins if b["n"] >= FEW], kind))
-        y = frame.floor + 33 + 15 * k
-        parts.append(_text(frame.left - 7, y, f"n {name}", "n", "end"))
+        large = [b for b in bins if b["n"] >= FEW]
+        canvas.path([b["mean"] for b in large], [b["rate"] for b in large], kind)
+        y = canvas.floor + 33 + 15 * k
+        canvas.text(canvas.left - 7, y, f"n {name}", "n", "end")
         for b in bins:
             tip = f"{name}: {b['n']:.0f} answers, predicted {100 * b['mean']:.0f} %, observed {100 * b['rate']:.0f} %"
-            parts.append(frame.dot(b["mean"], b["rate"], kind, tip, round(2.5 + 5 * math.sqrt(b["n"] / largest), 1)))
-            parts.append(_text(frame.px((b["low"] + b["high"]) / 2), y, f"{b['n']:.0f}", "n", "middle"))
-    parts.append(frame.legend([(name, kind) for name, kind, _ in series]))
-    return _figure(frame, slug, title, caption, parts)
+            canvas.dot(b["mean"], b["rate"], kind, tip, round(2.5 + 5 * math.sqrt(b["n"] / largest), 1))
+            canvas.text(canvas.px((b["low"] + b["high"]) / 2), y, f"{b['n']:.0f}", "n", "middle")
+    canvas.legend([(name, kind) for name, kind, _ in series])
+    return canvas.figure(slug, title, caption)
 
 
 def bars(
@@ -186,40 +171,42 @@ def bars(
 ) -> Figure:
     """One row per value: its name above a disc with its interval as whiskers, the numbers on the right. `filled` draws
     a bar from the left end; `reference` a vertical line to compare with."""
-    frame = Frame(WIDTH, 56 + 46 * len(rows), x, (0.0, 1.0), left=14, right=142, top=8, bottom=48)
-    parts = []
+    depth = 46 * len(rows)  # the vertical unit is that of the drawing, downwards
+    canvas = Canvas(WIDTH, 56 + depth, x, (depth, 0), left=14, right=142, top=8, bottom=48)
     at = ticks(*x, 5)
     for value, name in zip(at, labels([100 * v for v in at] if percent else at), strict=True):
-        parts.append(frame.line((value, 1), (value, 0), "grid"))
-        parts.append(_text(frame.px(value), frame.floor + 17, name + (" %" if percent else ""), "tick", "middle"))
-    parts.append(_text(frame.end, frame.height - 6, x_label, "label", "end"))
+        canvas.line(value, 0, value, depth, "grid")
+        canvas.text(canvas.px(value), canvas.floor + 17, name + (" %" if percent else ""), "tick", "middle")
+    canvas.text(canvas.end, canvas.height - 6, x_label, "label", "end")
     if reference is not None:
-        parts.append(frame.line((reference, 1), (reference, 0), "mark"))
+        canvas.line(reference, 0, reference, depth, "mark")
     for k, row in enumerate(rows):
-        y = frame.top + 46 * (k + 0.7)
-        number, low, high = (f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in (row.value, row.low, row.high))
-        here, *ends = (frame.px(min(max(v, x[0]), x[1])) for v in (row.value, row.low, row.high))
+        y = 46 * (k + 0.7)
+        number, *ends = (f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in (row.value, row.low, row.high))
+        here, low, high = (min(max(v, x[0]), x[1]) for v in (row.value, row.low, row.high))
         has_interval = math.isfinite(row.low) and math.isfinite(row.high)
-        tip = f"{row.label}: {number}" + (f", 95 % interval {low} to {high}" if has_interval else "")
+        tip = f"{row.label}: {number}" + (f", 95 % interval {' to '.join(ends)}" if has_interval else "")
         if filled:
-            parts.append(_box(frame.left, y - 9, here - frame.left, 18, row.kind, tip))
+            canvas.box(canvas.left, canvas.py(y) - 9, canvas.px(here) - canvas.left, 18, row.kind, tip)
         if has_interval:
-            parts.append(_line(ends[0], y, ends[1], y, f"whisker {row.kind}"))
-            parts += [_line(end, y - 5, end, y + 5, f"whisker {row.kind}") for end in ends]
+            canvas.line(low, y, high, y, f"whisker {row.kind}")
+            for end in (low, high):
+                canvas.line(end, y - 5, end, y + 5, f"whisker {row.kind}")
             if row.low < row.high:
-                parts.append(_text(frame.end + 14, y + 6, f"{low} – {high}", "tick"))
-        parts.append(_dot(here, y, row.kind, tip, 4.5))
-        parts.append(_text(frame.left, y - 15, row.label, "name"))
-        parts.append(_text(frame.end + 14, y - 10, number, "value"))
-    return _figure(frame, slug, title, caption, parts)
+                canvas.text(canvas.end + 14, canvas.py(y) + 6, " – ".join(ends), "tick")
+        canvas.dot(here, y, row.kind, tip, 4.5)
+        canvas.text(canvas.left, canvas.py(y) - 15, row.label, "name")
+        canvas.text(canvas.end + 14, canvas.py(y) - 10, number, "value")
+    return canvas.figure(slug, title, caption)
 
 
-# ---- the ground a chart stands on ------------------------------------------------------------------------------------
+# ---- what a chart is drawn on ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """The plotting area inside a chart of `width` x `height`, and the data ranges it shows."""
+class Canvas:
+    """A chart of `width` x `height` with the data ranges that its plotting area shows. Lines, dots and paths are drawn
+    at data values, boxes and texts at places of the drawing."""
 
     width: int
     height: int
@@ -229,6 +216,7 @@ class Frame:
     right: int = 14
     top: int = 30
     bottom: int = 40
+    parts: list[str] = field(default_factory=list)
 
     def px(self, x: float) -> float:
         """Horizontal place of a data value."""
@@ -248,50 +236,106 @@ class Frame:
         """Horizontal place where the plotting area ends."""
         return self.width - self.right
 
-    def at(self, x: float, y: float) -> str:
-        """Both places of a data point, for a path."""
-        return f"{self.px(x):.1f} {self.py(y):.1f}"
+    def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        self._line(self.px(x1), self.py(y1), self.px(x2), self.py(y2), kind)
 
-    def line(self, start: tuple[float, float], end: tuple[float, float], kind: str) -> str:
-        """A straight line between two data points."""
-        return _line(self.px(start[0]), self.py(start[1]), self.px(end[0]), self.py(end[1]), kind)
+    def dot(self, x: float, y: float, kind: str, tip: str, radius: float) -> None:
+        """A disc; `tip` shows under the pointer."""
+        hint = element("title", escape(tip))
+        self.parts.append(element("circle", hint, cx=self.px(x), cy=self.py(y), r=f"{radius:g}", class_=f"dot {kind}"))
 
-    def dot(self, x: float, y: float, kind: str, tip: str, radius: float) -> str:
-        return _dot(self.px(x), self.py(y), kind, tip, radius)
+    def path(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
+        """A line, broken by NaN. A point between two breaks is drawn as a short stroke."""
+        if strokes := _runs(x, y):
+            d = "".join(
+                "L".join([f"M{self._at(*first)}h.1", *(self._at(*p) for p in rest)]) for first, *rest in strokes
+            )
+            self.parts.append(element("path", d=d, class_=f"line {kind}"))
 
-    def path(self, points: Sequence[tuple[float, ...]], kind: str) -> str:
-        """A line through data points, broken by NaN. A point between two breaks is drawn as a short stroke."""
-        strokes = [[self.at(x, y) for x, y in run] for run in _runs(points)]
-        d = "".join(f"M{'h.1L'.join((first, 'L'.join(rest))) if rest else f'{first}h.1'}" for first, *rest in strokes)
-        return _element("path", d=d, class_=f"line {kind}") if d else ""
+    def band(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> None:
+        """What lies between two lines, where both are known."""
+        for run in _runs(x, low, high):
+            outline = [self._at(x, b) for x, _, b in run] + [self._at(x, a) for x, a, _ in reversed(run)]
+            self.parts.append(element("path", d=f"M{'L'.join(outline)}Z", class_=f"band {kind}"))
 
-    def axes(self, x_label: str, y_label: str, rows: Sequence[tuple[float, str]] | None = None) -> str:
+    def box(self, x: float, y: float, width: float, height: float, kind: str, tip: str) -> None:
+        """A filled rectangle; `tip` shows under the pointer. Negative sizes are drawn as 0."""
+        hint = element("title", escape(tip))
+        size = {"width": max(width, 0), "height": max(height, 0)}
+        self.parts.append(element("rect", hint, x=x, y=y, **size, class_=f"fill {kind}"))
+
+    def text(self, x: float, y: float, words: str, kind: str, anchor: str = "start") -> None:
+        self.parts.append(element("text", escape(words), x=x, y=y, class_=kind, text_anchor=anchor))
+
+    def axes(self, x_label: str, y_label: str, rows: Sequence[tuple[float, str]] | None = None) -> None:
         """Grid, numbers at the ticks, and both labels; the vertical one stands level above its axis. `rows` are the
         vertical ticks with their names, round numbers by default."""
         xs, ys = ticks(*self.x, 6), ticks(*self.y, 5)
-        parts = []
         for value, name in rows if rows is not None else zip(ys, labels(ys), strict=True):
-            parts.append(self.line((self.x[0], value), (self.x[1], value), "grid"))
-            parts.append(_text(self.left - 7, self.py(value) + 4, name, "tick", "end"))
+            self.line(self.x[0], value, self.x[1], value, "grid")
+            self.text(self.left - 7, self.py(value) + 4, name, "tick", "end")
         for value, name in zip(xs, labels(xs), strict=True):
-            parts.append(_line(self.px(value), self.floor, self.px(value), self.floor + 4, "axis"))
-            parts.append(_text(self.px(value), self.floor + 17, name, "tick", "middle"))
-        parts.append(_line(self.left, self.floor, self.end, self.floor, "axis"))
-        parts.append(_text(self.end, self.height - 5, x_label, "label", "end"))
-        parts.append(_text(2, 12, y_label, "label"))
-        return "".join(parts)
+            self._line(self.px(value), self.floor, self.px(value), self.floor + 4, "axis")
+            self.text(self.px(value), self.floor + 17, name, "tick", "middle")
+        self._line(self.left, self.floor, self.end, self.floor, "axis")
+        self.text(self.end, self.height - 5, x_label, "label", "end")
+        self.text(2, 12, y_label, "label")
 
-    def legend(self, entries: Sequence[tuple[str, str]]) -> str:
+    def legend(self, entries: Sequence[tuple[str, str]]) -> None:
         """(name, class) of several lines, on the right above the plotting area, each with a stroke of its own dash."""
-        parts = []
         x = float(self.end)
         for name, kind in reversed(entries) if len(entries) > 1 else ():
-            parts.append(_text(x, 12, name, "name", "end"))
+            self.text(x, 12, name, "name", "end")
             # No browser measures text for us: 6.8 units per letter is a generous guess at this size.
             x -= 6.8 * len(name) + 6
-            parts.append(_line(x - 20, 8, x, 8, f"line {kind}"))
+            self._line(x - 20, 8, x, 8, f"line {kind}")
             x -= 34
-        return "".join(parts)
+
+    def figure(self, slug: str, title: str, caption: str) -> Figure:
+        """The whole chart."""
+        head = element("title", escape(title), id=f"{slug}-t") + element("desc", escape(caption), id=f"{slug}-d")
+        svg = element(
+            "svg",
+            head + "".join(self.parts),
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {self.width} {self.height}",
+            role="img",
+            class_="chart",
+            aria_labelledby=f"{slug}-t {slug}-d",
+        )
+        return Figure(slug, title, caption, svg)
+
+    def _line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        self.parts.append(element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind))
+
+    def _at(self, x: float, y: float) -> str:
+        return f"{self.px(x):.1f} {self.py(y):.1f}"
+
+
+def _runs(*columns: Sequence[float]) -> list[list[tuple[float, ...]]]:
+    """The unbroken stretches of points without NaN."""
+    runs: list[list[tuple[float, ...]]] = [[]]
+    for point in zip(*columns, strict=False):
+        if all(map(math.isfinite, point)):
+            runs[-1].append(point)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def element(name: str, content: str | None = None, **attributes: float | str) -> str:
+    """An SVG element with escaped attributes; `content` is SVG."""
+    texts = (f"{v:.1f}" if isinstance(v, int | float) else FORBIDDEN.sub("\ufffd", v) for v in attributes.values())
+    names = (key.rstrip("_").replace("_", "-") for key in attributes)
+    head = f"<{name}" + "".join(f" {k}={saxutils.quoteattr(v)}" for k, v in zip(names, texts, strict=True))
+    return f"{head}/>" if content is None else f"{head}>{content}</{name}>"
+
+
+def escape(words: str) -> str:
+    return saxutils.escape(FORBIDDEN.sub("\ufffd", words))
+
+
+# ---- scales and numbers ----------------------------------------------------------------------------------------------
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -330,54 +374,3 @@ def padded(values: Sequence[float], *, share: float = 0.06, include: Sequence[fl
         return low - air, high + air
     air = share * (high - low)
     return (low - air if low else low), (high + air if high else high)
-
-
-# ---- SVG -------------------------------------------------------------------------------------------------------------
-
-
-def _element(name: str, content: str | None = None, **attributes: float | str) -> str:
-    """An element of escaped attributes; `content` is SVG."""
-    texts = (f"{v:.1f}" if isinstance(v, int | float) else FORBIDDEN.sub("\ufffd", v) for v in attributes.values())
-    names = (key.rstrip("_").replace("_", "-") for key in attributes)
-    head = f"<{name}" + "".join(f" {k}={saxutils.quoteattr(v)}" for k, v in zip(names, texts, strict=True))
-    return f"{head}/>" if content is None else f"{head}>{content}</{name}>"
-
-
-def _escape(words: str) -> str:
-    return saxutils.escape(FORBIDDEN.sub("\ufffd", words))
-
-
-def _tip(words: str) -> str:
-    """What shows under the pointer."""
-    return f"<title>{_escape(words)}</title>" if words else ""
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return _element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
-
-
-def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
-    return _element("text", _escape(words), x=x, y=y, class_=kind, text_anchor=anchor)
-
-
-def _box(x: float, y: float, width: float, height: float, kind: str, tip: str) -> str:
-    """A filled rectangle. Negative sizes are drawn as 0."""
-    return _element("rect", _tip(tip), x=x, y=y, width=max(width, 0), height=max(height, 0), class_=f"fill {kind}")
-
-
-def _dot(x: float, y: float, kind: str, tip: str, radius: float) -> str:
-    return _element("circle", _tip(tip), cx=x, cy=y, r=f"{radius:g}", class_=f"dot {kind}")
-
-
-def _figure(frame: Frame, slug: str, title: str, caption: str, parts: Sequence[str]) -> Figure:
-    head = _element("title", _escape(title), id=f"{slug}-t") + _element("desc", _escape(caption), id=f"{slug}-d")
-    svg = _element(
-        "svg",
-        head + "".join(parts),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {frame.width} {frame.height}",
-        role="img",
-        class_="chart",
-        aria_labelledby=f"{slug}-t {slug}-d",
-    )
-    return Figure(slug, title, caption, svg)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from prospect.report import charts
-from prospect.report.charts import Bar, Figure, Frame, Line, labels, minus, padded, ticks
+from prospect.report.charts import Bar, Canvas, Figure, Line, labels, minus, padded, ticks
 from prospect.report.evidence import ends, rise
 from prospect.report.figures import POINTS, smooth
 
@@ -56,10 +56,10 @@ def test_ranges_have_air_but_none_below_zero() -> None:
     assert padded([math.nan]) == pytest.approx((0.0, 1.06))
 
 
-def test_frame_maps_data_to_places() -> None:
-    frame = Frame(200, 100, (0, 10), (-1, 1), left=50, right=50, top=10, bottom=10)
-    assert (frame.px(0), frame.px(10), frame.px(5)) == (50, 150, 100)
-    assert (frame.py(1), frame.py(-1), frame.py(0)) == (10, 90, 50)
+def test_the_canvas_maps_data_to_places() -> None:
+    canvas = Canvas(200, 100, (0, 10), (-1, 1), left=50, right=50, top=10, bottom=10)
+    assert (canvas.px(0), canvas.px(10), canvas.px(5)) == (50, 150, 100)
+    assert (canvas.py(1), canvas.py(-1), canvas.py(0)) == (10, 90, 50)
 
 
 def test_lines_have_title_description_labels_and_legend() -> None:
