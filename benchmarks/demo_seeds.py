@@ -119,7 +119,8 @@ HEAD = """# The demo, seed by seed
 `python -m benchmarks.demo_seeds` at {commit}, {threads} threads on {processor}, torch {torch}, transformers
 {transformers}; {seconds} s with all baselines. Share of desirable answers to {count:,} questions that nobody thumbed,
 in per cent with 95 % intervals (Wilson). SFT takes as many steps as KTO on the same file, at one of
-the two best of four learning rates on other questions (`--sft-rates`). Another number of threads sums in another order and gives other figures.
+the two best of four learning rates on other questions (`--sft-rates`). Another number of
+threads sums in another order and gives other figures.
 
 | seed | arm | temperature 0 | temperature 1 |
 |---|---|---|---|
