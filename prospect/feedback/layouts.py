@@ -92,7 +92,7 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
     """
     if len(columns) > MOST_COLUMNS:
         raise DataError(
-            f"the rows have {len(columns)} different columns, such as {_listed(columns)}. A column is a name that rows "
+            f"the rows have {len(columns)} different columns, such as {_quoted(columns)}. A column is a name that rows "
             f"share ({MOST_COLUMNS} at most): write what differs from row to row as values"
         )
     if format == "auto":
@@ -105,7 +105,7 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
         layout = LAYOUTS[format]
         if lacks := layout.missing(columns):
             raise DataError(
-                f"the layout {format} needs the column {_listed(lacks)}, but the file has {_listed(columns)}"
+                f"the layout {format} needs the column {_quoted(lacks)}, but the file has {_quoted(columns)}"
             )
     else:
         known = ("auto", *LAYOUTS)
@@ -140,10 +140,10 @@ def _no_layout(columns: frozenset[str]) -> str:
             guess = difflib.get_close_matches(need, spare, n=1, cutoff=0.6)
             lacks.append(f'"{need}"' + (f' (is it "{guess[0]}"?)' if guess else ""))
         hint = f" Closest is {closest.name}, which also needs {' and '.join(lacks)}."
-    return f"the columns {_listed(columns)} fit no known layout.{hint} Known layouts: {known}"
+    return f"the columns {_quoted(columns)} fit no known layout.{hint} Known layouts: {known}"
 
 
-def _listed(names: Collection[str]) -> str:
+def _quoted(names: Collection[str]) -> str:
     """Names in quotation marks; of many, the first."""
     listed = ", ".join(f'"{name}"' for name in sorted(names)[:30])
     return listed if len(names) <= 30 else f"{listed} and {len(names) - 30} more"
@@ -203,12 +203,14 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
     and some thumbs down. Where it reads one, the name must be telling and the values look like a judgement,
     so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
     """
-    judged = bool(columns.intersection(layout.judged_by)) or (bool(layout.turns) and any(map(chat.judges_turns, rows)))
-    answers = () if judged else tuple(name for name in layout.needs if name in _ANSWERS)
+    reads_judgement = bool(columns.intersection(layout.judged_by)) or (
+        bool(layout.turns) and any(map(chat.judges_turns, rows))
+    )
+    answers = () if reads_judgement else tuple(name for name in layout.needs if name in _ANSWERS)
     unread = frozenset(layout.unread(columns))
     values: dict[str, list[Any]] = {}
     for row in rows:
-        for name, value in _unread_values(row, unread, layout.turns, levels=0 if judged else 4):
+        for name, value in _unread_values(row, unread, layout.turns, levels=0 if reads_judgement else 4):
             values.setdefault(name, []).append(value)
     names: list[str] = []
     for name in sorted(values):
@@ -217,8 +219,8 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
         words, contents = _words(name), values[name]
         suspicious = any(map(_SIDE_NAME.fullmatch, words)) or all(map(_is_judgement_word, contents))
         if any(map(_JUDGEMENT_NAME.fullmatch, words)):
-            suspicious = suspicious or not judged or all(map(_could_judge, contents))
-        if not judged and not suspicious:
+            suspicious = suspicious or not reads_judgement or all(map(_could_judge, contents))
+        if not reads_judgement and not suspicious:
             texts = all(isinstance(value, str) or chat.is_messages(value) for value in contents)
             suspicious = any(map(_VERDICT_NAME.fullmatch, words)) or (texts and _is_beside_answer(name, answers))
             suspicious = suspicious or _are_thumbs_both_ways(contents)
@@ -227,15 +229,15 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
     if not names:
         return
     sides = (any(map(_SIDE_NAME.fullmatch, _words(name))) for name in names)
-    if any(sides) or (not judged and any(_is_beside_answer(name, answers) for name in names)):
+    if any(sides) or (not reads_judgement and any(_is_beside_answer(name, answers) for name in names)):
         way_in = "A pair has the columns prompt, chosen and rejected"
-    elif layout.judged_by and not judged:
+    elif layout.judged_by and not reads_judgement:
         way_in = f"Name it {' or '.join(layout.judged_by)}"
     else:
         way_in = 'Write prompt, completion and a column named "label" (thumbs) or "score"'
     s, look, it = ("", "looks", "it") if len(names) == 1 else ("s", "look", "them")
     raise DataError(
-        f"the column{s} {_listed(names)} {look} like a judgement, but the layout {layout.name} ({layout.columns}) "
+        f"the column{s} {_quoted(names)} {look} like a judgement, but the layout {layout.name} ({layout.columns}) "
         f"would not read {it}. {way_in} (prospect convert IN OUT.jsonl --map NAME={names[0]}); or train without: "
         f"prospect convert IN OUT.jsonl --ignore {','.join(names)}"
     )

@@ -23,7 +23,7 @@ from prospect.feedback.messages import is_context, judges_turns, plain_text, tur
 from prospect.feedback.prompts import prompt_digests, prompt_numbers
 from prospect.feedback.readers import FeedbackLine, thumbs_of
 from prospect.feedback.records import Completion, Pair, Record
-from prospect.feedback.sources import Source, Unreadable, read_rows, source_name, source_path, sources
+from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
 
 FORMATS = ("auto", *LAYOUTS)
 AS_NAMED = ColumnChoice()
@@ -110,11 +110,13 @@ def load(
     for file in files:
         file_notes = _read(file, records, problems, keep_going)
         notes += [f"{file.prefix[:-1]}: {note}" if file.prefix else note for note in file_notes]
+    path = source_path(source)
     if problems and not keep_going:
-        raise _summary([p.error for p in problems[:MOST_PROBLEMS]], source_path(source), several)
-    merged = merge(records)
+        raise _summary([p.error for p in problems[:MOST_PROBLEMS]], path, several)
+    by_prompt = merge(records)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
-    return Feedback(merged, source_name(source), layouts, tuple(problems), count, digest(merged), tuple(notes))
+    name = f"{type(source).__name__} in memory" if path is None else str(path)
+    return Feedback(by_prompt, name, layouts, tuple(problems), count, digest(by_prompt), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, a
     notes = []
     if unread := layout.unread(columns):
         notes.append(f"columns not read: {', '.join(unread)}")
-    if flagged := sum(is_context(turn) for row in readable for turn in turns_of(row)):
-        notes.append(f"{flagged} turns say train: false or loss: false: they are context and not trained")
+    if context_turns := sum(is_context(turn) for row in readable for turn in turns_of(row)):
+        notes.append(f"{context_turns} turns say train: false or loss: false: they are context and not trained")
     where = f" of {_printable(str(path))}" if several and path is not None else ""
     return _File(
         path=path,
@@ -172,7 +174,7 @@ def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, a
 def _read(file: _File, records: list[Record], problems: list[Problem], keep_going: bool) -> Sequence[str]:
     """Add the records and problems of a file, whose rows are used up; returns notes on it."""
     most = len(problems) + (len(file.rows) if keep_going else MOST_PROBLEMS)
-    good = unjudged = 0
+    good = without_answer = 0
     file.rows.reverse()
     while file.rows and len(problems) < most:
         number, row = file.rows.pop()  # what was read is let go: rows and records are never held together
@@ -180,16 +182,16 @@ def _read(file: _File, records: list[Record], problems: list[Problem], keep_goin
             if isinstance(row, Unreadable):
                 raise DataError(row.reason)
             line = FeedbackLine(number, row, file.columns, file.labels, file.judged_turns, file.prefix)
-            read = file.layout.read(line)
+            new = file.layout.read(line)
         except DataError as error:
             problems.append(_problem(error.message, file.path, number, row))
         else:
-            records += read
+            records += new
             good += 1
-            unjudged += not read
-    if not unjudged:
+            without_answer += not new
+    if not without_answer:
         return file.notes
-    return [*file.notes, f"{unjudged} of {good} conversations have no judged answer and were left out"]
+    return [*file.notes, f"{without_answer} of {good} conversations have no judged answer and were left out"]
 
 
 def _problem(message: str, path: str | Path | None, line: int, row: dict[str, Any] | Unreadable) -> Problem:
@@ -231,10 +233,10 @@ def merge(records: Iterable[Record]) -> tuple[Record, ...]:
     for i, (record, number) in enumerate(zip(every, prompt_numbers(every), strict=True)):
         groups.setdefault(number if record.prompt else -1 - i, []).append(record)
     record_ids, completion_ids = _UniqueNames(), _UniqueNames()
-    return tuple(_renamed(_joined(group), record_ids, completion_ids) for group in groups.values())
+    return tuple(_with_unique_ids(_join(group), record_ids, completion_ids) for group in groups.values())
 
 
-def _joined(group: Sequence[Record]) -> Record:
+def _join(group: Sequence[Record]) -> Record:
     """The first record with the completions and pairs of all. An answer that several pairs of the prompt judge, and
     nothing else tells apart, is one completion."""
     first = group[0]
@@ -279,7 +281,7 @@ class _UniqueNames:
         return new
 
 
-def _renamed(record: Record, record_ids: _UniqueNames, completion_ids: _UniqueNames) -> Record:
+def _with_unique_ids(record: Record, record_ids: _UniqueNames, completion_ids: _UniqueNames) -> Record:
     """The record with unique ids; most have one."""
     id = record_ids.unique(record.id)
     ids = [completion_ids.unique(c.id) for c in record.completions]
@@ -297,10 +299,10 @@ dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 def to_json(record: Record) -> dict[str, Any]:
     """A line of Prospect JSONL; what has its default value is left out."""
     conversations = record.conversations
-    return {"id": record.id, "prompt": record.prompt} | _stated(
+    return {"id": record.id, "prompt": record.prompt} | _without_none(
         completions=[_completion_json(c) for c in record.completions],
         pairs=[
-            {"chosen": p.chosen, "rejected": p.rejected} | _stated(weight=None if p.weight == 1 else p.weight)
+            {"chosen": p.chosen, "rejected": p.rejected} | _without_none(weight=None if p.weight == 1 else p.weight)
             for p in record.pairs
         ]
         or None,
@@ -312,7 +314,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def _completion_json(c: Completion) -> dict[str, Any]:
-    return {"id": c.id, "content" if isinstance(c.content, str) else "message": c.content} | _stated(
+    return {"id": c.id, "content" if isinstance(c.content, str) else "message": c.content} | _without_none(
         label=c.label,
         score=c.score,
         weight=None if c.weight == 1 else c.weight,
@@ -320,7 +322,7 @@ def _completion_json(c: Completion) -> dict[str, Any]:
     )
 
 
-def _stated(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 

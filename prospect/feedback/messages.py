@@ -146,7 +146,7 @@ def arguments_of(message: Message) -> list[Any]:
 def with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
     """The message with the arguments of its tool calls changed."""
 
-    def changed(call: Any) -> Any:
+    def with_change(call: Any) -> Any:
         function = function_of(call)
         if "arguments" not in function:
             return call
@@ -154,14 +154,16 @@ def with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
         return call | {"function": function} if isinstance(call.get("function"), dict) else function
 
     calls = message.get("tool_calls")
-    return message | {"tool_calls": [changed(call) for call in calls]} if isinstance(calls, list | tuple) else message
+    return (
+        message | {"tool_calls": [with_change(call) for call in calls]} if isinstance(calls, list | tuple) else message
+    )
 
 
 def with_objects(message: Message) -> Message:
     """The message with arguments as objects: OpenAI's interface writes them as JSON in text, which a chat template
     would print as a quoted text. Blank text is no argument; what is no JSON object stays as the model wrote it."""
 
-    def parsed(arguments: Any) -> Any:
+    def parse(arguments: Any) -> Any:
         if not isinstance(arguments, str):
             return arguments
         try:
@@ -170,7 +172,7 @@ def with_objects(message: Message) -> Message:
             return arguments
         return value if isinstance(value, dict) else arguments
 
-    return with_arguments(message, parsed)
+    return with_arguments(message, parse)
 
 
 def with_json(message: Message) -> Message:

@@ -83,7 +83,7 @@ class FeedbackLine:
             conversations=_conversations(self.values),
         )
 
-    def answered(
+    def single(
         self, prompt: Prompt, value: Any, where: str, label: bool | None = None, score: float | None = None
     ) -> list[Record]:
         """One record with one answer, `value` in the column `where`."""
@@ -225,9 +225,9 @@ def prospect(line: FeedbackLine) -> list[Record]:
         if line.get("pairs"):
             raise DataError("pairs stands beside a single completion. Pairs belong to a row with completions")
         return flat(line)
-    if misplaced := [key for key in _BESIDE_COMPLETIONS if line.get(key) is not None]:
+    if strays := [key for key in _BESIDE_COMPLETIONS if line.get(key) is not None]:
         raise DataError(
-            f"{' and '.join(misplaced)} beside completions belong{'s' if len(misplaced) == 1 else ''} to none of them. "
+            f"{' and '.join(strays)} beside completions belong{'s' if len(strays) == 1 else ''} to none of them. "
             'Write it into the completion: {"completions": [{"content": ..., "label": ...}]}'
         )
     values = line.get("completions")
@@ -285,14 +285,14 @@ def flat(line: FeedbackLine) -> list[Record]:
     prompt = chat.prompt(line.get("prompt"))
     label = line.thumb("label") if "label" in (line.values if mixed else line.columns) else None
     score = number(line.values, "score") if mixed else line.score("score", label)
-    return line.answered(prompt, line.get("completion"), "completion", label, score)
+    return line.single(prompt, line.get("completion"), "completion", label, score)
 
 
 def halos(line: FeedbackLine) -> list[Record]:
     """{"prompt", "output": [message], "label", "reward"} as HALOs labels its samples."""
     prompt = chat.prompt(line.get("prompt"))
     label = line.thumb("label") if "label" in line.columns else None
-    return line.answered(prompt, line.get("output"), "output", label, line.score("reward", label))
+    return line.single(prompt, line.get("output"), "output", label, line.score("reward", label))
 
 
 def text(line: FeedbackLine) -> list[Record]:
@@ -300,16 +300,16 @@ def text(line: FeedbackLine) -> list[Record]:
     value = chat.plain_text(line.get("text"), "text")
     if not value.strip():
         raise DataError("text is blank")
-    return line.answered("", value, "text")
+    return line.single("", value, "text")
 
 
-def _tagged(line: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> list[Record]:
+def _with_thumb(line: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> list[Record]:
     """One answer with the line's own thumb and score, where it has them."""
     columns = [column for column in THUMBS if column in line.columns]
     if len(columns) > 1:
         raise DataError(f"has the columns {' and '.join(columns)}; which one is the thumb? Keep one of them")
     label = line.thumb(columns[0]) if columns else None
-    return line.answered(prompt, answer, where, label, line.score("score", label))
+    return line.single(prompt, answer, where, label, line.score("score", label))
 
 
 # Pairs
@@ -372,7 +372,7 @@ def alpaca(line: FeedbackLine) -> list[Record]:
                 "output is a pair [better, worse], so it has no thumb or score of its own. Keep one of them"
             )
         return line.pair(prompt, output[0], output[1], columns=("output[0]", "output[1]"))
-    return _tagged(line, prompt, output, "output")
+    return _with_thumb(line, prompt, output, "output")
 
 
 def alpaca_pairs(line: FeedbackLine) -> list[Record]:
@@ -414,7 +414,7 @@ def conversation(line: FeedbackLine) -> list[Record]:
             raise DataError("the file judges both rows and single turns. Keep one of the two")
         if chat.is_context(values[-1]):
             return []
-        return _tagged(line, chat.with_text((*system, *turns[:-1])), turns[-1], f"the last of {column}")
+        return _with_thumb(line, chat.with_text((*system, *turns[:-1])), turns[-1], f"the last of {column}")
     records = []
     for i, (turn, value) in enumerate(zip(turns, values, strict=True)):
         prompt = (*system, *turns[:i])

@@ -182,10 +182,10 @@ def binary(record: Record, threshold: float | None = None, tree: int = 0) -> lis
             label = c.score >= threshold
         if label is not None:
             examples.append(Example(c.id, tree, (i,), label, c.weight))
-    judged = {example.branches[0] for example in examples}
+    with_thumb = {example.branches[0] for example in examples}
     for pair in record.pairs:
         for side, desirable in ((pair.chosen, True), (pair.rejected, False)):
-            if side not in judged:
+            if side not in with_thumb:
                 c = record.completions[side]
                 examples.append(Example(c.id, tree, (side,), desirable, pair.weight * c.weight))
     return examples
@@ -195,16 +195,16 @@ def pairs(record: Record, tree: int = 0) -> list[Example]:
     """Chosen over rejected. Policy: explicit pairs; else every two completions with different scores; else each
     desirable with each undesirable completion of the prompt."""
     completions = record.completions
-    judged = record.pairs
-    if not judged:
-        scored = [(i, c.score) for i, c in enumerate(completions) if c.score is not None]
-        sides = [(i, j) for i, a in scored for j, b in scored if a > b]
+    explicit = record.pairs
+    if not explicit:
+        with_score = [(i, c.score) for i, c in enumerate(completions) if c.score is not None]
+        sides = [(i, j) for i, a in with_score for j, b in with_score if a > b]
         if not sides:
             up, down = ([i for i, c in enumerate(completions) if c.label is label] for label in (True, False))
             sides = [(i, j) for i in up for j in down]
-        judged = tuple(Pair(i, j, completions[i].weight * completions[j].weight) for i, j in sides)
+        explicit = tuple(Pair(i, j, completions[i].weight * completions[j].weight) for i, j in sides)
     examples = []
-    for pair in judged:
+    for pair in explicit:
         chosen, rejected = completions[pair.chosen], completions[pair.rejected]
         margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score
         name, branches = f"{chosen.id} > {rejected.id}", (pair.chosen, pair.rejected)
@@ -277,8 +277,8 @@ def examples(records: Sequence[Record], view: View, threshold: str | None = None
     if view == "pairs":
         parts = [pairs(r, k) for k, r in enumerate(records)]
     elif view == "scores":
-        scored = any(c.score is not None for r in records for c in r.completions)
-        middle = threshold_of(records, threshold or "median") if scored else 0.0
+        has_scores = any(c.score is not None for r in records for c in r.completions)
+        middle = threshold_of(records, threshold or "median") if has_scores else 0.0
         parts = [scores(r, middle, k) for k, r in enumerate(records)]
     else:
         limit = None if threshold is None else threshold_of(records, threshold)

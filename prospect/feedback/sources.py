@@ -114,12 +114,6 @@ def _files_of(name: str | Path, notes: list[str]) -> Sequence[str | Path]:
     return data
 
 
-def source_name(source: Source) -> str:
-    """What to call a source in messages and reports."""
-    path = source_path(source)
-    return f"{type(source).__name__} in memory" if path is None else str(path)
-
-
 def source_path(source: Source) -> str | Path | None:
     """The name of a file, or the names of several as in a command; None where the source lies in memory."""
     if isinstance(source, str | Path):
@@ -160,7 +154,7 @@ def _rows_of_file(path: Path, any_size: bool, names: Mapping[str, str]) -> Rows:
     """The rows of a file. It stays open until the last, and is read as they are taken."""
     with _failures_named(path), _open(path) as file:
         size = file.seek(0, 2)
-        content = _unpacked(file, path, size, any_size)
+        content = _content_of(file, path, size, any_size)
         head = content.read(4)
         if not head.strip() and not (head + content.read()).strip():
             raise DataError("is empty", path=path)
@@ -172,7 +166,7 @@ def _rows_of_file(path: Path, any_size: bool, names: Mapping[str, str]) -> Rows:
         elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError("is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 FILE", path=path)
         elif kind in ("csv", "tsv"):
-            yield from csv_rows(_decoded(content.read(), path), path, "\t" if kind == "tsv" else None, names)
+            yield from csv_rows(_text_of(content.read(), path), path, "\t" if kind == "tsv" else None, names)
         else:
             yield from json_rows(content, path, start)
 
@@ -198,7 +192,7 @@ def _open(path: Path) -> BinaryIO:
         return io.BytesIO(file.read())
 
 
-def _unpacked(file: BinaryIO, path: Path, size: int, any_size: bool) -> BinaryIO:
+def _content_of(file: BinaryIO, path: Path, size: int, any_size: bool) -> BinaryIO:
     """The content of a file of `size` bytes, unpacked where it is gzip. Raises DataError where it would unpack to too
     much; memory holds a piece of it at a time."""
     file.seek(0)
@@ -225,7 +219,7 @@ def _too_large(path: Path, limit: float, size: int) -> DataError:
     )
 
 
-def _decoded(data: bytes, path: Path) -> str:
+def _text_of(data: bytes, path: Path) -> str:
     """A whole file's text. Raises DataError with line and byte offset where it is not UTF-8."""
     try:
         return data.decode("utf-8")
@@ -256,18 +250,18 @@ def json_rows(content: BinaryIO, path: Path, start: int) -> Rows:
     content.seek(start)
     if first.startswith(b"[") or first == b"{":
         try:
-            value = json_value(_decoded(content.read(), path))
+            value = json_value(_text_of(content.read(), path))
         except DataError as error:
             raise DataError(error.message, path=path, line=error.line) from None
-        return _numbered_values(value)
+        return _rows_of_document(value)
     rows = _json_lines(content, start)
     head = list(itertools.islice(rows, 2))
     if len(head) == 1 and isinstance(head[0][1], dict):
-        return _numbered_values(head[0][1])
+        return _rows_of_document(head[0][1])
     return itertools.chain(head, rows)
 
 
-def _numbered_values(value: Any) -> Rows:
+def _rows_of_document(value: Any) -> Rows:
     """The rows of a document: an array of objects, {"data": [...]}, or one object."""
     inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
     if isinstance(inner, list) and next(iter(value)) in _WRAPPERS:
@@ -318,6 +312,7 @@ def csv_rows(text: str, path: Path, delimiter: str | None, names: Mapping[str, s
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header_line.count), strict=True
     )
+    del text  # the reader has a copy
     header: list[str] = []
     line, following = 1, 1
     try:
@@ -400,7 +395,7 @@ def parquet_rows(data: bytes, path: Path, size_on_disk: int, *, any_size: bool) 
             yield from batch_rows(batch)
 
     try:
-        yield from _numbered(rows())
+        yield from _with_numbers(rows())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"is no readable Parquet file: {_first_line(error)}", path=path) from None
 
@@ -440,7 +435,7 @@ def _rows_of_folder(path: Path) -> Rows:
         rows = list(_dataset_rows(datasets.load_from_disk(str(path))))
     except Exception as error:  # arrow, json and file errors of several libraries, all about this folder
         raise DataError(f"is no readable datasets folder: {_first_line(error)}", path=path) from error
-    return _numbered(rows)
+    return _with_numbers(rows)
 
 
 def _rows_of_hub(name: str) -> Rows:
@@ -456,7 +451,7 @@ def _rows_of_hub(name: str) -> Rows:
             f"{_first_line(error)}). A split is named like {repository}:test; without a network, give a local file",
             path=name,
         ) from error
-    return _numbered(rows)
+    return _with_numbers(rows)
 
 
 def _dataset_rows(data: Any) -> Iterator[Any]:
@@ -470,22 +465,22 @@ def _rows_in_memory(source: Any) -> Rows:
     if kind == "datasets":
         if not hasattr(source, "to_list"):
             raise DataError(f"a {type(source).__name__} is not one table. Choose a split, such as data['train']")
-        return _numbered(_dataset_rows(source))
+        return _with_numbers(_dataset_rows(source))
     if kind == "pandas":
-        return _numbered(source.to_dict("records"), arrow=False)
+        return _with_numbers(source.to_dict("records"), arrow=False)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"feedback is a path, a list of dicts, a Dataset or a DataFrame, not a {type(source).__name__}")
-    return _numbered(source, arrow=False)
+    return _with_numbers(source, arrow=False)
 
 
-def _numbered(rows: Iterable[Any], *, arrow: bool = True) -> Rows:
+def _with_numbers(rows: Iterable[Any], *, arrow: bool = True) -> Rows:
     """`rows` with their numbers, in Python's own types; those of `arrow` without its nulls."""
     for number, row in enumerate(rows, 1):
         if isinstance(row, Unreadable):
             yield number, row
         elif isinstance(row, Mapping):
             try:
-                values = {str(k): _without_nulls(v) if arrow else _plain(v) for k, v in row.items()}
+                values = {str(k): _plain(v, arrow) for k, v in row.items()}
                 deep = too_deep(values)
             except RecursionError:
                 values, deep = {}, True
@@ -494,22 +489,16 @@ def _numbered(rows: Iterable[Any], *, arrow: bool = True) -> Rows:
             yield number, Unreadable(written(row), f"must be a dict, not a {type(row).__name__}")
 
 
-def _without_nulls(value: Any) -> Any:
-    """Nested values without the nulls that Arrow puts where one row's object lacks a key that another's has."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    """A copy in Python's own types: numpy's arrays and numbers, tuples, and a data frame's NaN for "nothing here"."""
+def _plain(value: Any, arrow: bool) -> Any:
+    """A copy in Python's own types: numpy's arrays and numbers, tuples, and a data frame's NaN for "nothing here". Of
+    `arrow` without the nulls that it puts where one row's object lacks a key that another's has."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, arrow) for k, v in value.items() if v is not None or not arrow}
     if type(value).__module__ == "numpy":
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+        return [_plain(v, arrow) for v in value]
+    return None if isinstance(value, float) and value != value and not arrow else value
 
 
 def _first_line(error: Exception) -> str:
