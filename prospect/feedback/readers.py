@@ -60,13 +60,6 @@ class FeedbackLine:
             raise DataError(f"has no {column}, though other rows do. Judge the row or leave it out")
         return self.labels.read(self.values[column])
 
-    def score(self, column: str, label: bool | None) -> float | None:
-        """The score in `column`. Raises DataError where the file has scores, and this line neither that nor a label."""
-        score = number(self.values, column)
-        if score is None and label is None and column in self.columns:
-            raise DataError(f"{column} is missing, though other rows have one. Score the row or leave it out")
-        return score
-
     def record(
         self, prompt: Prompt, completions: tuple[Completion, ...], pairs: tuple[Pair, ...] = (), id: str = ""
     ) -> Record:
@@ -83,21 +76,31 @@ class FeedbackLine:
             conversations=_conversations(self.values),
         )
 
+    def completion(
+        self, id: str, content: str | Message, label: bool | None, score: float | None, values: Mapping[str, Any]
+    ) -> Completion:
+        """An answer with the weight and completeness that `values` give."""
+        return Completion(id, content, label, score, weight(values), complete(values), self.number)
+
     def single(
-        self, prompt: Prompt, value: Any, where: str, label: bool | None = None, score: float | None = None
+        self,
+        prompt: Prompt,
+        value: Any,
+        column: str,
+        thumb: str | None = None,
+        score: str | None = None,
+        required: bool = True,
     ) -> list[Record]:
-        """One record with one answer, `value` in the column `where`."""
-        _require_same_form(prompt, value, where)
-        completion = Completion(
-            id=self.id,
-            content=chat.answer(value, where),
-            label=label,
-            score=score,
-            weight=weight(self.values),
-            complete=complete(self.values),
-            line=self.number,
-        )
-        return [self.record(prompt, (completion,))]
+        """One record with one answer, `value` in `column`; its judgement stands in the columns `thumb` and `score`,
+        which are `required` where other lines have them."""
+        _require_same_form(prompt, value, column)
+        content = chat.answer(value, column)
+        columns = self.columns if required else self.values
+        label = None if thumb is None or thumb not in columns else self.thumb(thumb)
+        grade = number(self.values, score)
+        if required and grade is None and label is None and score in self.columns:
+            raise DataError(f"{score} is missing, though other rows have one. Score the row or leave it out")
+        return [self.record(prompt, (self.completion(self.id, content, label, grade, self.values),))]
 
     def pair(
         self,
@@ -110,14 +113,9 @@ class FeedbackLine:
         """One record with one pair, whose sides stand in `columns`; the line's weight is the pair's."""
         for value, column in zip((chosen, rejected), columns, strict=True):
             _require_same_form(prompt, value, column)
+        values = {"complete": self.get("complete")}
         completions = tuple(
-            Completion(
-                id=f"{self.id}/{side}",
-                content=chat.answer(value, column),
-                score=number(self.values, score),
-                complete=complete(self.values),
-                line=self.number,
-            )
+            self.completion(f"{self.id}/{side}", chat.answer(value, column), None, number(self.values, score), values)
             for side, value, column, score in zip(SIDES, (chosen, rejected), columns, scores, strict=True)
         )
         return [self.record(prompt, completions, (Pair(0, 1, weight(self.values)),))]
@@ -142,9 +140,9 @@ def identifier(value: Any, default: str, where: str = "id") -> str:
     return chat.plain_text(text, where)
 
 
-def number(values: Mapping[str, Any], key: str) -> float | None:
+def number(values: Mapping[str, Any], key: str | None) -> float | None:
     """A finite number, or None where the key is absent or null."""
-    value = values.get(key)
+    value = None if key is None else values.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -254,15 +252,9 @@ def _own_completion(line: FeedbackLine, index: int, value: Any) -> Completion:
             raise DataError(f'{where} has an unknown key "{key}".{nearest(key, _COMPLETION_KEYS)}')
     if ("content" in value) == ("message" in value):
         raise DataError(f"{where} needs content (text) or message (an assistant message), and not both")
-    return Completion(
-        id=identifier(value.get("id"), f"{line.id}/{index}"),
-        content=chat.answer(value.get("content", value.get("message")), where),
-        label=None if value.get("label") is None else line.labels.read(value["label"]),
-        score=number(value, "score"),
-        weight=weight(value),
-        complete=complete(value),
-        line=line.number,
-    )
+    id, answer = identifier(value.get("id"), f"{line.id}/{index}"), value.get("content", value.get("message"))
+    label = None if value.get("label") is None else line.labels.read(value["label"])
+    return line.completion(id, chat.answer(answer, where), label, number(value, "score"), value)
 
 
 def _own_pair(value: Any, count: int) -> Pair:
@@ -282,17 +274,13 @@ def _own_pair(value: Any, count: int) -> Pair:
 def flat(line: FeedbackLine) -> list[Record]:
     """{"prompt", "completion"} with "label", "score", both or neither."""
     mixed = "completions" in line.columns  # Prospect's own file, where every line may be judged or not
-    prompt = chat.prompt(line.get("prompt"))
-    label = line.thumb("label") if "label" in (line.values if mixed else line.columns) else None
-    score = number(line.values, "score") if mixed else line.score("score", label)
-    return line.single(prompt, line.get("completion"), "completion", label, score)
+    prompt, answer = chat.prompt(line.get("prompt")), line.get("completion")
+    return line.single(prompt, answer, "completion", "label", "score", required=not mixed)
 
 
 def halos(line: FeedbackLine) -> list[Record]:
     """{"prompt", "output": [message], "label", "reward"} as HALOs labels its samples."""
-    prompt = chat.prompt(line.get("prompt"))
-    label = line.thumb("label") if "label" in line.columns else None
-    return line.single(prompt, line.get("output"), "output", label, line.score("reward", label))
+    return line.single(chat.prompt(line.get("prompt")), line.get("output"), "output", "label", "reward")
 
 
 def text(line: FeedbackLine) -> list[Record]:
@@ -308,8 +296,7 @@ def _with_thumb(line: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> 
     columns = [column for column in THUMBS if column in line.columns]
     if len(columns) > 1:
         raise DataError(f"has the columns {' and '.join(columns)}; which one is the thumb? Keep one of them")
-    label = line.thumb(columns[0]) if columns else None
-    return line.single(prompt, answer, where, label, line.score("score", label))
+    return line.single(prompt, answer, where, columns[0] if columns else None, "score")
 
 
 # Pairs
@@ -447,13 +434,8 @@ def _turn(
     thumbs = [key for key in chat.TURN_THUMBS if value.get(key) is not None]
     if len(thumbs) > 1:
         raise DataError(f"{where} has a label and a rating. Keep one of them")
-    completion = Completion(
-        id=id,
-        content=chat.answer(turn, where),
-        label=line.labels.read(value[thumbs[0]]) if thumbs else None,
-        score=number(value, "score"),
-        weight=weight(value if "weight" in value else line.values),
-        complete=complete(value) and complete(line.values),
-        line=line.number,
-    )
+    label = line.labels.read(value[thumbs[0]]) if thumbs else None
+    whole = complete(value) and complete(line.values)
+    values = {"weight": (value if "weight" in value else line.values).get("weight"), "complete": whole}
+    completion = line.completion(id, chat.answer(turn, where), label, number(value, "score"), values)
     return line.record(chat.with_text(prompt, f"{where}: its prompt"), (completion,), id=id)
