@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ MOST_COLUMNS = 1000
 class Layout:
     """`needs` are the columns that make it out, `reads` the optional ones beside COMMON: all that its reader looks at.
     `judged_by` are the columns that carry its judgement; of messages with judgements of their own, `turns` is the
-    column. `looks` may ask a row itself."""
+    column. The reader looks at all that lies in the columns `objects`. `thumbs` gives every value of a row that may be
+    a thumb, for the vocabulary of the file. `looks` may ask a row itself."""
 
     name: str
     needs: tuple[str, ...]
@@ -35,6 +36,8 @@ class Layout:
     reads: tuple[str, ...] = ()
     judged_by: tuple[str, ...] = ()
     turns: str = ""
+    objects: tuple[str, ...] = ()
+    thumbs: Callable[[Mapping[str, Any]], Iterable[Any]] = readers.thumbs_of
     looks: Callable[[Mapping[str, Any]], bool] = lambda row: True
 
     @property
@@ -58,13 +61,13 @@ def _is_hh(row: Mapping[str, Any]) -> bool:
 _WHOLE = ("score", *THUMBS)
 _CHAT = ("system", *_WHOLE)
 _ALPACA = ("input", "system", "history")
-_OWN = ("completion", "label", "score", "pairs")
+_OWN, _OWN_LISTS = ("completion", "label", "score", "pairs"), ("completions", "pairs")
 _HALOS_PAIRS = ("prompt", "output_A", "output_B", "label")
 _HALOS_SCORES = ("reward_A", "reward_B", "reward_difference")
 
 # In order of detection: a layout stands before those whose columns it contains.
 _TABLE = (
-    Layout("prospect", ("prompt", "completions"), readers.prospect, _OWN, ("completions",)),
+    Layout("prospect", ("prompt", "completions"), readers.prospect, _OWN, ("completions",), objects=_OWN_LISTS),
     Layout("halos-pairs", _HALOS_PAIRS, readers.halos_pairs, _HALOS_SCORES, ("label",)),
     Layout("sharegpt-pairs", ("conversations", *SIDES), readers.conversation_pairs, ("system", *SIDE_SCORES), SIDES),
     Layout("sharegpt", ("conversations",), readers.conversation, _CHAT, _WHOLE, turns="conversations"),
@@ -189,9 +192,6 @@ _MESSAGE_KEY = re.compile(
 )
 """Keys of a message that have a meaning of their own."""
 
-_NO_TURNS = ("tools", "completions", "pairs", "history")
-"""Columns whose objects are no messages."""
-
 _ANSWERS = ("completion", "output")
 
 
@@ -207,10 +207,9 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
         bool(layout.turns) and any(map(chat.judges_turns, rows))
     )
     answers = () if reads_judgement else tuple(name for name in layout.needs if name in _ANSWERS)
-    unread = frozenset(layout.unread(columns))
-    values: dict[str, list[Any]] = {}
+    unread, values = frozenset(layout.unread(columns)), dict[str, list[Any]]()
     for row in rows:
-        for name, value in _unread_values(row, unread, layout.turns, levels=0 if reads_judgement else 4):
+        for name, value in _unread_values(row, layout, unread, levels=0 if reads_judgement else 4):
             values.setdefault(name, []).append(value)
     names: list[str] = []
     for name in sorted(values):
@@ -260,17 +259,17 @@ def _words(name: str) -> list[str]:
 
 
 def _unread_values(
-    row: Mapping[str, Any], unread: Collection[str], turns: str, levels: int
+    row: Mapping[str, Any], layout: Layout, unread: Collection[str], levels: int
 ) -> Iterator[tuple[str, Any]]:
     """(name, value) of everything in a row that no reader looks at and that is not null, down to some `levels` inside
     objects."""
     for column, value in row.items():
         if column in unread:
             yield from _within(column, value, levels)
-        elif chat.is_messages(value) and column not in _NO_TURNS:
+        elif chat.is_messages(value) and column not in ("tools", *layout.objects):
             for turn in value:
                 for key, part in turn.items():
-                    read = key in chat.TURN_JUDGEMENTS and column == turns
+                    read = key in chat.TURN_JUDGEMENTS and column == layout.turns
                     if not read and not _MESSAGE_KEY.fullmatch(key):
                         yield from _within(f"{column}.{key}", part, levels)
 

@@ -21,7 +21,7 @@ from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import LAYOUTS, ColumnChoice, Layout, layout_of
 from prospect.feedback.messages import is_context, judges_turns, plain_text, turns_of
 from prospect.feedback.prompts import prompt_digests, prompt_numbers
-from prospect.feedback.readers import FeedbackLine, thumbs_of
+from prospect.feedback.readers import FeedbackLine
 from prospect.feedback.records import Completion, Pair, Record
 from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
 
@@ -164,7 +164,7 @@ def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, a
         columns=columns,
         layout=layout,
         labels=Labels(
-            (f"on line {n}{where}", value) for n, row in rows if isinstance(row, dict) for value in thumbs_of(row)
+            (f"on line {n}{where}", value) for n, row in rows if isinstance(row, dict) for value in layout.thumbs(row)
         ),
         judged_turns=any(map(judges_turns, readable)),
         notes=notes,

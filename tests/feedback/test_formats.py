@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prospect.feedback.layouts import LAYOUTS
+import pytest
+
+from prospect.errors import DataError
+from prospect.feedback.layouts import LAYOUTS, Layout
 from prospect.feedback.load import FORMATS, load
-from prospect.feedback.records import Pair
+from prospect.feedback.readers import FeedbackLine
+from prospect.feedback.records import Pair, Record
 from tests.helpers.feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
 # Detection
@@ -26,6 +31,27 @@ def test_format_can_be_forced() -> None:
     rows = [{"prompt": "a", "completion": "b", "text": "ab"}]
     assert load(rows).format == "prompt-completion"
     assert load(rows, format="text").records[0].completions[0].content == "ab"
+
+
+def test_another_format_is_a_reader_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the export of a chat app may look: thumbs inside objects, under names of its own."""
+
+    def reactions(row: Mapping[str, Any]) -> list[Any]:
+        return [turn["reaction"] for turn in row["log"] if "reaction" in turn]
+
+    def read(line: FeedbackLine) -> list[Record]:
+        question, reply = line.get("log")
+        label = line.labels.read(reply["reaction"])
+        answer = line.completion(line.id, reply["text"], label, None, line.values)
+        return [line.record(({"role": "user", "content": question["text"]},), (answer,))]
+
+    layout = Layout("app", ("log",), read, judged_by=("log",), objects=("log",), thumbs=reactions)
+    monkeypatch.setitem(LAYOUTS, "app", layout)
+    rows = [{"log": [{"text": "2 + 2?"}, {"text": text, "reaction": r}]} for text, r in (("4", 1), ("5", -1), ("6", 0))]
+    (record,) = load(rows[:2]).records
+    assert [(c.content, c.label) for c in record.completions] == [("4", True), ("5", False)]
+    with pytest.raises(DataError, match="both 0 and -1"):
+        load(rows)
 
 
 def test_columns_of_all_rows_decide() -> None:
