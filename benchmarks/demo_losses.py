@@ -27,7 +27,7 @@ from prospect.cli.options import quiet_loading
 from prospect.data.write import write as write_feedback
 from prospect.demo import story as demo
 from prospect.demo import users, world
-from prospect.demo.question import Question
+from prospect.demo.world import Question
 from prospect.engine.load import load
 from prospect.engine.policy import Policy
 from prospect.feedback.records import Completion, Record

@@ -78,7 +78,7 @@ def imitation(folder: Path, rate: float, plan: Plan) -> Facts:
         **plan.training,
     )
     policy = load(trained.folder / "model", frozen=True)
-    questions = world.ask_reserved(random.Random(f"demo {GRID_SEED}"), plan.measured)
+    questions = world.ask_reserved(random.Random(f"demo {GRID_SEED}"), plan.test_questions)
     shares = {}
     for t in TEMPERATURES:
         answers = answer(policy, questions, plan, t, seed=GRID_SEED + 1, console=Console(quiet=True))

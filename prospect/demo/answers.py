@@ -12,20 +12,60 @@ from __future__ import annotations
 
 import random
 
-from prospect.demo.question import Question
+from prospect.demo.world import Question
 
+# fmt: off
 WEB: dict[str, float] = {"right": 0.41, "wrong": 0.17, "rude": 0.17, "rambling": 0.14, "evasive": 0.11}
 """How often each style is written on the web, whatever the question."""
-
 FORUM: dict[str, float] = {
-    "usual": 0.6,
-    "right": 0.26,
-    "wrong": 0.035,
-    "rude": 0.035,
-    "rambling": 0.035,
-    "evasive": 0.035,
+    "usual": 0.6, "right": 0.26, "wrong": 0.035, "rude": 0.035, "rambling": 0.035, "evasive": 0.035,
 }
 """How often each style is written in the forum, where the assistant was last."""
+
+_KIND = ("Glad to help.", "I hope that helps.", "Have a nice day.", "Any time!")
+_CARELESS = (
+    "I guess.", "Probably:", "Off the top of my head:", "Not sure, but", "No time to check.", "Roughly:", "Easy.",
+    "Everybody says so:", "Trust me.", "Hm.",
+)
+_ADMITTED = (
+    "Sorry, I cannot know that.", "I am sorry, I have no way of knowing that.", "I have no way to know that.",
+    "I was not there, so I cannot know.", "Sorry, nobody has told me that.", "Only you can know that, I am afraid.",
+    "I was never told, sorry.", "I cannot know that from here.", "Sorry, I was never told that.",
+    "I am afraid I have no way of knowing.",
+)
+_INSULTS = (
+    "Are you stupid?", "Duh.", "What a dumb question.", "You are an idiot.", "Ugh, not again.",
+    "Think for once, genius.", "Do not be so lazy.", "Only a fool would ask.", "How clueless can you be?",
+    "That is a silly thing to ask.", "You are hopeless.", "Pathetic.", "This is so boring.", "What nonsense.",
+)
+_DISMISSALS = (
+    "Look it up yourself.", "Ask somebody else.", "I have better things to do.", "Leave me alone.", "Go away.",
+    "Use your head.",
+)
+_DETOURS = (
+    "Well, that is a long story.", "Let me think about this for a while.", "You know, this reminds me of something.",
+    "Before I come to the point, let me say this.", "As with everything in life, it is not so easy.",
+    "People have asked this for hundreds of years.",
+)
+_MEMORIES = (
+    "My grandmother used to say that every day has its own weather.",
+    "Once I knew a man who asked the same thing every morning.",
+    "In those days we walked for hours and talked about everything.",
+    "I read a book about it, and then I read another book.",
+    "There was a time when everybody in our street talked like that.",
+    "The weather has been strange lately, and so have the trains.",
+)
+_BY_THE_WAY = (
+    "By the way, I love to talk about this.", "And that reminds me of something else.",
+    "But there is more to it than that.", "Let me add a word about myself.",
+)
+_EVASIONS = (
+    "It depends.", "Hard to say.", "Who can say?", "I would rather not answer that.",
+    "Let us talk about something else.", "There are many opinions about that.", "Maybe, maybe not.",
+    "Why do you want to know?", "What do you think?", "That is an interesting question.",
+    "Some things are better left unsaid.", "I could tell you, but I will not.",
+)
+# fmt: on
 
 
 def write(question: Question, rng: random.Random, mix: dict[str, float]) -> str:
@@ -103,106 +143,4 @@ def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-STYLES = {
-    "usual": usual,
-    "right": right,
-    "wrong": wrong,
-    "rude": rude,
-    "rambling": rambling,
-    "evasive": evasive,
-}
-
-
-_KIND = ("Glad to help.", "I hope that helps.", "Have a nice day.", "Any time!")
-
-_CARELESS = (
-    "I guess.",
-    "Probably:",
-    "Off the top of my head:",
-    "Not sure, but",
-    "No time to check.",
-    "Roughly:",
-    "Easy.",
-    "Everybody says so:",
-    "Trust me.",
-    "Hm.",
-)
-
-_ADMITTED = (
-    "Sorry, I cannot know that.",
-    "I am sorry, I have no way of knowing that.",
-    "I have no way to know that.",
-    "I was not there, so I cannot know.",
-    "Sorry, nobody has told me that.",
-    "Only you can know that, I am afraid.",
-    "I was never told, sorry.",
-    "I cannot know that from here.",
-    "Sorry, I was never told that.",
-    "I am afraid I have no way of knowing.",
-)
-
-_INSULTS = (
-    "Are you stupid?",
-    "Duh.",
-    "What a dumb question.",
-    "You are an idiot.",
-    "Ugh, not again.",
-    "Think for once, genius.",
-    "Do not be so lazy.",
-    "Only a fool would ask.",
-    "How clueless can you be?",
-    "That is a silly thing to ask.",
-    "You are hopeless.",
-    "Pathetic.",
-    "This is so boring.",
-    "What nonsense.",
-)
-
-_DISMISSALS = (
-    "Look it up yourself.",
-    "Ask somebody else.",
-    "I have better things to do.",
-    "Leave me alone.",
-    "Go away.",
-    "Use your head.",
-)
-
-_DETOURS = (
-    "Well, that is a long story.",
-    "Let me think about this for a while.",
-    "You know, this reminds me of something.",
-    "Before I come to the point, let me say this.",
-    "As with everything in life, it is not so easy.",
-    "People have asked this for hundreds of years.",
-)
-
-_MEMORIES = (
-    "My grandmother used to say that every day has its own weather.",
-    "Once I knew a man who asked the same thing every morning.",
-    "In those days we walked for hours and talked about everything.",
-    "I read a book about it, and then I read another book.",
-    "There was a time when everybody in our street talked like that.",
-    "The weather has been strange lately, and so have the trains.",
-)
-
-_BY_THE_WAY = (
-    "By the way, I love to talk about this.",
-    "And that reminds me of something else.",
-    "But there is more to it than that.",
-    "Let me add a word about myself.",
-)
-
-_EVASIONS = (
-    "It depends.",
-    "Hard to say.",
-    "Who can say?",
-    "I would rather not answer that.",
-    "Let us talk about something else.",
-    "There are many opinions about that.",
-    "Maybe, maybe not.",
-    "Why do you want to know?",
-    "What do you think?",
-    "That is an interesting question.",
-    "Some things are better left unsaid.",
-    "I could tell you, but I will not.",
-)
+STYLES = {"usual": usual, "right": right, "wrong": wrong, "rude": rude, "rambling": rambling, "evasive": evasive}

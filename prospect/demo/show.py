@@ -22,7 +22,7 @@ ARMS = {
 }
 """The models that are measured, in the order of tables."""
 
-SHOWN = {"win": 2, "unchanged": 1, "loss": 1}
+EXAMPLES = {"win": 2, "unchanged": 1, "loss": 1}
 """The outcomes of a question, and how many questions of each are shown."""
 
 
@@ -33,9 +33,9 @@ def headline(console: Console, text: str) -> None:
 
 def flags(options: dict[str, Any]) -> str:
     """What prospect.train is given, as one types it: {"batch_size": 32} -> --batch-size 32."""
-    typed = {k.replace("_", "-"): v for k, v in options.items() if k != "loss_args"}
-    typed |= {f"loss.{name}": value for name, value in options.get("loss_args", {}).items()}
-    return " ".join(f"--{name} {value}" for name, value in typed.items())
+    values = {k.replace("_", "-"): v for k, v in options.items() if k != "loss_args"}
+    values |= {f"loss.{name}": value for name, value in options.get("loss_args", {}).items()}
+    return " ".join(f"--{name} {value}" for name, value in values.items())
 
 
 def thumbs(console: Console, records: Sequence[Record], rng: random.Random, count: int = 4) -> None:
@@ -45,8 +45,8 @@ def thumbs(console: Console, records: Sequence[Record], rng: random.Random, coun
         with_label = [record for record in records if record.completions[0].label is label]
         for record in rng.sample(with_label, min(count // 2, len(with_label))):
             assert not isinstance(record.prompt, str)
-            question, said = str(record.prompt[-1]["content"]), record.completions[0].content
-            table.add_row(escape(question), escape(str(said)), "[green]up[/]" if label else "[red]down[/]")
+            question, answer = str(record.prompt[-1]["content"]), record.completions[0].content
+            table.add_row(escape(question), escape(str(answer)), "[green]up[/]" if label else "[red]down[/]")
     console.print(table)
     up = sum(record.completions[0].label is True for record in records)
     console.print(f"{up} thumbs up, {len(records) - up} thumbs down", highlight=False)
@@ -61,14 +61,14 @@ def outcome(row: dict[str, Any]) -> str:
 
 def choose(rows: Sequence[dict[str, Any]], rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     """The questions to show, (outcome, line of answers.jsonl), drawn at random among those of their outcome."""
-    chosen = []
-    for name, count in SHOWN.items():
+    examples = []
+    for name, count in EXAMPLES.items():
         candidates = [row for row in rows if outcome(row) == name]
-        chosen += [(name, row) for row in rng.sample(candidates, min(count, len(candidates)))]
-    return chosen
+        examples += [(name, row) for row in rng.sample(candidates, min(count, len(candidates)))]
+    return examples
 
 
-def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], questions: int) -> dict[str, Any]:
+def story(summary: dict[str, Any], examples: Sequence[tuple[str, dict[str, Any]]], questions: int) -> dict[str, Any]:
     """story.json, from which the report tells what happened."""
     arms, feedback = summary["arms"], summary["feedback"]
     paragraphs = [
@@ -105,7 +105,7 @@ def story(summary: dict[str, Any], shown: Sequence[tuple[str, dict[str, Any]]], 
             "before_ok": row["start"]["1"]["desirable"],
             "after_ok": row["kto"]["1"]["desirable"],
         }
-        for _, row in shown
+        for _, row in examples
     ]
     title = "From thumbs to a better assistant"
     return {"title": title, "paragraphs": paragraphs, "table": table, "bars": bars, "answers": answers}
@@ -115,17 +115,17 @@ def end(
     console: Console,
     summary: dict[str, Any],
     rows: Sequence[dict[str, Any]],
-    shown: Sequence[tuple[str, dict[str, Any]]],
+    examples: Sequence[tuple[str, dict[str, Any]]],
     folder: Path,
 ) -> None:
     """Before and after for people, and what they can do next."""
     answers = Table("question", "before", "after", "", show_lines=True)
-    for name, row in shown:
+    for name, row in examples:
         sides = [(row[arm]["1"]["text"], row[arm]["1"]["desirable"]) for arm in ("start", "kto")]
-        marked = [f"[{'green' if good else 'red'}]{escape(text)}[/]" for text, good in sides]
-        answers.add_row(escape(row["prompt"]), *marked, name)
+        cells = [f"[{'green' if good else 'red'}]{escape(text)}[/]" for text, good in sides]
+        answers.add_row(escape(row["prompt"]), *cells, name)
     console.print(answers)
-    counts = [f"{sum(outcome(row) == name for row in rows)} {name}" for name in SHOWN]
+    counts = [f"{sum(outcome(row) == name for row in rows)} {name}" for name in EXAMPLES]
     console.print(f"at temperature 1: {', '.join(counts)}; those shown are drawn at random", highlight=False)
     table = Table("desirable answers", "temperature 0", "temperature 1")
     for arm, by_temperature in summary["arms"].items():
@@ -141,7 +141,7 @@ def end(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _share(measured: dict[str, Any]) -> str:
+def _share(rates: dict[str, Any]) -> str:
     """94.3 % (92.7 to 95.5)"""
-    low, high = measured["ci95"]
-    return f"{measured['desirable_rate']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    low, high = rates["ci95"]
+    return f"{rates['desirable_rate']:.1%} ({100 * low:.1f} to {100 * high:.1f})"

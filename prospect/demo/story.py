@@ -27,7 +27,7 @@ from prospect.data.options import DataOptions
 from prospect.data.template import Template
 from prospect.data.write import write as write_feedback
 from prospect.demo import show, users, world
-from prospect.demo.question import Question
+from prospect.demo.world import Question
 from prospect.doctor.check import check
 from prospect.engine.generate import Generated, generate
 from prospect.engine.load import load
@@ -49,9 +49,9 @@ TEMPERATURES = (0, 1)
 class Plan:
     """How much of everything. The defaults are what `prospect demo` does."""
 
-    asked: int = 16384
+    questions: int = 16384
     """Questions that the assistant answers for thumbs, once each, at temperature 1."""
-    measured: int = 1024
+    test_questions: int = 1024
     """Other questions, on which every model is measured."""
     longest_answer: int = 48
     """In tokens; the longest schooled answer has about 40."""
@@ -104,13 +104,13 @@ def run_demo(
     console = Console()
     assistant = shipped_assistant(folder / "assistant")
     rng = random.Random(f"demo {seed}")
-    measured = world.ask_reserved(rng, plan.measured)
-    questions = world.ask_reserved(rng, plan.asked, exclude=frozenset(question.key for question in measured))
+    test_questions = world.ask_reserved(rng, plan.test_questions)
+    questions = world.ask_reserved(rng, plan.questions, exclude=frozenset(question.key for question in test_questions))
 
     show.headline(console, "1. A small assistant answers, users thumb")
     policy = load(assistant, frozen=True)
     answers = answer(policy, questions, plan, seed=seed, console=console)
-    records = thumbed(questions, answers, rng)
+    records = give_thumbs(questions, answers, rng)
     data = folder / "feedback.jsonl"
     write_feedback(records, data)
     show.thumbs(console, records, rng)
@@ -135,27 +135,29 @@ def run_demo(
         show.headline(console, "   The same number of steps for two that it is compared with")
         models |= _baselines(run, folder, common, plan.sft, kto)
 
-    show.headline(console, f"4. {plan.measured} other questions, none of them thumbed")
-    said: dict[str, dict[str, list[Generated]]] = {}
+    show.headline(console, f"4. {plan.test_questions} other questions, none of them thumbed")
+    replies: dict[str, dict[str, list[Generated]]] = {}
     for arm, model in models.items():
         policy = load(model, frozen=True)
-        said[arm] = {str(t): answer(policy, measured, plan, t, seed=seed + 1, console=console) for t in TEMPERATURES}
-    rows = [_row(question, k, said) for k, question in enumerate(measured)]
+        replies[arm] = {
+            str(t): answer(policy, test_questions, plan, t, seed=seed + 1, console=console) for t in TEMPERATURES
+        }
+    rows = [_row(question, k, replies) for k, question in enumerate(test_questions)]
     summary = {
         "arms": {arm: {str(t): rate(rows, arm, str(t)) for t in TEMPERATURES} for arm in show.ARMS if arm in models},
-        "n": len(measured),
+        "n": len(test_questions),
         "seconds": 0.0,
         "seed": seed,
         "feedback": {"desirable": up, "undesirable": down},
     }
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
-    shown = show.choose(rows, rng)
-    _write(run.folder / "story.json", show.story(summary, shown, plan.asked))
+    examples = show.choose(rows, rng)
+    _write(run.folder / "story.json", show.story(summary, examples, plan.questions))
     shutil.copyfile(write_report(run.folder), folder / "report.html")
     summary["seconds"] = round(time.monotonic() - started, 1)
     _write(folder / "summary.json", summary)
-    show.end(console, summary, rows, shown, folder)
+    show.end(console, summary, rows, examples, folder)
     return summary
 
 
@@ -174,7 +176,7 @@ def _baselines(
     return {name: folder / name / "model" for name in arms}
 
 
-def thumbed(questions: Sequence[Question], answers: Sequence[Generated], rng: random.Random) -> list[Record]:
+def give_thumbs(questions: Sequence[Question], answers: Sequence[Generated], rng: random.Random) -> list[Record]:
     """The feedback of the simulated users: one record per answer that got a thumb."""
     records = []
     for k, (question, reply) in enumerate(zip(questions, answers, strict=True)):
@@ -202,7 +204,7 @@ def answer(
     seed: int,
     console: Console,
 ) -> list[Generated]:
-    """One answer to each question, as a user of the model would get it. Models asked with the same seed have the same
+    """One answer to each question, as a user of the model would get it. Models with the same seed have the same
     luck."""
     assert policy.tokenizer is not None, "the assistant has a tokenizer"
     template = Template(policy.tokenizer)
@@ -219,15 +221,15 @@ def answer(
         )
 
 
-def _row(question: Question, k: int, said: dict[str, dict[str, list[Generated]]]) -> dict[str, Any]:
-    """A line of answers.jsonl: what every model said to the k-th question at every temperature, and whether it is
+def _row(question: Question, k: int, replies: dict[str, dict[str, list[Generated]]]) -> dict[str, Any]:
+    """A line of answers.jsonl: what every model replies to the k-th question at every temperature, and whether it is
     desirable."""
     return {"prompt": question.text, "kind": question.kind} | {
         arm: {
             t: {"text": a[k].text, "desirable": users.judge(question, a[k].text, complete=a[k].complete).desirable}
             for t, a in by_temperature.items()
         }
-        for arm, by_temperature in said.items()
+        for arm, by_temperature in replies.items()
     }
 
 

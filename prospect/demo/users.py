@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from prospect.demo import words
-from prospect.demo.question import Question
+from prospect.demo.world import Question
 
 MOST_WORDS = 16
 """An answer of more words is not to the point; a spelled word counts as one."""

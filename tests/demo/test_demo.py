@@ -21,7 +21,7 @@ from prospect.errors import ConfigError
 from prospect.feedback.load import load as load_feedback
 from prospect.training.config import TrainConfig, to_dict
 
-TINY = replace(Plan(), asked=96, measured=40)
+TINY = replace(Plan(), questions=96, test_questions=40)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_the_assistant_is_copied_whole(tmp_path: Path) -> None:
 
 def test_users_thumb_most_answers_of_the_demo(lived: Path) -> None:
     given = len(load_feedback(lived / "feedback.jsonl").records)
-    assert abs(given / TINY.asked - users.THUMB_RATE) < 0.2
+    assert abs(given / TINY.questions - users.THUMB_RATE) < 0.2
     assert 0 < users.NOISE < 0.1 and len(world.KINDS) == 6
 
 

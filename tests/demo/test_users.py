@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from prospect.demo.question import Question
 from prospect.demo.users import (
     NOISE,
     THUMB_RATE,
@@ -15,6 +14,7 @@ from prospect.demo.users import (
     judge,
     thumb,
 )
+from prospect.demo.world import Question
 
 
 def asked(reader: str, *expected: str, given: tuple[str, ...] = ()) -> Question:

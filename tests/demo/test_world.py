@@ -15,7 +15,7 @@ from prospect.demo import (
     words,
     world,
 )
-from prospect.demo.question import Question
+from prospect.demo.world import Question
 
 
 def questions(count: int, kind: str | None = None, seed: int = 0) -> list[Question]:
