@@ -28,6 +28,8 @@ def main(out: Path, count: int = 1500, asked: int = 512) -> dict[str, tuple[floa
     for name, loss in ARMS.items():
         run = prospect.train(ASSISTANT, data, out / name, **OPTIONS | {"loss": loss})
         heldout = run.evaluate()
+        assert heldout is not None and heldout.auc is not None, "OPTIONS hold feedback out"
+        assert heldout is not None and heldout.auc is not None, "OPTIONS hold feedback out"
         results[name] = (heldout.auc.value, right(run.folder / "model", asked))
     return results
 

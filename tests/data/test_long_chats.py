@@ -24,6 +24,7 @@ from prospect.data import (
 )
 from prospect.data.dataset import build_dataset, digest
 from prospect.data.flaws import Flaw
+from prospect.data.microbatch import fill
 from prospect.data.options import DataOptions, SpecialTokens
 from prospect.data.template import Encoded, Template
 from prospect.data.textids import TextIds
@@ -306,10 +307,13 @@ def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monk
     assert asked == records[-len(asked) :]
 
 
-def test_long_prompts_are_tokenised_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(tokentable._batches([1] * 2500)) == [range(1000), range(1000, 2000), range(2000, 2500)]
-    assert list(tokentable._batches([3_000_000, 9_000_000, 1, 1])) == [range(1), range(1, 2), range(2, 4)]
-    assert list(tokentable._batches([])) == [range(0)]
+def test_long_prompts_are_tokenised_in_small_batches() -> None:
+    def batches(sizes: list[int]) -> list[slice]:
+        return list(fill(sizes, tokentable.CHARACTERS, most=tokentable.BATCH))
+
+    assert batches([1] * 2500) == [slice(0, 1000), slice(1000, 2000), slice(2000, 2500)]
+    assert batches([3_000_000, 9_000_000, 1, 1]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    assert batches([]) == []
 
 
 def test_equal_prompts_are_equal_for_the_schedule() -> None:

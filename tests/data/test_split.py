@@ -22,7 +22,8 @@ from prospect.feedback.records import Completion, Record
 
 def conversations(sizes: list[int], share: float = 0.5, seed: int = 0) -> list[Record]:
     """One conversation per size, of so many rated turns; about `share` of the thumbs are up."""
-    draw, records = random.Random(seed), []
+    draw = random.Random(seed)
+    records: list[Record] = []
     for number, size in enumerate(sizes):
         turns: list[dict[str, Any]] = []
         for turn in range(size):
@@ -88,10 +89,10 @@ def test_the_shared_case(shared: Path) -> None:
     records = list(load(shared / "cases/rows/h01_two_rated_turns.jsonl").records)
     train, held = split(records, 0.3, 0)
     assert len(held) == 18
-    openings = {r.prompt[0]["content"] for r in held}  # type: ignore[index]
-    assert not openings & {r.prompt[0]["content"] for r in train}  # type: ignore[index]
+    openings = {r.prompt[0]["content"] for r in held}
+    assert not openings & {r.prompt[0]["content"] for r in train}
     answers = {c.text for r in train for c in r.completions}
-    assert not answers & {m["content"] for r in held for m in r.prompt}  # type: ignore[union-attr,index]
+    assert not answers & {m["content"] for r in held for m in r.prompt}
     leaks = finding(records, "groups")
     assert leaks.data == {"prompts": 60, "groups": 30, "largest": 2, "heldout": 6, "leaked": 5}
     assert "about 5 of 6" in leaks.message

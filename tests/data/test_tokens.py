@@ -181,7 +181,8 @@ def test_stories260k_with_the_plain_template(shared: Path) -> None:
     trees, report = build_trees([r], tokenizer, max_length=512, chat_template="plain")
     assert tokenizer.decode(trees[0].prompt) == "<s> User: Tell me a story.\n\nAssistant:"
     assert tokenizer.decode(trees[0].completions[0]) == "Once upon a time</s>"
-    assert tokenizer.decode([*trees[0].prompt, *trees[0].completions[0]]).endswith("Assistant: Once upon a time</s>")
+    answer: Any = trees[0].completions[0]
+    assert tokenizer.decode([*trees[0].prompt, *answer]).endswith("Assistant: Once upon a time</s>")
     assert trees[0].completions[1].tolist() == [2]
     assert report.flaws == {}
     assert Template(tokenizer).end_of_turn_ids == (2,)

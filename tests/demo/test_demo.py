@@ -113,7 +113,7 @@ def test_shown_questions_are_drawn_within_their_outcome() -> None:
 
 
 def test_measured_questions_were_never_thumbed(lived: Path) -> None:
-    thumbed = {str(r.prompt[0]["content"]) for r in load_feedback(lived / "feedback.jsonl").records if r.prompt}  # type: ignore[index]
+    thumbed = {str(r.prompt[0]["content"]) for r in load_feedback(lived / "feedback.jsonl").records if r.prompt}
     measured = {row["prompt"] for row in lines(lived / "answers.jsonl")}
     assert len(measured) == 40 and thumbed and not thumbed & measured
 

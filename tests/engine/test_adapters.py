@@ -93,7 +93,8 @@ def test_gradients_equal_those_of_the_padded_oracle(
     attach_lora(policy, LoraSpec(r=3, targets=targets), seed=0)
     branches, gradients = trees(SHAPES), []
     train(policy, branches)  # leave B = 0
-    for path, chunked_head in (("padded", False), ("tree", True)):
+    ways: list[tuple[Any, bool]] = [("padded", False), ("tree", True)]
+    for path, chunked_head in ways:
         policy.path, policy.chunked_head = path, chunked_head
         policy.model.zero_grad()
         policy.checkpoint_activations(checkpointed and path == "tree")

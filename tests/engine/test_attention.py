@@ -232,8 +232,10 @@ def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
     rounded = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
     pull = torch.randn(1, forest.tokens, 4, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        mine, _ = attend(torch.nn.Module(), *inputs, None, segments=forest.segments)
-    exact, _ = attend(torch.nn.Module(), *rounded, None, segments=forest.segments)
+        query, key, value = inputs
+        mine, _ = attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)
+    query, key, value = rounded
+    exact, _ = attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)
     assert mine.dtype == torch.bfloat16
     found = [mine, *torch.autograd.grad(mine, inputs, pull)]
     assert [x.dtype for x in found[1:]] == [x.dtype for x in inputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
@@ -19,9 +20,6 @@ from prospect.engine import (
     checks,
     fused,
     reference,
-)
-from prospect.engine import (
-    load as loading,
 )
 from prospect.engine.forward import forward
 from prospect.engine.head import Head
@@ -106,7 +104,7 @@ def test_off_cuda_and_not_installed() -> None:
         assert fused.pick_kernels(kernels, torch.device("cpu")) == "torch"
     with pytest.raises(ConfigError, match="runs on CUDA only, and this is cpu"):
         fused.pick_kernels("fused", torch.device("cpu"))
-    if not (fused.importlib.util.find_spec("liger_kernel") and fused.importlib.util.find_spec("cut_cross_entropy")):
+    if not (find_spec("liger_kernel") and find_spec("cut_cross_entropy")):
         with pytest.raises(MissingExtra, match=r"prospect-kto\[fused\]"):
             fused.pick_kernels("fused", torch.device("cuda"))
 
@@ -124,7 +122,7 @@ def liger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
 
     def apply(model: Any, **options: bool) -> None:
         told.update(options)
-        modeling_llama.LlamaRMSNorm = OtherNorm
+        monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", OtherNorm)
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
                 module.forward = MethodType(patched, module)
@@ -134,7 +132,7 @@ def liger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(loading.fused, "pick_kernels", lambda kernels, device: "fused")
+    monkeypatch.setattr("prospect.engine.load.fused.pick_kernels", lambda kernels, device: "fused")
     return told
 
 
@@ -169,7 +167,7 @@ def test_kernels_of_half_precision_have_a_check_of_their_own(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     """As on CUDA, where the checks in float32 do not meet the flash kernel: there a wrong one must not go unseen."""
-    original = checks.forward_tree
+    original = vars(checks)["forward_tree"]
 
     def half(policy: Any, branches: Any) -> Any:
         found = original(policy, branches)

@@ -51,8 +51,8 @@ def test_formula_and_gradients(
     with_bias: bool,
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", {"cpu": chunk})
-    hidden, weight, bias, targets = inputs
-    bias = bias if with_bias else None
+    hidden, weight, stored, targets = inputs
+    bias = stored if with_bias else None
 
     def chunked(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         options = {"bias": bias, "scale": scale, "softcap": softcap}

@@ -42,7 +42,8 @@ def test_a_real_model(shared: Path) -> None:
     assert (policy.path, policy.path_reason, policy.chunked_head) == ("tree", "", True)
     assert policy.architecture == "LlamaForCausalLM"
     assert (policy.parameters, policy.trainable_parameters, policy.context) == (260_032, 260_032, 512)
-    story = np.array(policy.tokenizer("Once upon a time, there was a little girl named Lily.").input_ids, np.int32)
+    tokenizer: Any = policy.tokenizer
+    story = np.array(tokenizer("Once upon a time, there was a little girl named Lily.").input_ids, np.int32)
     found = logp(policy, [Branches(story[:1], (story[1:], story[1:6])), Branches(story[:8], (story[8:],))])
     assert torch.allclose(found[:5], found[len(story) - 1 : len(story) + 4], atol=1e-5)
     assert torch.allclose(found[7 : len(story) - 1], found[-(len(story) - 8) :], atol=1e-5)
@@ -331,7 +332,7 @@ class TestCache:
         def read_only(**_: Any) -> Any:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(folders.tempfile, "TemporaryFile", read_only)
+        monkeypatch.setattr("prospect.engine.folders.tempfile.TemporaryFile", read_only)
         assert folders.cache_folder(tmp_path) is None
 
     def test_is_none_for_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:

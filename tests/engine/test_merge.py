@@ -61,7 +61,7 @@ def logp(folder: Path, size: int = 101, precision: Any = "fp32") -> Tensor:
 
 def test_a_runs_folder_stands_for_its_adapter(assistant: Path, tmp_path: Path) -> None:
     adapter(assistant, tmp_path / "run" / "model", target_modules=["q_proj"])
-    written = {"config": {}, "model": {}, "loss": {"arguments": {}}}
+    written: dict[str, Any] = {"config": {}, "model": {}, "loss": {"arguments": {}}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(written))
     assert main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
@@ -109,7 +109,7 @@ def test_a_merge_that_makes_another_model_leaves_none(
     if step.startswith("folding"):
         monkeypatch.setattr(adapters, "_untie", lambda base: None)
     else:
-        write = adapters.write
+        write = vars(adapters)["write"]
 
         def damaged(*arguments: Any, **options: Any) -> None:
             write(*arguments, **options)

@@ -117,12 +117,12 @@ def test_versions_and_settings_of_libraries_have_their_own_tables(
     keys.append(identity(policy))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     keys.append(identity(policy))
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         keys.append(identity(policy))
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        matmul.fp32_precision = before
     assert len({json.dumps(key) for key in keys}) == 8
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_is_told(tmp_path: Path, policy: Policy, monkeypatch: pytest
 def test_where_memory_runs_out_smaller_batches_follow(
     tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, original, sizes = queries(6, 3), reference.forward, []
+    asked, original, sizes = queries(6, 3), vars(reference)["forward"], []
 
     def small(policy: Policy, trees: Any) -> Any:
         sizes.append(sum(len(tree.prompt) + sum(map(len, tree.completions)) for tree in trees))

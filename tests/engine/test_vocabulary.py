@@ -85,7 +85,8 @@ def test_one_vocabulary_with_other_merges_is_refused(model_folder: Build) -> Non
     folders = [model_folder(folder=name, vocab_size=len(tokenizers[0])) for name in ("one", "two")]
     policy, other = (with_tokenizer(f, t) for f, t in zip(folders, tokenizers, strict=True))
     assert policy.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    ids = policy.tokenizer("x abc").input_ids
+    tokenizer: Any = policy.tokenizer
+    ids = tokenizer("x abc").input_ids
     with pytest.raises(
         ModelError, match=r"of 'x abc' one makes the tokens \['ab', 'c'\] where the other makes \['a', 'bc'\]"
     ):

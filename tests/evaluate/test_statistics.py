@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.special import ndtr
@@ -122,7 +124,7 @@ def test_clustered_intervals_cover_the_truth_and_naive_ones_do_not(clusters: int
         cluster = np.repeat(np.arange(clusters), 5)
         values = rng.normal(size=len(cluster)) + rng.normal(size=clusters)[cluster]
         for rows, by_prompt in ((cluster, True), (np.arange(len(cluster)), False)):
-            found = bootstrap(lambda w, v=values: ratio(v, None, w), rows, n=200, seed=seed)
+            found = bootstrap(partial(ratio, values, None), rows, n=200, seed=seed)
             assert found is not None
             hit = found.low <= 0 <= found.high
             clustered, naive = clustered + (hit and by_prompt), naive + (hit and not by_prompt)

@@ -165,8 +165,8 @@ def test_json_beyond_bounds_is_a_bad_row(tmp_path: Path, value: str, message: st
 def test_json_beyond_bounds_in_a_cell(tmp_path: Path, column: str, value: str) -> None:
     path = tmp_path / "a.csv"
     columns = {"prompt": "a", "completion": "b", "instruction": "i", "output": "o", column: value}
-    names = ("instruction", "output", "history") if column == "history" else ("prompt", "completion", column)
-    names = tuple(dict.fromkeys(names))
+    names = ["instruction", "output", "history"] if column == "history" else ["prompt", "completion", column]
+    names = list(dict.fromkeys(names))
     cells = ['"' + columns[name].replace('"', '""') + '"' for name in names]
     path.write_text(f"{','.join(names)}\n{','.join(cells)}\n")
     error = error_of(path)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_values_of_another_kind(assistant: Path, tmp_path: Path, name: str) -> N
     draw = random.Random(name)
     whole = json.loads((assistant / name).read_text())
     for key in draw.sample(sorted(whole), min(12, len(whole))):
-        for value in draw.sample([None, -1, 0, 1e400, "text", [], {}, [[]], 10**4000, {"a": 1}, True], 3):
+        values: list[Any] = [None, -1, 0, 1e400, "text", [], {}, [[]], 10**4000, {"a": 1}, True]
+        for value in draw.sample(values, 3):
             folder = shutil.copytree(assistant, tmp_path / "model", dirs_exist_ok=True)
             (folder / name).write_text(json.dumps(whole | {key: value}))
             in_words(lambda folder=folder: load(folder, frozen=True).digest)  # type: ignore[misc]

@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = FAST | {"save_every": 2, "eval_fraction": 0.25, "eval_
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
     """Send the signals (SIGINT) to this process as it begins a step."""
-    original = loop.step_gradient
+    original = vars(loop)["step_gradient"]
 
     def interrupt(job: Any, now: Any, *more: Any, **options: Any) -> Any:
         if now.index == step:

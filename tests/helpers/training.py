@@ -120,7 +120,7 @@ def move(job: Job, scale: float = 0.05) -> None:
     torch.manual_seed(3)
     with torch.no_grad():
         for _, p in job.policy.trainable():
-            p += scale * torch.randn_like(p)
+            p.add_(scale * torch.randn_like(p))
 
 
 def close(a: Gradients, b: Gradients, tolerance: float) -> None:

@@ -259,7 +259,8 @@ def theirs(case: Case, given: Answers) -> Tensor:
 
 def trl_trainer(trainer: type, **settings: Any) -> Any:
     """A trainer that was never set up: it has what its loss reads, and no model, data or optimizer."""
-    made, bare = trainer.__new__(trainer), torch.nn.Module()
+    bare: Any = torch.nn.Module()
+    made = trainer.__new__(trainer)
     bare.is_gradient_checkpointing = False
     same = torch.as_tensor  # what a gathering of one process returns
     everyone: dict[str, Any] = {

@@ -28,19 +28,19 @@ def slow(
     """Word by word: the definition of each quantity, no recursion."""
     advantages, to_come = [], []
     for k, n in enumerate(LENGTHS):
-        v = value[OFFSETS[k] :][:n]
+        answer = value[OFFSETS[k] :][:n]
         rewards = [0.0] * (n - 1) + [1.0 if THUMBS[k] else -1.0]
-        deltas = [rewards[t] + discount * (v[t + 1] if t + 1 < n else 0) - v[t] for t in range(n)]
+        deltas = [rewards[t] + discount * (answer[t + 1] if t + 1 < n else 0) - answer[t] for t in range(n)]
         for t in range(n):
             advantages.append(sum((discount * smoothing) ** (s - t) * deltas[s] for s in range(t, n)))
             to_come.append(sum(discount ** (s - t) * rewards[s] for s in range(t, n)))
     mean = sum(advantages) / len(advantages)
     deviation = math.sqrt(sum((a - mean) ** 2 for a in advantages) / len(advantages) + 1e-8)
     losses = []
-    for u, v, a, g in zip(log_ratio, value, advantages, to_come, strict=True):
+    for u, v, a, goal in zip(log_ratio, value, advantages, to_come, strict=True):
         white, q = (a - mean) / deviation, math.exp(u)
         clipped = min(max(q, 1 - clip), 1 + clip)
-        losses.append(max(-white * q, -white * clipped) + vw * 0.5 * (v - g) ** 2 + kl * u)
+        losses.append(max(-white * q, -white * clipped) + vw * 0.5 * (v - goal) ** 2 + kl * u)
     return losses
 
 

@@ -311,7 +311,7 @@ def every_run() -> Any:
     for (course, steps), (speed, rate) in product(STEPS.items(), RATES.items()):
         trained = run_of(steps=steps | {"lr": rate})
         for names in product(*kinds):
-            values: list[Any] = [kind[name] for kind, name in zip(kinds, names, strict=True)]  # type: ignore[index]
+            values: list[Any] = [kind[name] for kind, name in zip(kinds, names, strict=True)]
             figures, lead, change, sampled, liked, length, groups, evaluated = values
             after = held(lead=lead, baseline=length, change=change, nll_change=liked, groups=groups) | figures
             options = {"loss": "kto", "keep_best": bool(evaluated)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def independent(job: Job, start: Job) -> Tensor:
             for side in every:
                 mine, theirs = [tokens[side][k] for k in keep], [before[side][k] for k in keep]
                 lengths = torch.tensor([len(x) for x in mine], **there)
-                found.append({
+                ways: dict[str, Callable[..., Tensor]] = {
                     "log_ratio": lambda a=mine, b=theirs: torch.stack([d.sum() for d in map(torch.sub, a, b)]),
                     "logp": lambda a=mine: torch.stack([x.sum() for x in a]),
                     "reference_logp": lambda b=theirs: torch.stack([y.sum() for y in b]),
@@ -68,7 +69,8 @@ def independent(job: Job, start: Job) -> Tensor:
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
-                }[name]())  # fmt: skip
+                }
+                found.append(ways[name]())
         values = bound(term.function, job.objective.arguments)(*found)
         weight = torch.tensor([rows[k].weight for k in keep], dtype=torch.float64, **there)
         if term.unit == "tokens":

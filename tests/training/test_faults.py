@@ -33,6 +33,7 @@ from prospect.losses import registry
 from prospect.run import train
 from prospect.training import folder as runfolder
 from prospect.training import loop
+from prospect.training.config import TrainConfig
 from tests.helpers.runs import OPTIONS, lines, same_run, stop_at
 from tests.helpers.training import make_model, thumbs, write_rows
 
@@ -274,7 +275,7 @@ def test_every_polite_end_saves(
 
 def test_a_second_ctrl_c_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("prospect.training.loop.time.monotonic", lambda: clock[0])
     before = signal.getsignal(signal.SIGINT)
     with loop.interruptible() as stop:
         assert not stop()
@@ -352,19 +353,19 @@ def test_settings_are_compared_by_what_they_mean(
         ({"reference_point": "mismatched"}, {"reference_point": "zero"}),
     ):
         for values, fits in ((same, True), (another, False)):
-            asked = runfolder.TrainConfig(out=str(stopped), resume=True, **values)
+            asked = TrainConfig(out=str(stopped), resume=True, **values)
             with nullcontext() if fits else pytest.raises(ConfigError, match="--resume goes on with the settings"):
                 runfolder.settle(asked, frozenset(values))
     relabel(stopped, lora="r=8,alpha=16")
-    runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True, lora="alpha=16, r=8"), frozenset({"lora"}))
+    runfolder.settle(TrainConfig(out=str(stopped), resume=True, lora="alpha=16, r=8"), frozenset({"lora"}))
     with pytest.raises(ConfigError, match="where lora is"):
-        runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True, lora="r=8"), frozenset({"lora"}))
+        runfolder.settle(TrainConfig(out=str(stopped), resume=True, lora="r=8"), frozenset({"lora"}))
 
 
 def test_a_default_that_was_typed_contradicts_the_run(stopped: Path) -> None:
-    config = runfolder.settle(runfolder.TrainConfig(out=str(stopped), resume=True))[0]
+    config = runfolder.settle(TrainConfig(out=str(stopped), resume=True))[0]
     for name, value in (("batch_size", 32), ("keep_best", False), ("save_every", 0), ("loss", "dpo")):
-        asked = runfolder.TrainConfig(out=str(stopped), resume=True, **{name: value})
+        asked = TrainConfig(out=str(stopped), resume=True, **{name: value})
         with pytest.raises(ConfigError, match=f"where {name} is .*, not {value!r}"):
             runfolder.settle(asked, frozenset({name}))
     assert config.batch_size == 8

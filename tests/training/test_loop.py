@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.errors import ModelError, NonFiniteError
 from prospect.losses import registry
+from prospect.training import checkpoint, loop, ranks
 from prospect.training import job as job_module
-from prospect.training import loop, ranks
 from prospect.training.batch import Batch, Completions, cut_mismatched, cut_step, mismatched_with
 from prospect.training.gradient import gradient, step_gradient
 from prospect.training.objective import Objective, step_metrics
@@ -118,9 +118,9 @@ def test_gradient_does_not_depend_on_micro_batches(make_job: MakeJob, loss: str,
 
 def test_work_on_a_checkpoint_is_called_so(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for gigabytes to be written is not told that step 2 of 2 takes ever longer."""
-    job, save, said = make_job(thumbs(16), epochs=1), loop.checkpoint.save, []
+    job, save, said = make_job(thumbs(16), epochs=1), checkpoint.save, []
     bars = job.log._bars
-    monkeypatch.setattr(loop.checkpoint, "save", lambda *a, **k: (said.append(bars._works[-1].title), save(*a, **k)))
+    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: (said.append(bars._works[-1].title), save(*a, **k)))
     loop.fit(job)
     assert said == ["saving the checkpoint"] and not bars._works
 
@@ -380,7 +380,7 @@ def test_both_passes_of_a_step_share_the_weights_that_are_cast(make_job: MakeJob
 
 
 def test_preflight_goes_on_with_smaller_micro_batches(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, original = make_job(thumbs(16)), job_module.compute
+    job, original = make_job(thumbs(16)), vars(job_module)["compute"]
 
     def small(policy: Any, trees: Any, *args: Any, **options: Any) -> Any:
         if len(trees) > 2:

@@ -54,7 +54,7 @@ def test_a_gradient_is_cut_to_the_clip(make_job: MakeJob, monkeypatch: pytest.Mo
     taken: list[list[Tensor]] = []
 
     class Recorder(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> Any:
             taken.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
 
     monkeypatch.setattr(loop, "make_optimizer", lambda parameters, _: Recorder([p for _, p in parameters]))

@@ -97,21 +97,21 @@ def test_conditional_sft_asks_for_good_answers(model: Path, tmp_path: Path) -> N
         **FAST | {"epochs": 4, "learning_rate": 5e-3},
     )
     saved = load(tmp_path / "run" / "model", frozen=True)
-    assert saved.tokenizer is not None
-    good, bad = saved.tokenizer.convert_tokens_to_ids(["<|good|>", "<|bad|>"])
+    tokenizer: Any = saved.tokenizer
+    good, bad = map(tokenizer.convert_tokens_to_ids, ["<|good|>", "<|bad|>"])
     rows = saved.base.get_input_embeddings().weight
     assert rows.shape[0] == len(saved.tokenizer) and not torch.equal(rows[good], rows[bad])
     assert steps(run)[-1]["loss"] < steps(run)[0]["loss"]
-    w0, w1 = saved.tokenizer.convert_tokens_to_ids(["w0", "w1"])
+    w0, w1 = map(tokenizer.convert_tokens_to_ids, ["w0", "w1"])
 
     def ends(control: int, prompt: list[int]) -> float:
         """How much likelier w0, with which liked answers end, is than w1, after some words."""
         with torch.no_grad(), saved.autocast():
-            ids = [*prompt, control, *saved.tokenizer("w7 w9", add_special_tokens=False)["input_ids"]]
+            ids = [*prompt, control, *tokenizer("w7 w9", add_special_tokens=False)["input_ids"]]
             logits = saved.base(input_ids=torch.tensor([ids], device=saved.device)).logits[0, -1].float()
         return float(logits[w0] - logits[w1])
 
-    prompts = [saved.tokenizer(row["prompt"])["input_ids"] for row in thumbs(100, seed=1)]
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in thumbs(100, seed=1)]
     assert sum(ends(good, prompt) - ends(bad, prompt) for prompt in prompts) > 0
     with pytest.raises(ConfigError, match="leave out --lora"):
         train(model, thumbs(8), tmp_path / "lora", loss="csft", lora="r=4", **FAST)
@@ -154,7 +154,7 @@ def test_state_survives_an_interruption(
     """To the same bits: the moving reference, the running mean, the value head, the samples."""
     given = {**FAST, **options}
     whole = train(model, thumbs(32), tmp_path / "whole", **given)
-    original = loop.step_gradient
+    original = vars(loop)["step_gradient"]
 
     def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 3:

@@ -51,7 +51,7 @@ def test_quick_work_says_nothing_and_a_day_says_little(monkeypatch: pytest.Monke
         pass
     assert file.getvalue() == ""
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("prospect.training.progress.time.monotonic", lambda: clock[0])
     work = progress._Work("train", 10**6, 0, 0, began=0.0)
     lines = 0
     while clock[0] < 86_400:  # the waits that _watch makes, one line after each
@@ -64,7 +64,7 @@ def test_quick_work_says_nothing_and_a_day_says_little(monkeypatch: pytest.Monke
 def test_the_thread_ends_with_the_work_and_a_quiet_console_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SILENCE", 0.01)
     threads: list[str] = []
-    monkeypatch.setattr(progress.threading.Thread, "start", lambda self: threads.append(self.name))
+    monkeypatch.setattr("prospect.training.progress.threading.Thread.start", lambda self: threads.append(self.name))
     for quiet, started in ((True, 0), (False, 1)):
         bars, _ = written(quiet=quiet)
         with bars.bar("train", 10), bars.bar("evaluation", 10):

@@ -78,7 +78,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 ) -> None:
     rows, given = thumbs(48), FAST | {"epochs": 2} | options
     whole = train(model, rows, tmp_path / "whole", **given)
-    original = loop.step_gradient
+    original = vars(loop)["step_gradient"]
 
     def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
         if step.index == 5:
@@ -141,7 +141,7 @@ prospect.train(model={str(model)!r}, data={str(data)!r}, out={str(tmp_path / "ki
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, calls = checkpoint.save_file, []
+    save, calls = vars(checkpoint)["save_file"], []
 
     def full(tensors: Any, path: Any) -> None:
         calls.append(path)
@@ -221,9 +221,9 @@ for k, options in enumerate({IN_TWO!r}):
         one, two = weights(tmp_path / f"one{k}"), weights(tmp_path / f"two{k}")
         for name, a in one.items():
             assert (a - two[name]).norm() <= 1e-10 * a.norm(), (options, name)
-        for a, b in zip(steps(tmp_path / f"one{k}"), steps(tmp_path / f"two{k}"), strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-9), options
-            assert a.get("z0_raw", 0) == pytest.approx(b.get("z0_raw", 0), abs=1e-9), options
+        for mine, theirs in zip(steps(tmp_path / f"one{k}"), steps(tmp_path / f"two{k}"), strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-9), options
+            assert mine.get("z0_raw", 0) == pytest.approx(theirs.get("z0_raw", 0), abs=1e-9), options
 
 
 def test_lora_trains_the_adapter_alone_and_merges(model: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_ends_that_were_trained_end_answers_later(tmp_path: Path) -> None:
     )
     tokenizer.save_pretrained(folder)
     said = json.loads((folder / "generation_config.json").read_text())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": [{"role": "user", "content": f"w{k}"}], "completion": [{"role": "assistant", "content": text}]}
         for k, text in ((11, "w3 w4"), (12, "call w4"), (13, "w5 w9"), (14, "w6"))
     ]
