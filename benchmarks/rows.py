@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak_rss, write_json
 from prospect import run
-from prospect.data.blobs import Blobs
+from prospect.data.store import ValueTable
 from prospect.doctor.check import check_run
 from prospect.engine.packing import Query, pack
 from prospect.engine.reference import ReferenceTable, row_key
@@ -105,7 +105,7 @@ def measured(path: Path, cache: Path) -> Facts:
 def zeros(self: ReferenceTable, policy: Any, queries: Sequence[Query], **_: Any) -> None:
     """In `fill`'s place: a row of the right length for every query, and no forward."""
     assert self.path is not None
-    Blobs(self.path).write((row_key(query), np.zeros(len(query[1]), self.dtype).tobytes()) for query in queries)
+    ValueTable(self.path).write((row_key(query), np.zeros(len(query[1]), self.dtype).tobytes()) for query in queries)
 
 
 def main() -> None:

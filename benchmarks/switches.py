@@ -242,7 +242,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "reference table",
         "a second model in memory, asked in every step",
         f"{ENGINE}.reference.ReferenceTable.fill",
-        (f"{ENGINE}.reference", "prospect.data.blobs", "prospect.run:reference_table"),
+        (f"{ENGINE}.reference", "prospect.data.store", "prospect.run:reference_table"),
         {},
         {"prospect.run.ReferenceTable": _SecondModel},
     ),

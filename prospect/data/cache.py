@@ -27,10 +27,10 @@ from prospect.data import (
     textids,
     thoughts,
 )
-from prospect.data.blobs import Blobs
 from prospect.data.flaws import Flaw
 from prospect.data.growing import Ids
 from prospect.data.microbatch import fill
+from prospect.data.store import ValueTable
 from prospect.data.template import Encoded, Template
 from prospect.errors import RunError
 from prospect.feedback import messages, records
@@ -72,7 +72,7 @@ def encode(template: Template, records: Sequence[Record], cache: Path | None = N
     del tree
     if cache is not None and name:
         try:
-            table = Blobs(cache / "tokens" / f"{name}.sqlite")
+            table = ValueTable(cache / "tokens" / f"{name}.sqlite")
             known = table.read(set(keys))
         except (RunError, OSError):
             table = None

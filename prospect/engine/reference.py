@@ -28,8 +28,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prospect.data.blobs import Blobs
 from prospect.data.microbatch import fill
+from prospect.data.store import ValueTable
 from prospect.engine.checks import nan_source
 from prospect.engine.device import COMPUTED_IN, release, within_memory
 from prospect.engine.forward import forward
@@ -88,12 +88,12 @@ class ReferenceTable:
         self.path = None if cache is None else cache / "reference" / f"{self.key}.sqlite"
         self.forwards = 0
         self._memory: dict[bytes, Floats] = {}
-        self._blobs = None if self.path is None else Blobs(self.path)
+        self._table = None if self.path is None else ValueTable(self.path)
 
     @property
     def damaged(self) -> int:
         """How many rows of the table were not what had been written; they are missing."""
-        return 0 if self._blobs is None else self._blobs.damaged
+        return 0 if self._table is None else self._table.damaged
 
     def token_logp(self, query: Query) -> Floats:
         """Token log-probs (c,) in nats of a row that `fill` or `missing` was told of. Raises KeyError otherwise."""
@@ -108,7 +108,7 @@ class ReferenceTable:
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""
         wanted = {key: q for q in queries if (key := row_key(q)) not in self._memory}
-        found = {} if self._blobs is None else self._blobs.read(wanted)
+        found = {} if self._table is None else self._table.read(wanted)
         self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in found.items())
         return [q for key, q in wanted.items() if key not in found]
 
@@ -130,8 +130,8 @@ class ReferenceTable:
         done = 0
         for batch in score(policy, rest, token_budget=token_budget, stop=stop):
             rows = [(row_key(rest[number]), values.astype(self.dtype)) for number, values in batch]
-            if self._blobs is not None:
-                self._blobs.write([(key, value.tobytes()) for key, value in rows])
+            if self._table is not None:
+                self._table.write([(key, value.tobytes()) for key, value in rows])
             self._memory.update(rows)
             done += len(rows)
             self.forwards += len(rows)

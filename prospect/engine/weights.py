@@ -7,7 +7,6 @@ program reads. Checkpoints are another matter, they keep every bit.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from prospect.data import store
 from prospect.data.template import Template
 from prospect.engine import folders
 from prospect.engine.policy import Policy
@@ -140,28 +140,13 @@ def write(
 
     Raises RunError where the disk fails; then nothing has changed.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # what another process was killed at
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        with stored_as(dtypes or {}):
-            _write(model, tokenizer, partial, generation)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        with store.replacing_folder(folder) as part, stored_as(dtypes or {}):
+            _write(model, tokenizer, part, generation)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise RunError(
             f"cannot write the model to {folder}: {error}. Free some space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(

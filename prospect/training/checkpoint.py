@@ -14,7 +14,6 @@ under "checksum", that of its own values.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -136,33 +135,16 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _write(target: Path, files: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file(tensors, part / f"{name}.safetensors")
-        sums = {path.name: store.file_checksum(path) for path in sorted(part.iterdir())}
-        values = {**state, "files": sums}
-        store.write_json(part / "state.json", values | {"checksum": store.checksum(values)})
-        for path in (*part.iterdir(), part):
-            _flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
-        _flush(target.parent)
+        with store.replacing_folder(target) as part:
+            for name, tensors in files.items():
+                save_file(tensors, part / f"{name}.safetensors")
+            sums = {path.name: store.file_checksum(path) for path in sorted(part.iterdir())}
+            values = {**state, "files": sums}
+            store.write_json(part / "state.json", values | {"checksum": store.checksum(values)})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         before = latest(target.parent)
         kept = f"The last good checkpoint is {before}" if before else "No earlier checkpoint exists"
         raise RunError(
             f"cannot write the checkpoint {target}: {error}. {kept}; make room and go on with --resume"
         ) from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

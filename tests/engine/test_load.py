@@ -167,7 +167,7 @@ def test_killed_between_two_renames(model_folder: Build, tmp_path: Path, monkeyp
     policy = load(model_folder(), precision="fp32")
     save(policy, tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.old")
-    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.part").mkdir()
     monkeypatch.setattr("prospect.engine.weights._write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(RunError):
         save(policy, tmp_path / "out")

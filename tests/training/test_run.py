@@ -133,7 +133,7 @@ prospect.train(model={str(model)!r}, data={str(data)!r}, out={str(tmp_path / "ki
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert dead.returncode == -9, dead.stderr
     left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
-    assert left == ["step-000002", "step-000004.part"]
+    assert left == [".step-000004.part", "step-000002"]
     train(out=tmp_path / "killed", resume=True)
     train(model, data, tmp_path / "whole", save_every=2, **FAST)
     same_bits(tmp_path / "killed", tmp_path / "whole")
