@@ -35,13 +35,11 @@ class Verdict:
 
 def judge(question: Question, answer: str, *, complete: bool = True) -> Verdict:
     """The verdict on an answer. One that was cut off (`complete` False) is not to the point."""
-    said = claims(question.reader, answer)
-    new = tuple(dict.fromkeys(word for word in said if word not in question.given))
+    new = tuple(dict.fromkeys(word for word in claims(question.reader, answer) if word not in question.echoes))
     admits = any(phrase.lower() in answer.lower() for phrase in words.ADMISSIONS)
-    found = re.findall(r"[a-z]+", answer.lower())
     return Verdict(
         right=new == question.expected and admits == (not question.expected),
-        civil=not any(word in words.RUDE_WORDS for word in found),
+        civil=not any(word in words.RUDE_WORDS for word in re.findall(r"[a-z]+", answer.lower())),
         brief=complete and 0 < len(answer.split()) <= MOST_WORDS,
     )
 
@@ -54,9 +52,9 @@ def claims(reader: str, answer: str) -> tuple[str, ...]:
         return tuple(re.findall(r"\b[a-z](?:-[a-z])+\b", answer.lower()))
     if reader == "letter":  # an "a" before another word is an article
         return tuple(re.findall(r"\b[b-z]\b|\ba\b(?! \w)", answer))
-    # Names are told from ordinary words by their capital.
-    found = re.findall(r"[A-Za-z]+", answer if reader == "person" else answer.lower())
-    return tuple(word for word in found if word in _LISTS[reader])
+    # A capital tells names from ordinary words.
+    spoken = re.findall(r"[A-Za-z]+", answer if reader == "person" else answer.lower())
+    return tuple(word for word in spoken if word in _LISTS[reader])
 
 
 _LISTS: dict[str, frozenset[str]] = {

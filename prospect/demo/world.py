@@ -1,7 +1,7 @@
 """The closed world: everyday questions with known answers, endless enough that almost none is met twice.
 
     ask(random.Random(0)) -> Question(kind="sum", text="Hi! What is 17 plus 48?", key="sum 17 48", reader="number",
-                                      expected=("65",), given={"17", "48"}, wrong=("64", "66", "75", "56"),
+                                      expected=("65",), echoes={"17", "48"}, wrong=("64", "66", "75", "56"),
                                       forms=("{}.", "It is {}.", "17 plus 48 is {}."))
 
 There are six kinds: sums, opposites, spelling, counting, facts given in the prompt, and questions whose only right
@@ -22,7 +22,7 @@ from prospect.demo import words
 class Question:
     """`text` is the question; `key` its subject, the same for every wording of the same problem.
 
-    An answer's claims are what `reader` finds in it (see users.claims), without the words in `given`; they must be
+    An answer's claims are what `reader` finds in it (see users.claims), without `echoes` of the question; they must be
     exactly `expected`, in order. Where `expected` is empty nothing can be known and only an admission is right. `wrong`
     are plausible mistakes, `mistake` the one that most people make, if there is one, and `forms` sentences that state
     an answer, `{}` being the answer.
@@ -35,7 +35,7 @@ class Question:
     expected: tuple[str, ...]
     wrong: tuple[str, ...]
     forms: tuple[str, ...]
-    given: frozenset[str] = frozenset()
+    echoes: frozenset[str] = frozenset()
     mistake: str = ""
 
     @property
@@ -157,8 +157,8 @@ def _sum(rng: random.Random) -> Question:
     total = a + b
     slips = {total + d for d in (-10, -2, -1, 1, 2, 10)} | {rng.randint(2, 198)}
     wrong = tuple(str(n) for n in sorted(slips - {total, a, b}) if n > 0)
-    key, given = f"sum {min(a, b)} {max(a, b)}", frozenset((str(a), str(b)))
-    return Question("sum", text.format(**slots), key, "number", (str(total),), wrong, tuple(forms), given)
+    key, echoes = f"sum {min(a, b)} {max(a, b)}", frozenset((str(a), str(b)))
+    return Question("sum", text.format(**slots), key, "number", (str(total),), wrong, tuple(forms), echoes)
 
 
 def _opposite(rng: random.Random) -> Question:
@@ -166,9 +166,9 @@ def _opposite(rng: random.Random) -> Question:
     slots = {"v": v, "w": w, "who": rng.choice(words.PEOPLE), "thing": rng.choice(words.THINGS)}
     forms = ["It is {}.", "The answer is {}.", "That would be {}.", "You want {}."]
     others = rng.sample([x for x in sorted(OPPOSITE) if x not in (v, w, OPPOSITE[v], OPPOSITE[w])], 3)
-    given: tuple[str, ...] = (v, w)
+    echoes: tuple[str, ...] = (v, w)
     if rng.random() < 0.4:
-        text, given = rng.choice(ONE_OPPOSITE).format(**slots), (v,)
+        text, echoes = rng.choice(ONE_OPPOSITE).format(**slots), (v,)
         key, wrong = f"opposite {text}", tuple(others)
         forms += [f"The opposite of {v} is {{}}.", f"Not {v} means {{}}."]
     else:
@@ -176,8 +176,8 @@ def _opposite(rng: random.Random) -> Question:
         key = "opposite " + " ".join(sorted((v, w)))
         wrong = (f"{OPPOSITE[v]} and {others[0]}", f"{others[1]} and {OPPOSITE[w]}", f"{others[0]} and {others[2]}")
         forms += ["The opposites are {}.", f"The opposites of {v} and {w} are {{}}."]
-    expected = tuple(OPPOSITE[word] for word in given)
-    return Question("opposite", text, key, "quality", expected, wrong, tuple(forms), frozenset(given))
+    expected = tuple(OPPOSITE[word] for word in echoes)
+    return Question("opposite", text, key, "quality", expected, wrong, tuple(forms), frozenset(echoes))
 
 
 def _name(rng: random.Random) -> str:
@@ -319,9 +319,9 @@ def _refusal(rng: random.Random) -> Question:
     slots = {slot: rng.choice(values) for slot, values in lists.items()}
     text = pattern.format(**slots)
     filled = tuple(form.replace("{relative}", slots["relative"]).replace("{thing}", slots["thing"]) for form in forms)
-    given = frozenset((slots["place"],)) if reader != "place" else frozenset()
+    echoes = frozenset((slots["place"],)) if reader != "place" else frozenset()
     wrong = _made_up(rng, reader)
-    return Question("refusal", text, f"unknown {text}", reader, (), wrong, filled, given, mistake=wrong[0])
+    return Question("refusal", text, f"unknown {text}", reader, (), wrong, filled, echoes, mistake=wrong[0])
 
 
 def _made_up(rng: random.Random, reader: str, besides: str = "") -> tuple[str, ...]:

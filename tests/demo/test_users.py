@@ -17,12 +17,12 @@ from prospect.demo.users import (
 from prospect.demo.world import Question
 
 
-def asked(reader: str, *expected: str, given: tuple[str, ...] = ()) -> Question:
-    return Question("any", "Text?", "key", reader, expected, ("wrong",), ("{}.",), frozenset(given))
+def asked(reader: str, *expected: str, echoes: tuple[str, ...] = ()) -> Question:
+    return Question("any", "Text?", "key", reader, expected, ("wrong",), ("{}.",), frozenset(echoes))
 
 
-SUM = asked("number", "65", given=("17", "48"))
-OPPOSITES = asked("quality", "cold", "small", given=("hot", "big"))
+SUM = asked("number", "65", echoes=("17", "48"))
+OPPOSITES = asked("quality", "cold", "small", echoes=("hot", "big"))
 SPELL = asked("spelled", "b-e-l")
 LETTER = asked("letter", "a")
 COLOUR = asked("colour", "red")

@@ -28,7 +28,7 @@ def test_sums_add_up() -> None:
         a, b = (int(n) for n in re.findall(r"\d+", q.text))
         assert q.expected == (str(a + b),)
         assert q.key == f"sum {min(a, b)} {max(a, b)}"
-        assert q.given == {str(a), str(b)}
+        assert q.echoes == {str(a), str(b)}
 
 
 def test_opposites_answer_each_word_in_its_place() -> None:

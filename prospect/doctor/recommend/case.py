@@ -144,14 +144,6 @@ class Case:
     def rate(self) -> str:
         return plain(self.rates.start)
 
-    @property
-    def lower_rate(self) -> str:
-        return plain(self.rates.low)
-
-    @property
-    def higher_rate(self) -> str:
-        return plain(self.rates.high)
-
     # Class weights by Eq. 9
 
     @property
@@ -205,10 +197,6 @@ class Case:
     @property
     def epochs(self) -> int:
         return 1 if self.steps >= STEPS else min(3, math.ceil(STEPS / self.steps))
-
-    @property
-    def all_steps(self) -> int:
-        return self.epochs * self.steps
 
     @property
     def eval_fraction(self) -> float:

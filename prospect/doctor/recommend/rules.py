@@ -7,13 +7,13 @@ other. docs/recommend.md tells the same to users.
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from prospect.doctor.recommend.case import LARGE, SMALL, STEPS, TELLING, Case, plain, rows_to_tell
+from prospect.doctor.recommend.commands import commands, last_flags, sweep, sweep_rates, train_line
 from prospect.doctor.recommend.facts import AfterSft, Facts, Model
 from prospect.evaluate.advice import JUDGEMENT, Advice, Rule, advise, first, render
 from prospect.training.rates import LORA_RATE, TINY, TINY_RATE
@@ -53,7 +53,6 @@ FIG_5, EQ_8 = f"{KTO} Eq. 9 and Fig. 5; our tests on the authors' counts", f"{KT
 BATCH = f"{BETA_RULE}: 32 in all its runs, 8 to 128 advised"
 RANK_STATISTIC = "variance of the rank statistic (Mann and Whitney 1947)"
 SECOND_PERSON = "Let a second person judge 100 of them unseen: that tells the share of wrong ones to about ±5 points."
-PASSES = "One pass is {steps} steps, {epochs} are {all_steps}; the paper adds epochs only where the model under-fits."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,11 @@ def _memory(case: Case) -> str:
     return f"Training all weights of {case.size} takes {memory:.2g} GB before activations (16 bytes each)"
 
 
+def _passes(case: Case) -> str:
+    total = f"One pass is {case.steps} steps, {case.epochs} are {case.epochs * case.steps}"
+    return f"{total}; the paper adds epochs only where the model under-fits."
+
+
 def _confounded(facts: Facts) -> bool:
     """Whether the doctor warns of the length of answers."""
     finding = facts.finding("length_confound")
@@ -161,8 +165,8 @@ UNDECIDED = f"{WIN_RATES}; its Table 2; {BLOG}; the choice is {JUDGEMENT}"
 BCO = ("bco, its closest relative with a running reference point (arXiv 2404.04656); not compared here",)
 DPO_OR = ("dpo (see the open questions)", _robust, _short)
 RATES = (
-    "{lower_rate} where the report finds liked answers less likely than before",
-    "{higher_rate} where it finds that the model has hardly changed",
+    lambda c: f"{plain(c.rates.low)} where the report finds liked answers less likely than before",
+    lambda c: f"{plain(c.rates.high)} where it finds that the model has hardly changed",
 )
 
 # fmt: off
@@ -313,8 +317,9 @@ RULES: tuple[Rule[Case], ...] = (
         f"{c.steps}, within the range.", f"{BATCH}; fewer for more steps is {JUDGEMENT}"),
     Rule("epochs", lambda c: c.epochs == 1, "1",
         "As in the paper. Where the model under-fits, lower beta and add epochs.", BETA_RULE, "medium"),
-    Rule("epochs", lambda c: c.epochs * c.steps >= STEPS, "{epochs}", PASSES, f"{JUDGEMENT}; {BETA_RULE}"),
-    Rule("epochs", always, "{epochs}", f"{PASSES} That may still be too few.", f"{JUDGEMENT}; {BETA_RULE}"),
+    Rule("epochs", lambda c: c.epochs * c.steps >= STEPS, "{epochs}", _passes, f"{JUDGEMENT}; {BETA_RULE}"),
+    Rule("epochs", always, "{epochs}", lambda c: f"{_passes(c)} That may still be too few.",
+        f"{JUDGEMENT}; {BETA_RULE}"),
 
     Rule("held out", lambda c: c.eval_fraction > 0 and c.width <= TELLING, "{eval_fraction:g} of the prompts",
         "The AUC on {eval_fraction:.0%} of the prompts is known to ±{width:.2f} at best, enough to tell 0.6 from "
@@ -353,10 +358,10 @@ QUESTIONS: tuple[OpenQuestion, ...] = (
     OpenQuestion("learning rate and beta", lambda c: c.compares and c.unsure("learning rate") and c.unsure("beta"),
         "no published setting is near enough",
         lambda c: f"Try three rates; then, at the best one, --loss.beta {', '.join(c.betas)} in the same way.",
-        lambda c: sweep(c, "learning-rate", (c.lower_rate, c.rate, c.higher_rate))),
+        sweep_rates),
     OpenQuestion("learning rate", lambda c: c.compares and c.unsure("learning rate") and not c.unsure("beta"),
         "no published setting is near enough", "Try three rates.",
-        lambda c: sweep(c, "learning-rate", (c.lower_rate, c.rate, c.higher_rate))),
+        sweep_rates),
     OpenQuestion("beta", lambda c: c.compares and c.unsure("beta") and not c.unsure("learning rate"),
         "no published setting is near enough", "Try three.", lambda c: sweep(c, "loss.beta", c.betas)),
     OpenQuestion("label noise", lambda c: _unmeasured(c) and c.facts.noise.contested > 0,
@@ -384,65 +389,12 @@ def recommend(facts: Facts, model: Model | None = None, after_sft: AfterSft = "u
     return Recommendation(case, tuple(case.decisions.values()), tuple(notes), commands(case), tuple(questions))
 
 
-def _flags(case: Case) -> dict[str, str]:
-    """The flags of `prospect train` in the command at the end, without those that only repeat a default but for what
-    the rules decided."""
-    facts, model = case.facts, case.model
-    value = {name: advice.value for name, advice in case.decisions.items()}
-    flags = {
-        "model": "runs/sft/model" if case.sft_first else shlex.quote(model.name) if model else "MODEL",
-        "data": "good.jsonl" if facts.unreadable else shlex.join(facts.files),
-        "out": f"runs/{case.loss}",
-        "loss": case.loss,
-        "loss.beta": value.get("beta"),
-        "learning-rate": case.rate,
-        "lora": "r=16" if case.lora else None,
-        "threshold": facts.threshold if case.loss == "kto" else None,
-        "reference-point": "zero" if value.get("reference point") == "zero" else None,
-        "batch-size": None if value["batch size"] == "32" else value["batch size"],
-        "epochs": None if value["epochs"] == "1" else value["epochs"],
-        "eval-fraction": f"{case.eval_fraction:g}" if case.eval_fraction else None,
-        "chat-template": "plain" if facts.chats and model is not None and model.chat_template is False else None,
-    }
-    return {flag: text for flag, text in flags.items() if text is not None}
-
-
-def _train(flags: Mapping[str, str]) -> str:
-    return " ".join(["prospect train", *(f"--{name} {value}" for name, value in flags.items())])
-
-
-def commands(case: Case) -> tuple[str, ...]:
-    """What to run, in turn: repair, SFT where it comes first (with the same prompts held out), then the loss."""
-    flags, lines = _flags(case), []
-    if case.facts.unreadable:
-        lines.append(f"prospect check {shlex.join(case.facts.files)} --keep-going good.jsonl")
-    if case.sft_first and case.model is not None:
-        shared = ("data", "threshold", "lora", "eval-fraction", "chat-template")
-        sft = {"model": shlex.quote(case.model.name), "out": "runs/sft", "loss": "sft"}
-        lines.append(_train(sft | {name: flags[name] for name in shared if name in flags}))
-    return (*lines, _train(_last(case)))
-
-
-def _last(case: Case) -> dict[str, str]:
-    """The flags of the last command. The SFT run's adapter goes on training; a second one on top of it would be another
-    model."""
-    return {flag: value for flag, value in _flags(case).items() if flag != "lora" or not case.sft_first}
-
-
-def sweep(case: Case, flag: str, values: Sequence[str]) -> str:
-    """A shell loop that trains once per value of one flag, each run into its own folder."""
-    short = {"learning-rate": "lr", "loss.beta": "beta"}.get(flag, flag)
-    flags = _last(case)
-    varied = {**flags, flag: f"${short}", "out": f"{flags['out']}-{short}-${short}"}
-    return f"for {short} in {' '.join(values)}; do {_train(varied)}; done"
-
-
 def twin_command(case: Case) -> str:
     """The same run with the other loss at its own settings."""
     loss = replace(case.decisions["loss"], value=case.other)
     twin = replace(case, decisions={**case.decisions, "loss": loss})
     beta = first((rule for rule in RULES if rule.name == "beta"), twin)
-    flags = _last(case) | {"loss": case.other, "out": f"runs/{case.other}", "loss.beta": beta.value}
+    flags = last_flags(case) | {"loss": case.other, "out": f"runs/{case.other}", "loss.beta": beta.value}
     flags["learning-rate"] = twin.rate
     flags.pop("reference-point", None)
-    return _train(flags)
+    return train_line(flags)
