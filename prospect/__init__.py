@@ -6,13 +6,31 @@
     run.evaluate()
     run.report()
 
-Every public name is imported when it is first used, so that `import prospect` costs nothing.
+Every public name is imported when it is first used, so that `import prospect` costs little.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from prospect.training.config import train_signature
+
+if TYPE_CHECKING:
+    from prospect.data.dataset import build_dataset
+    from prospect.data.options import DataOptions
+    from prospect.data.write import write as write_feedback
+    from prospect.engine.forward import forward
+    from prospect.engine.generate import generate
+    from prospect.engine.load import load as load_model
+    from prospect.errors import ConfigError, DataError, MissingExtra, ModelError, ProspectError, RunError, UserError
+    from prospect.feedback.load import Feedback
+    from prospect.feedback.load import load as load_feedback
+    from prospect.feedback.records import Completion, Pair, Record
+    from prospect.losses.registry import LOSSES, loss, reference_point
+    from prospect.run import Run
+    from prospect.training.config import TrainConfig, TrainOptions
 
 __version__ = "0.1.0"
 
@@ -21,6 +39,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "DataError",
+    "DataOptions",
     "Feedback",
     "MissingExtra",
     "ModelError",
@@ -32,7 +51,11 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "__version__",
+    "build_dataset",
+    "forward",
+    "generate",
     "load_feedback",
+    "load_model",
     "loss",
     "reference_point",
     "train",
@@ -40,24 +63,29 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LOSSES": "prospect.losses.registry:LOSSES",
-    "Completion": "prospect.feedback.records:Completion",
-    "ConfigError": "prospect.errors:ConfigError",
-    "DataError": "prospect.errors:DataError",
-    "Feedback": "prospect.feedback.load:Feedback",
-    "MissingExtra": "prospect.errors:MissingExtra",
-    "ModelError": "prospect.errors:ModelError",
-    "Pair": "prospect.feedback.records:Pair",
-    "ProspectError": "prospect.errors:ProspectError",
-    "Record": "prospect.feedback.records:Record",
-    "Run": "prospect.run:Run",
-    "RunError": "prospect.errors:RunError",
-    "TrainConfig": "prospect.training.config:TrainConfig",
-    "UserError": "prospect.errors:UserError",
-    "load_feedback": "prospect.feedback.load:load",
-    "loss": "prospect.losses.registry:loss",
-    "reference_point": "prospect.losses.registry:reference_point",
-    "write_feedback": "prospect.data.write:write",
+    "LOSSES": "losses.registry:LOSSES",
+    "Completion": "feedback.records:Completion",
+    "ConfigError": "errors:ConfigError",
+    "DataError": "errors:DataError",
+    "DataOptions": "data.options:DataOptions",
+    "Feedback": "feedback.load:Feedback",
+    "MissingExtra": "errors:MissingExtra",
+    "ModelError": "errors:ModelError",
+    "Pair": "feedback.records:Pair",
+    "ProspectError": "errors:ProspectError",
+    "Record": "feedback.records:Record",
+    "Run": "run:Run",
+    "RunError": "errors:RunError",
+    "TrainConfig": "training.config:TrainConfig",
+    "UserError": "errors:UserError",
+    "build_dataset": "data.dataset:build_dataset",
+    "forward": "engine.forward:forward",
+    "generate": "engine.generate:generate",
+    "load_feedback": "feedback.load:load",
+    "load_model": "engine.load:load",
+    "loss": "losses.registry:loss",
+    "reference_point": "losses.registry:reference_point",
+    "write_feedback": "data.write:write",
 }
 
 
@@ -65,21 +93,24 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(f"prospect.{module}"), attribute)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def train(model: Any = "", data: Any = None, out: Any = None, **options: Any) -> Any:
+def train(
+    model: str | Path = "", data: Any = None, out: str | Path | None = None, **options: Unpack[TrainOptions]
+) -> Run:
     """Align a model with feedback, and return its Run.
 
     `data` is a path or a list of paths, a list of dicts, a datasets.Dataset or a DataFrame; `out` defaults to a new
     folder under runs/. Every option is one of TrainConfig's fields; `prospect train --help` explains them. Raises
     UserError before anything is written, RunError once the run has started.
     """
-    return importlib.import_module("prospect.run").train(model, data, out, **options)
+    run: Run = importlib.import_module("prospect.run").train(model, data, out, **options)
+    return run
 
 
-train.__signature__ = importlib.import_module("prospect.training.signature").signature()  # type: ignore[attr-defined]
+vars(train)["__signature__"] = train_signature()  # what help() shows

@@ -27,8 +27,7 @@ from prospect.losses.registry import (
     MODIFIERS,
     defaults,
 )
-from prospect.training import names
-from prospect.training.config import from_dict
+from prospect.training.config import from_dict, other_names
 from prospect.training.objective import Objective
 from tests.helpers.needs import OLD_ARGUMENTS
 
@@ -183,11 +182,12 @@ def test_no_merge_was_left_half_done() -> None:
 
 
 def test_the_page_of_names_is_the_table() -> None:
-    assert names.markdown().rstrip() in (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
+    table = (ROOT / "prospect" / "training" / "other_names.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
 
 
 def test_every_argument_of_trl_is_translated() -> None:
-    translated = [name for rows in list(names.NAMES.values())[:-1] for row in rows for name in row.names.split()]
+    translated = [name for rows in list(other_names().values())[:-1] for row in rows for name in row.names]
     arguments = " ".join([TRL_BOTH, TRL_KTO, TRL_DPO, TRAINING_ARGUMENTS]).split()
     assert sorted(translated) == sorted(arguments)
 

@@ -17,7 +17,7 @@ import pytest
 
 import prospect
 from prospect.errors import DISTRIBUTION
-from prospect.training import signature
+from prospect.training.config import TrainOptions
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -25,6 +25,7 @@ NAMES = {
     "Completion",
     "ConfigError",
     "DataError",
+    "DataOptions",
     "Feedback",
     "MissingExtra",
     "ModelError",
@@ -36,7 +37,11 @@ NAMES = {
     "TrainConfig",
     "UserError",
     "__version__",
+    "build_dataset",
+    "forward",
+    "generate",
     "load_feedback",
+    "load_model",
     "loss",
     "reference_point",
     "train",
@@ -114,13 +119,28 @@ def test_train_shows_its_signature() -> None:
     assert "Align a model with feedback" in pydoc.render_doc(prospect.train, renderer=vars(pydoc)["plaintext"])
 
 
-def test_type_checkers_see_the_same_signature() -> None:
-    text = signature.stub(prospect._HOMES)
-    path = ROOT / "prospect" / "__init__.pyi"
-    assert path.read_text() == text, f"TrainConfig has changed: write signature.stub(prospect._HOMES) to {path}"
-    (function,) = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
-    static = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
-    assert static == set(inspect.signature(prospect.train).parameters)
+def test_type_checkers_see_the_same_options() -> None:
+    """TrainOptions has the dataclass's fields, each of its type or, of collections, a wider one."""
+    fields = {f.name: str(f.type) for f in dataclasses.fields(prospect.TrainConfig)}
+    wider = {
+        name: kind.replace("tuple[str, ...]", "Sequence[str]").replace("dict[", "Mapping[")
+        for name, kind in fields.items()
+        if name not in ("model", "data", "out")
+    }
+    assert {name: kind.__forward_arg__ for name, kind in TrainOptions.__annotations__.items()} == wider
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """The imports that only they read are of the modules in which the names are found."""
+    tree = ast.parse(Path(prospect.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    homes = {
+        alias.asname or alias.name: f"{node.module}:{alias.name}".removeprefix("prospect.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes.pop("TrainOptions") and homes == prospect._HOMES
 
 
 def test_an_option_of_another_name_is_explained() -> None:

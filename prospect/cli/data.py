@@ -67,7 +67,7 @@ def check(arguments: list[str]) -> int:
     from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import load
     from prospect.training.console import Console, json_text
-    from prospect.training.progress import Bars
+    from prospect.training.runlog import Bars
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)

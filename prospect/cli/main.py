@@ -15,7 +15,6 @@ from pkgutil import resolve_name
 
 from prospect.data.store import disk_error
 from prospect.errors import ConfigError, Interrupted, ProspectError, nearest
-from prospect.training.terminal import hushed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with hushed("--quiet" in arguments):
-            try:
-                code = _dispatch([a for a in arguments if a not in ("--debug", "--quiet")])
-            except SystemExit as stop:  # from the flag parser: --help, or a wrong flag
-                code = stop.code if isinstance(stop.code, int) else 2
-            sys.stdout.flush()  # here, where a broken pipe is expected
-            return code
+        words = [word for word in arguments if word not in ("--debug", "--quiet")]
+        try:
+            code = _dispatch(words, quiet="--quiet" in arguments)
+        except SystemExit as stop:  # from the flag parser: --help, or a wrong flag
+            code = stop.code if isinstance(stop.code, int) else 2
+        sys.stdout.flush()  # here, where a broken pipe is expected
+        return code
     except BrokenPipeError:
         from prospect.training.console import drop
 
@@ -83,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], *, quiet: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
@@ -91,7 +90,10 @@ def _dispatch(arguments: list[str]) -> int:
     name = "version" if name == "--version" else name
     if name not in COMMANDS:
         raise ConfigError(f'there is no command "{name}".{nearest(name, COMMANDS)} "prospect --help" lists them')
-    return COMMANDS[name].load()(rest)
+    from prospect.training.console import hushed
+
+    with hushed(quiet):
+        return COMMANDS[name].load()(rest)
 
 
 def _overview() -> str:

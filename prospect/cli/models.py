@@ -70,7 +70,7 @@ def evaluate(arguments: list[str]) -> int:
     from prospect.engine.load import load
     from prospect.evaluate.scoring import evaluate_feedback
     from prospect.training.console import Console
-    from prospect.training.progress import Bars
+    from prospect.training.runlog import Bars
 
     quiet_loading()
     policy = load(

@@ -23,8 +23,7 @@ import tyro
 
 from prospect.data import store
 from prospect.errors import ConfigError
-from prospect.training import names
-from prospect.training.config import TrainConfig
+from prospect.training.config import TrainConfig, advice, same_flag
 
 if TYPE_CHECKING:
     from prospect.training.folder import Trained
@@ -149,12 +148,12 @@ def translate(arguments: Sequence[str], options: type, accepted: Container[str] 
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if flag.startswith("--") and f"--{name.replace('_', '-')}" not in own:
-            ours = names.same_flag(name)
-            advice = names.advice(name) if options is TrainConfig else None
+            ours = same_flag(name)
+            explanation = advice(name) if options is TrainConfig else None
             if ours is not None and (ours in own or ours in accepted):
                 word = ours + equals + value
-            elif advice is not None:
-                raise ConfigError(f"there is no {flag}. {advice}")
+            elif explanation is not None:
+                raise ConfigError(f"there is no {flag}. {explanation}")
         words.append(word)
     return words
 

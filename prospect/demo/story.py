@@ -39,7 +39,7 @@ from prospect.feedback.records import Completion, Record
 from prospect.report.page import write_report
 from prospect.run import Run
 from prospect.training.console import Console
-from prospect.training.progress import Bars
+from prospect.training.runlog import Bars
 
 TEMPERATURES = (0, 1)
 """Where every model is measured: the likeliest answer, and answers as often as the model means them."""

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from prospect.data import store
 from prospect.errors import ConfigError
 from prospect.evaluate.statistics import FEW, Interval
-from prospect.training.rates import usual_rate
+from prospect.training.config import usual_rate
 
 Data = dict[str, Any]
 Effect = Literal["unmeasured", "unchanged", "few", "reversed", "unclear", "free", "learnt"]

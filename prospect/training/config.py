@@ -1,17 +1,21 @@
-"""TrainConfig: the only source of train's flags, YAML keys, defaults and help. Defaults follow the paper (section
-4)."""
+"""The options of a run. TrainConfig is the only source of train's flags, YAML keys, defaults and help; defaults follow
+the paper (section 4). Beside it: what other tools call these options, and which learning rates are usual."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from prospect.data import store
 from prospect.errors import ConfigError, brief, nearest
-from prospect.training import names
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -136,24 +140,11 @@ class TrainConfig:
     """Where reference log-probs are kept. Default: PROSPECT_CACHE, else prospect in the user's cache folder."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
-        _require(self.max_length is None or self.max_length >= 2, "max_length", "at least 2", self.max_length)
-        _require(self.token_budget is None or self.token_budget >= 1, "token_budget", "at least 1", self.token_budget)
-        _require(0 <= self.eval_fraction < 1, "eval_fraction", "from 0 to below 1", self.eval_fraction)
-        _require(
-            self.learning_rate is None or 0 < self.learning_rate < 1,
-            "learning_rate",
-            "between 0 and 1",
-            self.learning_rate,
-        )
-        _require(0 <= self.adam_beta1 < 1, "adam_beta1", "from 0 to below 1", self.adam_beta1)
-        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "from 0 to below 1", self.adam_beta2)
-        for name in ("weight_decay", "warmup", "eval_every", "save_every", "samples"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("clip", "keep", "sample_tokens"):
-            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for names, holds, expected in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {brief(value)}")
         for name in self.track:
             if name not in TRACKERS:
                 raise ConfigError(
@@ -161,71 +152,155 @@ class TrainConfig:
                 )
 
 
-def _require(holds: bool, name: str, expected: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, not {brief(value)}")
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("batch_size epochs max_steps token_budget", lambda x: x >= 1, "at least 1"),
+    ("max_length", lambda x: x >= 2, "at least 2"),
+    ("eval_fraction", lambda x: 0 <= x < 1, "from 0 to below 1"),
+    ("learning_rate", lambda x: 0 < x < 1, "between 0 and 1"),
+    ("adam_beta1 adam_beta2", lambda x: 0 <= x < 1, "from 0 to below 1"),
+    ("weight_decay warmup eval_every save_every samples", lambda x: x >= 0, "0 or more"),
+    ("clip keep sample_tokens", lambda x: x > 0, "above 0"),
+)
+"""Options, the values that they can have, and these in words."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """What `prospect.train` takes by name: TrainConfig's fields but model, data and out, for type checkers."""
+
+    resume: bool
+    trust_run: bool
+    loss: str
+    loss_args: Mapping[str, float | str]
+    modify: Sequence[str]
+    reference: str | None
+    reference_point: str | None
+    z0_gradient: bool
+    weights: Literal["auto", "none"]
+    format: str
+    threshold: str | None
+    eval_data: str | Sequence[str] | None
+    eval_fraction: float
+    chat_template: str | None
+    special_tokens: Literal["text", "token"]
+    max_length: int | None
+    over_long: Literal["drop", "cut_prompt", "cut_completion", "error"]
+    lora: str | None
+    precision: Literal["auto", "bf16", "fp32", "fp64"]
+    device: str
+    engine: Literal["auto", "tree", "padded"]
+    kernels: Literal["auto", "torch", "fused"]
+    activation_checkpointing: Literal["auto", "on", "off"]
+    token_budget: int | None
+    batch_size: int
+    epochs: int
+    max_steps: int | None
+    group: Literal["auto", "row", "prompt"]
+    seed: int
+    partner_seed: int
+    learning_rate: float | None
+    optimizer: Literal["adamw", "rmsprop"]
+    adam_beta1: float
+    adam_beta2: float
+    weight_decay: float
+    warmup: float
+    decay: Literal["constant", "linear", "cosine"]
+    clip: float
+    eval_every: int
+    keep_best: bool
+    save_every: int
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    keep: int
+    samples: int
+    sample_tokens: int
+    track: Sequence[str]
+    cache: str | None
+
+
+def train_signature() -> Signature:
+    """`prospect.train`'s for `help()`: model, data and out by position, every other field of TrainConfig by name."""
+    hints = typing.get_type_hints(TrainConfig)
+    first = [
+        Parameter("model", Parameter.POSITIONAL_OR_KEYWORD, default="", annotation=str | Path),
+        Parameter("data", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any),
+        Parameter("out", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=str | Path | None),
+    ]
+    rest = [
+        Parameter(
+            f.name,
+            Parameter.KEYWORD_ONLY,
+            default=f.default if f.default_factory is MISSING else f.default_factory(),
+            annotation=hints[f.name],
+        )
+        for f in fields(TrainConfig)
+        if f.name in TrainOptions.__annotations__
+    ]
+    return Signature([*first, *rest])
 
 
 def from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainConfig:
     """A config from plain data. Raises ConfigError on unknown keys, naming the nearest, and on wrong values."""
-    known = {f.name: f for f in fields(TrainConfig)}
-    values = dict(values)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f'{where} has the unknown key "{key}".{_hint(key, known)}')
-        if isinstance(values[key], str) and "\0" in values[key]:
+    kinds = typing.get_type_hints(TrainConfig)
+    options = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f'{where} has the unknown key "{key}".{_hint(key, kinds)}')
+        if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{where}: {key} holds a null character, which no name and no path can")
-        values[key] = _as_declared(values[key], str(known[key].type))
-        _check_type(key, values[key], str(known[key].type), where)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return TrainConfig(**values)
+        options[key] = _converted(key, value, kinds[key], where)
+    return TrainConfig(**options)
 
 
 def _hint(key: str, known: Iterable[str]) -> str:
     """What an unknown key was meant to be, as far as it can be guessed."""
     name = key.replace("-", "_")
-    same, advice = names.same_flag(name), names.advice(name)
+    same, explanation = same_flag(name), advice(name)
     if same is not None and not same.startswith("--loss."):
         return f' Did you mean "{same.removeprefix("--").replace("-", "_")}"?'
-    return nearest(key, known) if advice is None else f" {advice}. Keys are written as learning_rate and loss_args"
+    if explanation is None:
+        return nearest(key, known)
+    return f" {explanation}. Keys are written as learning_rate and loss_args"
 
 
-def _as_declared(value: Any, declared: str) -> Any:
-    """What YAML makes of a value, turned into what was meant: to YAML 1.1, 5e-6 is text and a threshold of 0.5 none."""
-    if isinstance(value, dict):
-        return {name: _as_declared(item, "float") for name, item in value.items()}
-    if isinstance(value, str) and declared.startswith("float"):
-        with suppress(ValueError):
-            return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and declared == "str | None":
-        with suppress(ValueError):  # of too many digits for Python to write
-            return str(value)
+def _converted(key: str, value: Any, kind: Any, where: str) -> Any:
+    """A value of plain data as its field's type, or ConfigError. YAML 1.1 reads 5e-6 as text and a threshold of 0.5 as
+    a number."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        good, expected = value in choices, f"one of {', '.join(choices)}"
+    elif typing.get_origin(kind) is dict:
+        if isinstance(value, dict):
+            value = {name: _number(item) for name, item in value.items()}
+        good, expected = isinstance(value, dict), "names with their values, such as {beta: 0.05}"
+    elif tuple[str, ...] in kinds:
+        several = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        good = several or (str in kinds and isinstance(value, str))
+        expected = "a name or a list of names" if str in kinds else "a list of names"
+        value = tuple(value) if several else value
+    elif kind is bool:
+        good, expected = isinstance(value, bool), "true or false"
+    else:
+        plain = [each for each in (str, int, float) if each in kinds]
+        if float in plain:
+            value = _number(value)
+        elif kinds == (str, type(None)) and isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(ValueError):  # of too many digits for Python to write
+                value = str(value)
+        good = isinstance(value, (*plain, int) if float in plain else tuple(plain)) and not isinstance(value, bool)
+        expected = " or ".join(each.__name__ for each in plain)
+    if not good:
+        raise ConfigError(f"{where}: {key} must be {expected}, not {brief(value)}")
     return value
 
 
-def _check_type(key: str, value: object, declared: str, where: str) -> None:
-    """Plain data has no flag parser in front of it: check the few types that fields have."""
-    kinds: list[type] = [kind for name, kind in (("str", str), ("int", int), ("float", float)) if name in declared]
-    if declared.startswith("dict"):
-        good, expected = isinstance(value, dict), "names with their values, such as {beta: 0.05}"
-    elif "Literal" in declared:
-        choices = [part.strip(" \"'") for part in declared[declared.index("[") + 1 : declared.index("]")].split(",")]
-        good = value in choices
-        expected = "one of " + ", ".join(choices)
-    elif "tuple" in declared:
-        one = declared.startswith("str |")
-        good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-        good, expected = (
-            good or (one and isinstance(value, str)),
-            "a name or a list of names" if one else "a list of names",
-        )
-    elif declared.startswith("bool"):
-        good, expected = isinstance(value, bool), "true or false"
-    else:
-        good = isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
-        good, expected = good and not isinstance(value, bool), " or ".join(k.__name__ for k in kinds)
-    if not good and not (value is None and "None" in declared):
-        raise ConfigError(f"{where}: {key} must be {expected}, not {brief(value)}")
+def _number(value: Any) -> Any:
+    """Text that is a number as that number."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def load_options(path: str | Path) -> tuple[dict[str, Any], bool]:
@@ -253,3 +328,102 @@ def load_options(path: str | Path) -> tuple[dict[str, Any], bool]:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain data, as written to config.json."""
     return asdict(config)
+
+
+# ---- what other tools call it ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OtherName:
+    """A row of other_names.md, the tables of docs/coming-from-trl.md: `names` that other tools have, `ours` and a
+    `remark`. `same`: each name means exactly what its flag in `ours` means (the first the first, or all the only one),
+    with the same values, and is accepted."""
+
+    names: tuple[str, ...]
+    ours: str
+    remark: str
+    same: bool
+
+
+@cache
+def other_names() -> dict[str, list[OtherName]]:
+    """The rows under each heading of other_names.md."""
+    tables: dict[str, list[OtherName]] = {}
+    for line in Path(__file__).with_name("other_names.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            rows = tables.setdefault(line.removeprefix("## "), [])
+        elif line.startswith("| `"):
+            names, ours, remark = (cell.strip() for cell in line.strip("|").split("|"))
+            same = remark.startswith(ACCEPTED)
+            remark = remark.removeprefix(ACCEPTED).removeprefix("; ") if same else remark
+            rows.append(OtherName(tuple(re.findall("`(.+?)`", names)), ours, remark, same))
+    return tables
+
+
+ACCEPTED = "accepted under this name"
+
+
+def _row(name: str) -> OtherName | None:
+    return next((row for rows in other_names().values() for row in rows if name in row.names), None)
+
+
+def same_flag(name: str) -> str | None:
+    """The flag that means exactly what others call `name`, None where there is none."""
+    row = _row(name)
+    if row is None or not row.same:
+        return None
+    flags = re.findall(r"`(--[\w.-]+)`", row.ours)
+    return str(flags[row.names.index(name) if len(flags) > 1 else 0])
+
+
+def advice(name: str) -> str | None:
+    """What to set instead of `name`, or why there is nothing to set; None for a name that nobody has."""
+    row = _row(name)
+    if row is None:
+        return None
+    remark = row.remark.replace("`", "")
+    ours = row.ours.replace("`", "").replace("--loss.NAME", f"--loss.{name.replace('_', '-')}")
+    if ours.startswith("--"):
+        return f"Prospect has {ours}" + (f": {remark}" if remark else "")
+    return f"{'There is nothing to set' if ours == 'nothing to set' else 'There is no such option'}: {remark}"
+
+
+# ---- usual learning rates --------------------------------------------------------------------------------------------
+
+LORA_RATE = 10.0
+"""LoRA's learning rate over that of whole models: its matrices start at zero and move a small part of the model."""
+TINY = 1e7
+"""Parameters below which a model bears, and needs, large steps. Our judgement: no paper covers this size."""
+TINY_RATE = 40.0
+"""The learning rate of a model below TINY over that of the billions that the papers train."""
+DOWN, UP = 5.0, 4.0
+"""How far below and above the usual rate it is worth trying."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsualRate:
+    """A learning rate to start with and the ends of what is worth trying around it."""
+
+    low: float
+    start: float
+    high: float
+
+    def below(self, rate: float) -> float | None:
+        """Where to go down from `rate`: the start, or its low end, at most half of `rate`; None where neither is."""
+        return next((usual for usual in (self.start, self.low) if usual <= rate / 2), None)
+
+    def above(self, rate: float) -> float | None:
+        """Where to go up from `rate`: the start, or its high end, at least twice `rate`; None where neither is."""
+        return next((usual for usual in (self.start, self.high) if usual >= rate * 2), None)
+
+
+def usual_rate(loss: str, parameters: float | None, *, adapter: bool) -> UsualRate | None:
+    """By the loss's own rate (LOSSES), the size of the model (None: not known) and whether an adapter is trained; None
+    for mixtures and own losses, which have no published rate."""
+    from prospect.losses.registry import LOSSES
+
+    if loss not in LOSSES:
+        return None
+    tiny = parameters is not None and parameters < TINY and not adapter
+    start = LOSSES[loss].learning_rate * (LORA_RATE if adapter else TINY_RATE if tiny else 1.0)
+    return UsualRate(start / DOWN, start, start * UP)

@@ -4,6 +4,9 @@ sent: an escape sequence in an answer could set its title, fill its clipboard (O
     Console        rich's, through which text passes and orders do not
     printable      the same for text that is written in another way
     json_text      JSON to print: nothing is lost, since JSON has escapes of its own
+
+Results go to stdout. What people are told meanwhile goes to stderr; `--quiet` leaves progress and notes out, never
+warnings and errors.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import rich.console
@@ -69,3 +73,21 @@ def drop(stream: Any) -> None:
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, stream.fileno())
         os.close(sink)
+
+
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+def quiet() -> bool:
+    """Whether progress and notes are left out."""
+    return _QUIET.get()
+
+
+@contextmanager
+def hushed(silent: bool = True) -> Iterator[None]:
+    """Leave progress and notes out while this lasts."""
+    token = _QUIET.set(silent or _QUIET.get())
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)

@@ -26,11 +26,10 @@ from prospect.feedback.records import (
 from prospect.losses import registry
 from prospect.losses.registry import LOSSES, Loss, ReferencePoint
 from prospect.training import conditional, density, ranks
-from prospect.training.config import TrainConfig
+from prospect.training.config import LORA_RATE, TrainConfig
 from prospect.training.job import Job
 from prospect.training.memory import CPU_TOKENS, KNEE
 from prospect.training.objective import Objective
-from prospect.training.rates import LORA_RATE
 from prospect.training.runlog import RunLog
 
 LARGE = 1_000_000_000

@@ -29,11 +29,11 @@ from prospect.errors import (
 )
 from prospect.feedback.load import load as load_feedback
 from prospect.losses.registry import LOSSES, MODIFIERS, defaults
-from prospect.training import names, progress
-from prospect.training.config import TrainConfig, to_dict
+from prospect.training import runlog
+from prospect.training.config import TrainConfig, advice, other_names, same_flag, to_dict
+from prospect.training.console import hushed, quiet
 from prospect.training.folder import Trained, trained
 from prospect.training.runlog import RunLog
-from prospect.training.terminal import hushed, quiet
 from tests.helpers.models import tiny
 from tests.helpers.tokenizers import CHATML
 
@@ -167,7 +167,7 @@ def test_unknown_flags_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     assert "--learning-rate" in capsys.readouterr().err
 
 
-THEIRS = [name for rows in names.NAMES.values() for row in rows for name in row.names.split()]
+THEIRS = [name for rows in other_names().values() for row in rows for name in row.names]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_other_names_lead_to_the_right_flag(
 def test_every_name_has_an_answer(name: str) -> None:
     """It is ours, or accepted as a flag that exists, or explained in a sentence that names flags that exist."""
     ours = {flag.words for flag in flags(TrainConfig)} | set(LOSS_FLAGS)
-    flag = names.same_flag(name)
+    flag = same_flag(name)
     if f"--{name.replace('_', '-')}" not in ours:
-        assert flag in ours if flag is not None else len(names.advice(name) or "") > 20
+        assert flag in ours if flag is not None else len(advice(name) or "") > 20
 
 
 def test_names_are_unique_and_the_losses_arguments_are_among_them() -> None:
@@ -227,7 +227,7 @@ def test_names_are_unique_and_the_losses_arguments_are_among_them() -> None:
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
     every |= {name for modifier in MODIFIERS.values() for name in defaults(modifier)}
     own = {f.field for f in flags(TrainConfig)}
-    assert every - own - {name for name in every if names.same_flag(name)} <= set(THEIRS)
+    assert every - own - {name for name in every if same_flag(name)} <= set(THEIRS)
 
 
 def test_a_key_in_a_file_is_explained_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,7 +433,7 @@ def test_a_long_check_is_not_silent(
     monkeypatch.setattr(doctor, "check", lambda *a, **k: (time.sleep(0.3), look(*a, **k))[1])
     assert main(["check", str(data), "--json"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "SILENCE", 0.05)
+    monkeypatch.setattr(runlog, "SILENCE", 0.05)
     assert main(["check", str(data), "--json"]) == 0
     said = capsys.readouterr()
     assert "examining the feedback  (0 s)" in said.err

@@ -20,7 +20,7 @@ from prospect.feedback.records import (
     pair_count,
 )
 from prospect.losses.registry import find
-from prospect.training.rates import usual_rate
+from prospect.training.config import usual_rate
 from tests.helpers.recommending import (
     EIGHT,
     THIRTEEN,

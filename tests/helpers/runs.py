@@ -35,7 +35,13 @@ def steps(run: Run | Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in m.items() if k not in clocked} for m in found if m["event"] == "step"]
 
 
-OPTIONS: dict[str, Any] = FAST | {"save_every": 2, "eval_fraction": 0.25, "eval_every": 3, "keep_best": True}
+OPTIONS: dict[str, Any] = FAST | {
+    "save_every": 2,
+    "eval_fraction": 0.25,
+    "eval_every": 3,
+    "keep_best": True,
+    "samples": 2,
+}
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, *signals: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from prospect.report.advice import RULES, advise
 from prospect.report.evidence import Evidence, RunFolder
 from prospect.report.verdict import Verdict, result_line, verdict
-from prospect.training.rates import usual_rate
+from prospect.training.config import usual_rate
 
 Data = dict[str, Any]
 

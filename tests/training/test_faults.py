@@ -434,7 +434,7 @@ def test_a_killed_run_leaves_no_lock(stopped: Path, runs: Runs) -> None:
     code = f"""
 import os
 from pathlib import Path
-from prospect import runfolder
+from prospect.training import folder as runfolder
 with runfolder.claim(Path({str(stopped)!r}), new=False):
     os.kill(os.getpid(), 9)
 """

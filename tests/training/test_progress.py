@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prospect.training import progress
-from prospect.training.progress import Bars
-from prospect.training.runlog import RunLog
+from prospect.training import runlog
+from prospect.training.runlog import Bars, RunLog
 
 
 def written(*, quiet: bool = False) -> tuple[Bars, io.StringIO]:
@@ -30,7 +29,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_work_that_goes_on_is_heard_of_though_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SILENCE", 0.01)
+    monkeypatch.setattr(runlog, "SILENCE", 0.01)
     bars, file = written()
     with bars.bar("train", 100) as update:
         update(3, "loss 0.5")
@@ -51,20 +50,20 @@ def test_quick_work_says_nothing_and_a_day_says_little(monkeypatch: pytest.Monke
         pass
     assert file.getvalue() == ""
     clock = [0.0]
-    monkeypatch.setattr("prospect.training.progress.time.monotonic", lambda: clock[0])
-    work = progress._Work("train", 10**6, 0, 0, began=0.0)
+    monkeypatch.setattr("prospect.training.runlog.time.monotonic", lambda: clock[0])
+    work = runlog._Work("train", 10**6, 0, 0, began=0.0)
     lines = 0
     while clock[0] < 86_400:  # the waits that _watch makes, one line after each
-        clock[0] = bars._heard = bars._due(work) if lines else progress.SILENCE
+        clock[0] = bars._heard = bars._due(work) if lines else runlog.SILENCE
         lines += 1
     assert clock[0] >= 86_400
     assert lines < 120
 
 
 def test_the_thread_ends_with_the_work_and_a_quiet_console_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SILENCE", 0.01)
+    monkeypatch.setattr(runlog, "SILENCE", 0.01)
     threads: list[str] = []
-    monkeypatch.setattr("prospect.training.progress.threading.Thread.start", lambda self: threads.append(self.name))
+    monkeypatch.setattr("prospect.training.runlog.threading.Thread.start", lambda self: threads.append(self.name))
     for quiet, started in ((True, 0), (False, 1)):
         bars, _ = written(quiet=quiet)
         with bars.bar("train", 10), bars.bar("evaluation", 10):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from prospect.doctor.recommend.facts import AfterSft, Facts, Model
 from prospect.evaluate.advice import Advice
-from prospect.training.rates import UsualRate, usual_rate
+from prospect.training.config import UsualRate, usual_rate
 
 Stage = Literal["tuned on this", "tuned", "base", "unknown"]
 """The start model: fine-tuned on answers like these; tuned on something else; not tuned at all; not known."""

@@ -16,7 +16,7 @@ from prospect.doctor.recommend.case import LARGE, SMALL, STEPS, TELLING, Case, p
 from prospect.doctor.recommend.commands import commands, last_flags, sweep, sweep_rates, train_line
 from prospect.doctor.recommend.facts import AfterSft, Facts, Model
 from prospect.evaluate.advice import JUDGEMENT, Advice, Rule, advise, first, render
-from prospect.training.rates import LORA_RATE, TINY, TINY_RATE
+from prospect.training.config import LORA_RATE, TINY, TINY_RATE
 
 ENOUGH = 1000
 """Rows. Below, we know of no comparison of these losses at all. Our judgement."""
