@@ -46,24 +46,14 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A row that was left out: why, and the row as it was read (its columns, or the text of a line that has none)."""
+class Problem(DataError):
+    """Why a row was left out, and the row as it was read in `raw`: its columns, or the text of a line that has none."""
 
-    error: DataError
-    raw: dict[str, Any] | str
-
-    @property
-    def path(self) -> str | Path | None:
-        return self.error.path
-
-    @property
-    def line(self) -> int:
-        return self.error.line or 0
-
-    @property
-    def message(self) -> str:
-        return self.error.message
+    def __init__(self, message: str, path: str | Path | None, line: int, row: dict[str, Any] | Unreadable) -> None:
+        id = row.get("id") if isinstance(row, dict) else None
+        name = _printable(brief(id, str)) if isinstance(id, str | int) else None
+        super().__init__(_printable(message), path=path, line=line, row=name)
+        self.raw = row.raw if isinstance(row, Unreadable) else row
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ def load(
         notes += [f"{file.prefix[:-1]}: {note}" if file.prefix else note for note in file_notes]
     path = source_path(source)
     if problems and not keep_going:
-        raise _summary([p.error for p in problems[:MOST_PROBLEMS]], path, several)
+        raise _summary(problems[:MOST_PROBLEMS], path, several)
     by_prompt = merge(records)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
     name = f"{type(source).__name__} in memory" if path is None else str(path)
@@ -141,7 +131,7 @@ def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, a
         raise DataError("has no rows", path=path)
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
-        errors = [_problem(row.reason, path, n, row).error for n, row in rows if isinstance(row, Unreadable)]
+        errors = [Problem(row.reason, path, n, row) for n, row in rows if isinstance(row, Unreadable)]
         raise _summary(errors if keep_going else errors[:MOST_PROBLEMS], path)
     try:
         choice.apply(readable)
@@ -184,7 +174,7 @@ def _read(file: _File, records: list[Record], problems: list[Problem], keep_goin
             line = FeedbackLine(number, row, file.columns, file.labels, file.judged_turns, file.prefix)
             new = file.layout.read(line)
         except DataError as error:
-            problems.append(_problem(error.message, file.path, number, row))
+            problems.append(Problem(error.message, file.path, number, row))
         else:
             records += new
             good += 1
@@ -192,13 +182,6 @@ def _read(file: _File, records: list[Record], problems: list[Problem], keep_goin
     if not without_answer:
         return file.notes
     return [*file.notes, f"{without_answer} of {good} conversations have no judged answer and were left out"]
-
-
-def _problem(message: str, path: str | Path | None, line: int, row: dict[str, Any] | Unreadable) -> Problem:
-    id = row.get("id") if isinstance(row, dict) else None
-    name = _printable(brief(id, str)) if isinstance(id, str | int) else None
-    error = DataError(_printable(message), path=path, line=line, row=name)
-    return Problem(error, row.raw if isinstance(row, Unreadable) else row)
 
 
 def _printable(text: str) -> str:

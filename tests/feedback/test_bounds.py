@@ -221,7 +221,7 @@ def test_half_characters_are_named_and_written_as_escapes(tmp_path: Path) -> Non
     kept = load(save(tmp_path / "a.jsonl", GOOD, half), keep_going=True)
     (problem,) = kept.problems
     problem.message.encode()
-    str(problem.error).encode()
+    str(problem).encode()
     write_problems(kept.problems, tmp_path / "bad.jsonl")
     assert json.loads((tmp_path / "bad.jsonl").read_text())["row"] == json.loads(half)
     error = error_of(save(tmp_path / "b.jsonl", '{"prompt": "a", "completion": "b", "\\ud83d": 1}'))
