@@ -156,11 +156,11 @@ def _rows_of_file(path: Path, any_size: bool, names: Mapping[str, str]) -> Rows:
         size = file.seek(0, 2)
         content = _content_of(file, path, size, any_size)
         head = content.read(4)
-        if not head.strip() and not (head + content.read()).strip():
+        start = content.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+        if not any(line.strip() for line in content):
             raise DataError("is empty", path=path)
-        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-        start = 3 if head.startswith(b"\xef\xbb\xbf") else 0
         content.seek(start)
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
         if kind == "parquet" or head.startswith(b"PAR1"):
             yield from parquet_rows(content.read(), path, size, any_size=any_size)
         elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -238,9 +238,7 @@ def _not_utf8(byte: int, offset: int) -> str:
 def json_rows(content: BinaryIO, path: Path, start: int) -> Rows:
     """JSON lines, or one JSON document where the first line begins an array or is a brace; `start` is the offset at
     which the content stands."""
-    first = next((line.strip() for line in content if line.strip()), b"")
-    if not first:
-        raise DataError("is empty", path=path)
+    first = next(line.strip() for line in content if line.strip())
     if not first.startswith((b"[", b"{")):
         raise DataError(
             f"is neither JSON nor JSON lines: it begins with {first[:20]!r}. Known kinds of files: {' '.join(KINDS)}",
@@ -267,11 +265,11 @@ def _rows_of_document(value: Any) -> Rows:
     if isinstance(inner, list) and next(iter(value)) in _WRAPPERS:
         value = inner
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
-        yield number, row if isinstance(row, dict) else _no_object(row, json.dumps(row, ensure_ascii=False))
+        yield number, row if isinstance(row, dict) else Unreadable(json.dumps(row, ensure_ascii=False), _no_object(row))
 
 
-def _no_object(value: Any, raw: str) -> Unreadable:
-    return Unreadable(raw, f'must be an object such as {{"prompt": ...}}, not a {type(value).__name__}')
+def _no_object(value: Any) -> str:
+    return f'must be an object such as {{"prompt": ...}}, not a {type(value).__name__}'
 
 
 def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
@@ -279,15 +277,18 @@ def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
         start, offset = offset, offset + len(line)
         if not line.strip():
             continue
-        raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
         try:
             value = json_value(line.decode("utf-8").rstrip("\n"))
         except UnicodeDecodeError as error:
-            yield number, Unreadable(raw, _not_utf8(line[error.start], start + error.start))
+            reason = _not_utf8(line[error.start], start + error.start)
         except DataError as error:
-            yield number, Unreadable(raw, error.message)
+            reason = error.message
         else:
-            yield number, value if isinstance(value, dict) else _no_object(value, raw)
+            if isinstance(value, dict):
+                yield number, value
+                continue
+            reason = _no_object(value)
+        yield number, Unreadable(line.decode("utf-8", "backslashreplace").rstrip("\r\n"), reason)
 
 
 # CSV
@@ -325,21 +326,16 @@ def csv_rows(text: str, path: Path, delimiter: str | None, names: Mapping[str, s
                 if twice := {name for name in header if header.count(name) > 1}:
                     raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
                 continue
-            raw = ",".join(cells)
-            if len(cells) != len(header):
-                reason = f"has {len(cells)} cells, but the header has {len(header)} columns"
-                yield line, Unreadable(raw, reason)
-                continue
             try:
+                if len(cells) != len(header):
+                    raise DataError(f"has {len(cells)} cells, but the header has {len(header)} columns")
                 row = {name: _cell(names.get(name, name), cell) for name, cell in zip(header, cells, strict=True)}
             except DataError as error:
-                yield line, Unreadable(raw, error.message)
+                yield line, Unreadable(",".join(cells), error.message)
             else:
                 yield line, row
     except csv.Error as error:
         raise DataError(f"broken CSV in the row that begins here: {error}", path=path, line=following) from None
-    if not header:  # a byte order mark and nothing else
-        raise DataError("is empty", path=path)
 
 
 def _cell(column: str, cell: str) -> Any:
