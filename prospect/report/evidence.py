@@ -158,6 +158,21 @@ def number(data: Data, name: str, default: float = math.nan) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
+def items(data: Data, name: str) -> list[Any]:
+    """A nested list, empty where it is absent, null or something else."""
+    value = data.get(name)
+    return value if isinstance(value, list) else []
+
+
+def objects(data: Data, name: str, *figures: str) -> list[Data]:
+    """The objects of a nested list that have all these figures."""
+    return [
+        item
+        for item in items(data, name)
+        if isinstance(item, dict) and all(math.isfinite(number(item, figure)) for figure in figures)
+    ]
+
+
 def interval(data: Data, name: str) -> Interval:
     """A nested number with its interval, of NaN where it is absent."""
     return Interval(*(number(section(data, name), end) for end in ("value", "low", "high")))
@@ -178,7 +193,7 @@ class Evidence:
         # Held-out feedback, after training.
         self.answers, self.prompts = (number(after, name) for name in ("n", "prompts"))
         self.groups = number(after, "groups", self.prompts)  # independent of each other
-        self.notes = [str(note) for note in after.get("notes") or []]
+        self.notes = [str(note) for note in items(after, "notes")]
         self.auc, self.margin, self.accuracy, self.nll, self.slope, self.gap = (
             interval(after, name)
             for name in ("auc", "margin", "accuracy", "nll", "calibration_slope", "calibration_gap")

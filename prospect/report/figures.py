@@ -10,7 +10,7 @@ import numpy as np
 
 from prospect.report import charts
 from prospect.report.charts import Bar, Figure, Line, minus
-from prospect.report.evidence import Data, RunFolder, interval, number, section, with_interval
+from prospect.report.evidence import Data, RunFolder, interval, items, number, objects, section, with_interval
 
 REWARD = "β·nats"
 LOSS_UNITS = {"kto": "mean of λ − value, no unit", "dpo": "nats per pair", "sft": "nats per token"}
@@ -194,18 +194,16 @@ def heldout(run: RunFolder) -> list[Figure]:
     figures = []
 
     caption = "Rewards of held-out answers; the outermost bars hold what lies beyond. The sides should lie apart."
-    rewards = [(name, data, section(data, "rewards")) for name, _, data in parts]
-    edges = [edge for _, _, counts in rewards for edge in counts.get("edges") or ()]
+    rewards = [(name, data, _counts(data)) for name, _, data in parts]
+    edges = [edge for _, _, counts in rewards for edge in counts[0]]
     for name, data, counts in rewards:
-        if counts.get("edges"):
+        if counts[0]:
             figures.append(
                 charts.histogram(
                     f"rewards-{name}",
                     f"Rewards {name} training",
                     caption,
-                    counts["edges"],
-                    counts["desirable"],
-                    counts["undesirable"],
+                    *counts,
                     f"reward ({REWARD})",
                     x=(min(edges), max(edges)),
                     mark=number(data, "z0") if name == "after" else None,
@@ -216,11 +214,11 @@ def heldout(run: RunFolder) -> list[Figure]:
         "Share of desirable answers found over share of undesirable ones taken for good, as the threshold falls; in "
         "brackets the area under the curve."
     )
-    lines = [
-        Line(f"{name} ({interval(data, 'auc').value:.2f})", kind, *zip(*data["roc"], strict=True))
-        for name, kind, data in parts
-        if data.get("roc")
-    ]
+    lines = []
+    for name, kind, data in parts:
+        points = [point for point in map(_numbers, items(data, "roc")) if len(point) == 2]
+        if points:
+            lines.append(Line(f"{name} ({interval(data, 'auc').value:.2f})", kind, *zip(*points, strict=True)))
     axes = ("false positive rate", "true positive rate")
     if lines:
         figures.append(charts.lines("roc", "ROC", caption, lines, *axes, unit_square=True))
@@ -232,21 +230,34 @@ def heldout(run: RunFolder) -> list[Figure]:
             f" Slope {with_interval(slope, '.2f')}: 1 is calibrated, below 1 too extreme, above 1 too timid. "
             f"Predicted minus observed: {with_interval(gap, '+.3f')}."
         )
-    bins = [(name, kind, data["calibration"]) for name, kind, data in parts if data.get("calibration")]
+    bins = []
+    for name, kind, data in parts:
+        diagram = [b for b in objects(data, "calibration", "low", "high", "mean", "rate", "n") if b["n"] > 0]
+        if diagram:
+            bins.append((name, kind, diagram))
     if bins:
         figures.append(charts.calibration("calibration", "Calibration", caption, bins))
     return figures
 
 
+def _counts(data: Data) -> tuple[list[float], list[int], list[int]]:
+    """(edges, desirable, undesirable) of the histogram of rewards, empty where there is none."""
+    rewards = section(data, "rewards")
+    edges = _numbers(rewards.get("edges"))
+    up, down = ([int(count) for count in _numbers(rewards.get(side))] for side in ("desirable", "undesirable"))
+    return (edges, up, down) if len(edges) > 1 and edges == sorted(set(edges)) else ([], [], [])
+
+
+def _numbers(values: object) -> list[float]:
+    return [v for v in values if isinstance(v, int | float) and math.isfinite(v)] if isinstance(values, list) else []
+
+
 def story(data: Data) -> Figure | None:
     """The bars of story.json: rates with intervals."""
     bars = []
-    for bar in data.get("bars") or []:
-        if isinstance(bar, dict) and not math.isnan(number(bar, "rate")):
-            rate, low, high = (number(bar, name) for name in ("rate", "low", "high"))
-            bars.append(
-                Bar(str(bar.get("label", "")), rate, low, high, "base" if bar.get("kind") == "base" else "main")
-            )
+    for bar in objects(data, "bars", "rate"):
+        rate, low, high = (number(bar, name) for name in ("rate", "low", "high"))
+        bars.append(Bar(str(bar.get("label", "")), rate, low, high, "base" if bar.get("kind") == "base" else "main"))
     if not bars:
         return None
     caption = "Share of answers that are desirable, with 95 % intervals."

@@ -21,7 +21,7 @@ from prospect.evaluate.advice import LEGEND
 from prospect.report import figures
 from prospect.report.advice import advise
 from prospect.report.charts import minus
-from prospect.report.evidence import Data, Evidence, RunFolder, interval, number, read, section
+from prospect.report.evidence import Data, Evidence, RunFolder, interval, items, number, objects, read, section
 from prospect.report.verdict import verdict
 
 Facts = list[tuple[str, str]]
@@ -58,7 +58,7 @@ def _values(run: RunFolder) -> dict[str, Any]:
     """Everything that the template names."""
     story = run.story
     table = section(story, "table")
-    rows = [table.get("columns"), *table["rows"]] if isinstance(table.get("rows"), list) else []
+    rows = [table.get("columns"), *items(table, "rows")]
     heldout = run.after or run.before
     counts = [f"{number(heldout, 'n', 0):,.0f} in all, to {number(heldout, 'prompts', 0):,.0f} prompts"]
     counts += [f"{number(heldout, side, 0):,.0f} {side}" for side in ("desirable", "undesirable")]
@@ -67,12 +67,13 @@ def _values(run: RunFolder) -> dict[str, Any]:
         "subtitle": _subtitle(run),
         "story": story,
         "story_table": [row for row in rows if isinstance(row, list)],
-        "story_answers": [answer for answer in story.get("answers") or [] if isinstance(answer, dict)],
+        "story_answers": objects(story, "answers"),
+        "story_paragraphs": items(story, "paragraphs"),
         "story_figure": figures.story(story),
         "verdict": verdict(run),
         "tiles": _tiles(run),
         "outcome": figures.outcome(run),
-        "notes": run.after.get("notes") or [],
+        "notes": items(run.after, "notes"),
         "advice": advise(run) if run.steps or run.after else None,
         "legend": LEGEND,
         "samples": _samples(run.answers),
@@ -80,7 +81,7 @@ def _values(run: RunFolder) -> dict[str, Any]:
         "heldout_counts": ", ".join(counts),
         "curves": figures.curves(run) if run.steps else [],
         "training_summary": _training_summary(run),
-        "findings": [finding for finding in run.check.get("findings") or [] if isinstance(finding, dict)],
+        "findings": [finding | {"examples": items(finding, "examples")} for finding in objects(run.check, "findings")],
         "data_facts": _flat(section(run.check, "summary")),
         "warnings": run.warnings,
         "facts": _facts(run.config),

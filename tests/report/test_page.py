@@ -293,6 +293,24 @@ def test_a_broken_file_is_named(fake_run: Any, name: str) -> None:
         write_report(folder)
 
 
+@pytest.mark.parametrize(
+    "value", [3, "x", [], [1], [[1, "x"], [0.5]], {}, {"value": "x"}, True, [{"n": -1, "mean": 0}]]
+)
+def test_values_of_another_kind_are_left_out(fake_run: Any, value: object) -> None:
+    folder = fake_run(steps=12)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for name in ("auc", "baselines", "auc_difference", "calibration", "roc", "notes", "nll_change"):
+        edit(folder / "evaluation.json", after=evaluation["after"] | {name: value})
+        assert "outcome" in Page(write_report(folder)).sections
+    for name in ("edges", "desirable", "undesirable"):
+        edit(folder / "evaluation.json", after=evaluation["after"] | {"rewards": {"edges": [0, 1], name: value}})
+        write_report(folder)
+    edit(folder / "evaluation.json", after=value)
+    edit(folder / "check.json", findings=value, summary=value)
+    edit(folder / "story.json", answers=value, bars=value, paragraphs=value, table={"rows": value})
+    write_report(folder)
+
+
 def test_a_list_where_an_object_should_be_is_named(fake_run: Any) -> None:
     folder = fake_run()
     (folder / "config.json").write_text("[]")
