@@ -25,7 +25,6 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, commit, hardware, peak_rss, write_json
-from prospect import run
 from prospect.data.store import ValueTable
 from prospect.doctor.check import check_run
 from prospect.engine.packing import Query, pack
@@ -90,8 +89,8 @@ def measured(path: Path, cache: Path) -> Facts:
     job = timed("planning", lambda: prepare.prepare(config, loss, policy, dataset, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():
         with mock.patch.object(ReferenceTable, "fill", zeros):
-            run.reference_table(job, None, (), lambda: False)
-    kept = timed("look-up", lambda: run.reference_table(job, None, (), lambda: False))
+            prepare.reference_table(job)
+    kept = timed("look-up", lambda: prepare.reference_table(job))
     assert kept.forwards == 0
     for kind in ("", " cpu"):
         found["after load" + kind] = sum(found[stage + kind] for stage in STAGES[1:])

@@ -26,7 +26,6 @@ from prospect.data.dataset import Dataset
 from prospect.data.schedule import Step
 from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
-from prospect.run import reference_table
 from prospect.training import loop
 from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig, from_dict
@@ -97,7 +96,7 @@ def with_reference(job: Job) -> Job:
     """The table filled, as a run does it."""
     if not job.objective.loss.needs_reference:
         return job
-    return replace(job, reference=reference_table(job, None, (), lambda: False))
+    return replace(job, reference=prepare.reference_table(job))
 
 
 def timed(job: Facts, marks: Marks) -> None:

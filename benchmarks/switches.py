@@ -242,9 +242,9 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "reference table",
         "a second model in memory, asked in every step",
         f"{ENGINE}.reference.ReferenceTable.fill",
-        (f"{ENGINE}.reference", "prospect.data.store", "prospect.run:reference_table"),
+        (f"{ENGINE}.reference", "prospect.data.store", "prospect.training.setup:reference_table"),
         {},
-        {"prospect.run.ReferenceTable": _SecondModel},
+        {"prospect.training.setup.ReferenceTable": _SecondModel},
     ),
     Optimisation(
         "micro-batches of 4,096 tokens",

@@ -8,9 +8,8 @@ run.report()
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from prospect.data import store
 from prospect.data.dataset import Dataset
 from prospect.doctor.check import check_run, write_check
 from prospect.doctor.findings import Findings
-from prospect.engine.folders import cache_folder, no_cache
+from prospect.engine.folders import no_cache
 from prospect.engine.generate import generate
 from prospect.engine.lora import LoraSpec, attach_lora, parse_lora
-from prospect.engine.packing import Query
 from prospect.engine.policy import Policy
-from prospect.engine.reference import LiveReference, ReferenceTable, require_comparable
+from prospect.engine.reference import LiveReference
 from prospect.engine.weights import dtypes_to_save, round_to, save
 from prospect.errors import (
     ConfigError,
@@ -162,7 +160,11 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
         if ranks.rank() == 0:
             with log.bar("checking the feedback"):
                 if resumed is None:
-                    _begin_folder(job, feedback, held_feedback, held, inputs, command)
+                    values = prepare.description(job, feedback, held) | runfolder.provenance(
+                        command, str(policy.device)
+                    )
+                    runfolder.write_config(folder, values | {"inputs": inputs})
+                    _say_findings(job, feedback, _findings(job, feedback, held_feedback))
                 else:
                     write_check(folder, lambda: _findings(job, feedback, held_feedback))
                     _mend(job)
@@ -170,7 +172,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
         log.track(config.track)
         if note := no_cache(config.cache):
             log.say(note, warning=True)
-        _tell(job, held)
+        prepare.announce(job, held)
         with loop.interruptible() as stop:
             _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -201,7 +203,8 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     config, folder, policy = job.config, Path(job.config.out), job.policy
     partners = scoring.mismatched_partners(held, policy.context) if held is not None else ()
     groups = held.groups() if held is not None else ()
-    reference = reference_table(job, held, partners, stop)
+    queries = scoring.queries(held.trees, held.examples, partners, policy.context) if held is not None else []
+    reference = prepare.reference_table(job, queries, stop)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
     if job.objective.loss.value_head:
@@ -213,9 +216,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:
             return None
-        with job.log.bar(
-            "evaluation", len(scoring.queries(held.trees, held.examples, partners, job.policy.context))
-        ) as bar:
+        with job.log.bar("evaluation", len(queries)) as bar:
             return scoring.evaluate(
                 policy,
                 reference.token_logp,
@@ -261,7 +262,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     end = len(job.schedule.steps)
     ended = job.log.has({"event": "end", "step": end}) and (folder / "model").exists()
     after = None if ended else _measured(job, end, evaluate())
-    if config.keep_best and _take_best(job, end) and not ended:
+    if loop.restore_best(job, end) and not ended:
         round_to(stored)
         after = evaluate()
     if not ended:
@@ -277,46 +278,6 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     job.log.say(f"The model is in {folder / 'model'}, the report is {folder / 'report.html'}")
     if ranks.rank() == 0:
         job.log.say(result_line(read_folder(folder)))
-
-
-def reference_table(
-    job: Job, held: Dataset | None, partners: Sequence[int], stop: Callable[[], bool]
-) -> ReferenceTable:
-    """The table with all that the run will ask, computed by the start model before anything changes it, or by another
-    model (--reference). The ranks share the work."""
-    config = job.config
-    policy = job.policy
-    if config.reference is not None:
-        policy = prepare.load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
-    numbers = sorted({i for step in job.schedule.steps for i in step.rows})
-    asked: list[Query] = []
-    if job.objective.loss.needs_reference and not job.objective.loss.motion:
-        asked += job.dataset.answered(numbers)
-    if job.estimator is not None and job.estimator.averages == "partners" and not job.objective.loss.motion:
-        asked += job.dataset.mismatched(numbers, job.schedule.partners, job.policy.context)
-    if held is not None:
-        asked += scoring.queries(held.trees, held.examples, partners, job.policy.context)
-    if policy is not job.policy:
-        require_comparable(job.policy, policy, asked)
-    found = ReferenceTable(cache_folder(config.cache), policy)
-    rest, most = asked, job.no_grad_budget
-    for share in (slice(ranks.rank(), None, ranks.world()), slice(None)):  # the rest only where ranks share no disk
-        rest = found.missing(rest)
-        mine = rest[share]
-        if mine:
-            with job.log.bar("reference", len(mine)) as bar:
-                found.fill(policy, mine, token_budget=most, progress=lambda done, _: bar(done), stop=stop)
-        ranks.barrier()
-        if ranks.any_rank(stop(), job.policy.device):
-            raise Interrupted("stopped during the reference pass; what it computed is kept")
-    if policy is not job.policy:
-        del policy
-        gc.collect()  # layers refer to themselves, and the device's memory is wanted at once
-    if found.damaged:
-        message = f"{found.damaged} log-probs in {found.path} were damaged: they are computed again"
-        job.log.say(message, warning=True)
-    job.log.log("reference", step=0, forwards=found.forwards, rows=len(asked), table=found.key)
-    return found
 
 
 def _brief(found: Heldout | None) -> dict[str, float]:
@@ -343,25 +304,6 @@ def _before(job: Job) -> Heldout | None:
         return None
 
 
-def _take_best(job: Job, end: int) -> bool:
-    """--keep-best: put the best evaluated weights back, unless the last ones are as good. True if they were."""
-    best = job.checkpoints / "best"
-    if not best.exists():
-        return False
-    kept = checkpoint.read_state(best)
-    if kept is None:
-        job.log.say(f"{best} is damaged: the model of the last step is kept", warning=True)
-        return False
-    last = next(
-        (line.get("auc") for line in job.log.metrics if (line["event"], line.get("step")) == ("eval", end)), None
-    )
-    if last is not None and last >= kept["auc"]:
-        return False
-    checkpoint.restore_weights(best, job.policy.trainable())
-    job.log.say(f"kept the model of step {kept['step']}, whose held-out AUC {kept['auc']:.3f} was the best")
-    return True
-
-
 def _mend(job: Job) -> None:
     """Of a run to resume, leave out what a kill or the disk has damaged, and say so."""
     folder, log = Path(job.config.out), job.log
@@ -374,6 +316,16 @@ def _mend(job: Job) -> None:
     lost = runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
     if lost:
         log.say(f"{folder / 'samples.jsonl'} was damaged: {lost} of its lines are left out", warning=True)
+
+
+def _say_findings(job: Job, feedback: Feedback, findings: Findings) -> None:
+    """Keep the doctor's findings in check.json, and say those that matter."""
+    store.write_json(job.log.folder / "check.json", findings.to_json())
+    for note in feedback.notes:
+        job.log.say(note)
+    for finding in findings.findings:
+        if finding.level in ("warning", "error"):
+            job.log.say(f"data: {finding.message}", warning=True)
 
 
 def _discard_unused(job: Job, resumed: dict[str, Any] | None) -> None:
@@ -415,97 +367,3 @@ def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> F
     """What the doctor says of the run's feedback."""
     options = prepare.data_options(job.config, job.policy)
     return check_run(feedback, held_feedback, job.policy.tokenizer, job.objective.loss.view, options)
-
-
-def _begin_folder(
-    job: Job,
-    feedback: Feedback,
-    held_feedback: Feedback | None,
-    held: Dataset | None,
-    inputs: dict[str, str],
-    command: str,
-) -> None:
-    """Write config.json, which makes the folder one that can be resumed, and the doctor's check.json."""
-    config, policy, schedule, folder = job.config, job.policy, job.schedule, Path(job.config.out)
-    terms = [term.function.__name__ for term in job.objective.loss.terms]
-    loss = {
-        "terms": terms,
-        "arguments": job.objective.arguments,
-        "reference_point": job.estimator.name if job.estimator else None,
-        "learning_rate": job.learning_rate,
-    }
-    data = {
-        "path": config.data,
-        "format": feedback.format,
-        "digest": feedback.digest,
-        "rows": len(job.dataset.examples),
-    }
-    model = {
-        "path": config.model,
-        "digest": policy.digest,
-        "architecture": policy.architecture,
-        "parameters": policy.parameters,
-    }
-    engine = {
-        "path": policy.path,
-        "reason": policy.path_reason,
-        "kernels": policy.kernels,
-        "precision": policy.precision,
-        "device": str(policy.device),
-    }
-    written = {"config": to_dict(config), "loss": loss, **runfolder.provenance(command, str(policy.device))}
-    written |= {
-        "data": data | {"heldout_rows": len(held.examples) if held else 0},
-        "model": model | {"context": job.policy.context},
-    }
-    written |= {"engine": engine | {"token_budget": job.token_budget}, "seed": config.seed}
-    written |= {"schedule": {"steps": len(schedule.steps), "grouped": schedule.grouped, "ranks": ranks.world()}}
-    runfolder.write_config(folder, written | {"inputs": inputs})
-    findings = _findings(job, feedback, held_feedback)
-    store.write_json(folder / "check.json", findings.to_json())
-    for note in feedback.notes:
-        job.log.say(note)
-    for finding in findings.findings:
-        if finding.level in ("warning", "error"):
-            job.log.say(f"data: {finding.message}", warning=True)
-
-
-def _tell(job: Job, held: Dataset | None) -> None:
-    """What is about to be trained, in a few lines."""
-    dataset, policy = job.dataset, job.policy
-    alone = sum(len(dataset.trees[row.tree].prompt) + dataset.length(row) for row in dataset.examples)
-    shared = 0
-    for block in job.schedule.blocks:
-        trees = {dataset.examples[i].tree for i in block}
-        shared += sum(len(dataset.trees[tree].prompt) for tree in trees)
-        shared += sum(dataset.length(dataset.examples[i]) for i in block)
-    job.log.say(dataset.report.describe())
-    apart = "none held out"
-    if held is not None:
-        apart = f"{len(held.examples)} rows of {len({held.prompt(row) for row in held.examples})} prompts held out"
-    job.log.say(
-        f"{len(dataset.examples)} rows to train, {apart}; {len(job.schedule.steps)} steps; {shared:,} tokens an epoch, "
-        f"{alone:,} without sharing prompts"
-    )
-    reason = f" ({policy.path_reason})" if policy.path_reason else ""
-    job.log.say(
-        f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}"
-    )
-    told = {"learning rate": job.learning_rate} | job.objective.arguments
-    point = f", reference point {job.estimator.name}" if job.estimator else ""
-    job.log.say(
-        f"{job.objective.loss.name}: "
-        + ", ".join(f"{k} {v if isinstance(v, str) else format(v, 'g')}" for k, v in told.items())
-        + point
-    )
-    ratio = job.objective.arguments.get("desirable_weight", 1.0) / job.objective.arguments.get(
-        "undesirable_weight", 1.0
-    )
-    if not 0.1 <= ratio <= 10:
-        job.log.say(
-            f"the class weights differ by a factor of {max(ratio, 1 / ratio):.0f}: very few answers decide this run",
-            warning=True,
-        )
-    alone = job.schedule.partners.count(-1) if job.estimator is not None and job.estimator.partners else 0
-    if alone:
-        job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)

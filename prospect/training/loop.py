@@ -280,3 +280,21 @@ def _evaluate(job: Job, step: int, best: float | None) -> float | None:
             checkpoint.save_best(job.checkpoints, job.policy.trainable(), {"step": step, "auc": score})
         return score
     return best
+
+
+def restore_best(job: Job, end: int) -> bool:
+    """Put the best evaluated weights back, unless the last ones are as good. True if they were."""
+    best = job.checkpoints / "best"
+    if not job.config.keep_best or not best.exists():
+        return False
+    state = checkpoint.read_state(best)
+    if state is None:
+        job.log.say(f"{best} is damaged: the model of the last step is kept", warning=True)
+        return False
+    evaluations = (line for line in job.log.metrics if (line["event"], line.get("step")) == ("eval", end))
+    last = next((line.get("auc") for line in evaluations), None)
+    if last is not None and last >= state["auc"]:
+        return False
+    checkpoint.restore_weights(best, job.policy.trainable())
+    job.log.say(f"kept the model of step {state['step']}, whose held-out AUC {state['auc']:.3f} was the best")
+    return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, get_args
@@ -13,9 +14,10 @@ from prospect.data.split import split
 from prospect.engine.device import ROUNDING
 from prospect.engine.folders import cache_folder
 from prospect.engine.load import load
+from prospect.engine.packing import Query
 from prospect.engine.policy import Policy
-from prospect.engine.reference import require_embedded
-from prospect.errors import ConfigError, DataError
+from prospect.engine.reference import ReferenceTable, require_comparable, require_embedded
+from prospect.errors import ConfigError, DataError, Interrupted
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import (
     Record,
@@ -26,7 +28,7 @@ from prospect.feedback.records import (
 from prospect.losses import registry
 from prospect.losses.registry import LOSSES, Loss, ReferencePoint
 from prospect.training import conditional, density, ranks
-from prospect.training.config import LORA_RATE, TrainConfig
+from prospect.training.config import LORA_RATE, TrainConfig, to_dict
 from prospect.training.job import Job
 from prospect.training.memory import CPU_TOKENS, KNEE
 from prospect.training.objective import Objective
@@ -102,10 +104,6 @@ def rows(
     apart_rows = None if apart is None else view(apart, held_out_view(apart, config.threshold))
     if loss.control_tokens:
         training, apart_rows = conditional.prepare(policy, training, apart_rows)
-    if loss.density_weights:
-        factors = density.weights(policy, training)
-        weighed = (replace(row, weight=row.weight * f) for row, f in zip(training.examples, factors, strict=True))
-        training = replace(training, examples=tuple(weighed))
     return training, apart_rows
 
 
@@ -152,12 +150,18 @@ def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
     return "binary" if judged or any(record.pairs for record in records) else "text"
 
 
-def arguments(config: TrainConfig, loss: Loss, training: Dataset) -> dict[str, Any]:
-    """The loss's arguments: defaults, constants taken from the training rows (fixed for the run), the user's own."""
+def weigh(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset) -> tuple[Dataset, dict[str, Any]]:
+    """Who counts how much: the rows with their weights, by the density of their prompts where the loss asks for it, and
+    the loss's arguments, in which what the loss takes from the weighed rows is fixed for the run, the balance of the
+    two classes above all. What the user gave wins."""
+    if loss.density_weights:
+        factors = density.weights(policy, training)
+        examples = (replace(row, weight=row.weight * f) for row, f in zip(training.examples, factors, strict=True))
+        training = replace(training, examples=tuple(examples))
     constants = {}
     if loss.constants and (config.weights == "auto" or loss.view == "scores"):
         constants = loss.constants(training.examples)
-    return registry.arguments(loss, config.loss_args, constants)
+    return training, registry.arguments(loss, config.loss_args, constants)
 
 
 def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, log: RunLog) -> Job:
@@ -166,6 +170,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
     Raises ConfigError where an option does not fit the loss, DataError where no answer has a partner for z0.
     """
     point = _reference_point(config, loss)
+    training, arguments = weigh(config, loss, policy, training)
     with_partners = point is not None and point.partners
     schedule = training.schedule(
         batch_size=config.batch_size,
@@ -190,7 +195,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
         policy=policy,
         dataset=training,
         schedule=schedule,
-        objective=Objective(loss, arguments(config, loss, training)),
+        objective=Objective(loss, arguments),
         estimator=point,
         config=config,
         log=log,
@@ -226,3 +231,119 @@ def checkpointing(config: TrainConfig, policy: Policy) -> bool:
     if config.activation_checkpointing != "auto":
         return config.activation_checkpointing == "on"
     return policy.device.type == "cuda" and policy.parameters > LARGE
+
+
+def reference_table(
+    job: Job, heldout: Sequence[Query] = (), stop: Callable[[], bool] = lambda: False
+) -> ReferenceTable:
+    """The table with all that the run will ask, `heldout` for its measurements, computed by the start model before
+    anything changes it, or by another model (--reference). The ranks share the work."""
+    config, loss, policy = job.config, job.objective.loss, job.policy
+    if config.reference is not None:
+        policy = load_policy(config, config.reference, frozen=True, wide=job.policy.wide)
+    numbers = sorted({i for step in job.schedule.steps for i in step.rows})
+    queries: list[Query] = []
+    if loss.needs_reference and not loss.motion:
+        queries += job.dataset.answered(numbers)
+    if job.estimator is not None and job.estimator.averages == "partners" and not loss.motion:
+        queries += job.dataset.mismatched(numbers, job.schedule.partners, job.policy.context)
+    queries += heldout
+    if policy is not job.policy:
+        require_comparable(job.policy, policy, queries)
+    table = ReferenceTable(cache_folder(config.cache), policy)
+    missing = queries
+    for share in (slice(job.rank, None, job.ranks), slice(None)):  # the rest only where ranks share no disk
+        missing = table.missing(missing)
+        mine = missing[share]
+        if mine:
+            with job.log.bar("reference", len(mine)) as bar:
+                table.fill(
+                    policy,
+                    mine,
+                    token_budget=job.no_grad_budget,
+                    progress=lambda done, _: bar(done),
+                    stop=stop,
+                )
+        ranks.barrier()
+        if ranks.any_rank(stop(), job.policy.device):
+            raise Interrupted("stopped during the reference pass; what it computed is kept")
+    if policy is not job.policy:
+        del policy
+        gc.collect()  # layers refer to themselves, and the device's memory is wanted at once
+    if table.damaged:
+        message = f"{table.damaged} log-probs in {table.path} were damaged: they are computed again"
+        job.log.say(message, warning=True)
+    job.log.log("reference", step=0, forwards=table.forwards, rows=len(queries), table=table.key)
+    return table
+
+
+def description(job: Job, feedback: Feedback, held: Dataset | None) -> dict[str, Any]:
+    """What config.json says of the run: its options, and what became of those that were left open."""
+    config, policy, objective, schedule = job.config, job.policy, job.objective, job.schedule
+    return {
+        "config": to_dict(config),
+        "loss": {
+            "terms": [term.function.__name__ for term in objective.loss.terms],
+            "arguments": objective.arguments,
+            "reference_point": job.estimator.name if job.estimator else None,
+            "learning_rate": job.learning_rate,
+        },
+        "data": {
+            "path": config.data,
+            "format": feedback.format,
+            "digest": feedback.digest,
+            "rows": len(job.dataset.examples),
+            "heldout_rows": len(held.examples) if held else 0,
+        },
+        "model": {
+            "path": config.model,
+            "digest": policy.digest,
+            "architecture": policy.architecture,
+            "parameters": policy.parameters,
+            "context": policy.context,
+        },
+        "engine": {
+            "path": policy.path,
+            "reason": policy.path_reason,
+            "kernels": policy.kernels,
+            "precision": policy.precision,
+            "device": str(policy.device),
+            "token_budget": job.token_budget,
+        },
+        "seed": config.seed,
+        "schedule": {"steps": len(schedule.steps), "grouped": schedule.grouped, "ranks": job.ranks},
+    }
+
+
+def announce(job: Job, held: Dataset | None) -> None:
+    """Say what is about to be trained, in a few lines."""
+    dataset, policy, objective = job.dataset, job.policy, job.objective
+    examples, prompts = dataset.examples, [len(tree.prompt) for tree in dataset.trees]
+    answers = sum(map(dataset.length, examples))
+    trees = [{examples[i].tree for i in block} for block in job.schedule.blocks]
+    together = answers + sum(prompts[tree] for block in trees for tree in block)
+    apart = answers + sum(prompts[row.tree] for row in examples)
+    rest = "none held out"
+    if held is not None:
+        rest = f"{len(held.examples)} rows of {len(set(map(held.prompt, held.examples)))} prompts held out"
+    reason = f" ({policy.path_reason})" if policy.path_reason else ""
+    values = {"learning rate": job.learning_rate} | objective.arguments
+    values = {name: value if isinstance(value, str) else format(value, "g") for name, value in values.items()}
+    values |= {"reference point": job.estimator.name} if job.estimator else {}
+    for line in (
+        dataset.report.describe(),
+        f"{len(examples)} rows to train, {rest}; {len(job.schedule.steps)} steps; {together:,} tokens an epoch, "
+        f"{apart:,} without sharing prompts",
+        f"{policy.architecture}, {policy.parameters:,} parameters, {policy.precision}, {policy.path} engine{reason}",
+        f"{objective.loss.name}: {', '.join(f'{name} {value}' for name, value in values.items())}",
+    ):
+        job.log.say(line)
+    ratio = objective.arguments.get("desirable_weight", 1.0) / objective.arguments.get("undesirable_weight", 1.0)
+    if not 0.1 <= ratio <= 10:
+        job.log.say(
+            f"the class weights differ by a factor of {max(ratio, 1 / ratio):.0f}: very few answers decide this run",
+            warning=True,
+        )
+    alone = job.schedule.partners.count(-1) if job.estimator is not None and job.estimator.partners else 0
+    if alone:
+        job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)

@@ -10,11 +10,11 @@ import pytest
 from prospect.engine.reference import ReferenceTable
 from prospect.feedback.load import load
 from prospect.losses import registry
-from prospect.run import reference_table
 from prospect.training import setup as prepare
 from prospect.training.config import from_dict
 from prospect.training.job import Job
 from prospect.training.runlog import RunLog
+from prospect.training.setup import reference_table
 from tests.helpers.training import MakeJob, make_model
 
 
@@ -49,4 +49,4 @@ def make_job(model: Path, tmp_path: Path) -> MakeJob:
 
 
 def filled(job: Job) -> ReferenceTable:
-    return reference_table(job, None, (), lambda: False)
+    return reference_table(job)

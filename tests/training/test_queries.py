@@ -9,8 +9,8 @@ import pytest
 
 from prospect.engine.packing import Query
 from prospect.engine.reference import row_key
-from prospect.run import reference_table
 from prospect.training.batch import cut_mismatched, cut_step
+from prospect.training.setup import reference_table
 from tests.helpers.training import MakeJob, pairs, queries, thumbs
 
 
@@ -37,6 +37,6 @@ def test_the_rows_queries_are_those_of_their_micro_batches(
 def test_a_second_run_asks_the_model_nothing(make_job: MakeJob, cache: Path) -> None:
     job = make_job(thumbs(24, per_prompt=3), loss="kto")
     assert job.reference.forwards > 24
-    again = reference_table(make_job(thumbs(24, per_prompt=3), "again", loss="kto", seed=5), None, (), lambda: False)
+    again = reference_table(make_job(thumbs(24, per_prompt=3), "again", loss="kto", seed=5))
     assert again.forwards == 0
     assert (cache / "tokens").exists()
