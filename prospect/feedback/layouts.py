@@ -266,7 +266,7 @@ def _unread_values(
     for column, value in row.items():
         if column in unread:
             yield from _within(column, value, levels)
-        elif chat.is_messages(value) and column not in ("tools", *layout.objects):
+        elif chat.is_messages(value) and column not in ("tools", "history", *layout.objects):
             for turn in value:
                 for key, part in turn.items():
                     read = key in chat.TURN_JUDGEMENTS and column == layout.turns

@@ -9,12 +9,14 @@ from prospect.feedback.records import (
     Completion,
     Example,
     Pair,
+    Prompt,
     Record,
     View,
     binary,
     examples,
     inventory,
     pairs,
+    readable,
     text,
     threshold_of,
 )
@@ -159,3 +161,23 @@ def test_text_leaves_out_low_scores_where_there_is_a_threshold() -> None:
     held = Record("r", "a", (low, high, unscored))
     assert [e.branches[0] for e in examples([held], "text", "0.5")] == [1, 2]
     assert [e.branches[0] for e in examples([held], "text")] == [0, 1, 2]
+
+
+# For people to read
+
+QUESTION = {"role": "user", "content": "2 + 2?"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("2 + 2?", "2 + 2?"),
+        ((QUESTION,), "2 + 2?"),
+        ((QUESTION, CALL), 'user: 2 + 2?\nassistant: add({"a": 2})'),
+        ((CALL,), 'add({"a": 2})'),
+        ((), ""),
+    ],
+)
+def test_a_conversation_is_shown_with_its_roles_and_calls(prompt: Prompt, text: str) -> None:
+    assert readable(prompt) == text
