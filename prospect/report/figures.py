@@ -148,9 +148,8 @@ def smooth(x: Sequence[float], y: Sequence[float], *, exact: bool = False) -> Li
     points = np.array([x, y], np.float64)
     steps, values = points[:, np.isfinite(points[1])]
     n = len(steps)
-    centres = (
-        np.unique(np.round(np.arange(POINTS) * (n - 1) / (POINTS - 1)).astype(int)) if n > POINTS else np.arange(n)
-    )
+    # Evenly spread, the first and the last included.
+    centres = np.round(np.arange(POINTS) * (n - 1) / (POINTS - 1)).astype(int) if n > POINTS else np.arange(n)
     if exact or n <= 2 * WINDOWS:
         return Line("", "", steps[centres].tolist(), values[centres].tolist())
     half = max(1, n // WINDOWS // 2)
@@ -174,8 +173,8 @@ def outcome(run: RunFolder) -> Figure | None:
     )
     bars = []
     for label, source, name, kind in rows:
-        if section(source, name):
-            value = interval(source, name)
+        value = interval(source, name)
+        if math.isfinite(value.value):
             bars.append(Bar(label, value.value, value.low, value.high, kind))
     if not bars:
         return None

@@ -15,6 +15,7 @@ from prospect.evaluate.statistics import (
     bootstrap,
     calibration,
     calibration_slope,
+    clustered_auc,
     ratio,
     roc,
     separated,
@@ -68,6 +69,31 @@ def test_auc_equals_brute_force_with_ties_and_weights(seed: int) -> None:
 def test_auc_of_one_class_or_no_rows_is_unknown() -> None:
     assert np.isnan(auc(np.array([1.0, 2.0]), np.array([True, True]))[0])
     assert np.isnan(auc(np.empty(0), np.empty(0, bool))[0])
+
+
+def test_clustered_auc_of_single_rows_has_delongs_variance() -> None:
+    rng = np.random.default_rng(0)
+    label = np.repeat([True, False], [40, 60])
+    score = np.round(rng.normal(size=100) + 0.4 * label, 1)
+    wins = np.array([[(a > b) + 0.5 * (a == b) for b in score[~label]] for a in score[label]])
+    # DeLong et al., Biometrics 44 (1988): the variances of the placements of either class, each over its size.
+    variance = wins.mean(1).var() / 40 + wins.mean(0).var() / 60
+    area = clustered_auc(score, label, np.arange(100))
+    assert area.value == pytest.approx(wins.mean(), abs=1e-12)
+    assert area.high - area.value == pytest.approx(1.96 * np.sqrt(variance * 100 / 99), abs=1e-12)
+
+
+def test_clustered_auc_is_as_wide_as_the_bootstrap_of_clusters() -> None:
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(200), 5)
+    label = rng.random(200)[cluster] + 0.3 * rng.random(1000) < 0.65
+    score = rng.normal(size=200)[cluster] + rng.normal(size=1000)
+    area, resampled = clustered_auc(score, label, cluster), bootstrap(lambda w: auc(score, label, w), cluster)
+    assert resampled is not None
+    assert area.value == resampled.value
+    assert area.high - area.low == pytest.approx(resampled.high - resampled.low, rel=0.1)
+    alone = clustered_auc(score, label, np.arange(1000))
+    assert area.high - area.low > 1.3 * (alone.high - alone.low)
 
 
 def test_roc_encloses_the_auc() -> None:
