@@ -47,15 +47,15 @@ def forest_of(device: torch.device, tiny: bool, branches: int) -> Packed:
 
 def attentions(device: torch.device, tiny: bool) -> Facts:
     """Forward and backward of one layer's attention, 12 heads on 2 of keys, size 128 (Qwen2.5 1.5 B): milliseconds per
-    kernel, for trees of one branch and of four; "groups" is what runs where flash does not."""
+    kernel, for trees of one branch and of four; "blocks" is what runs where flash does not."""
     found: Facts = {}
     heads, shared, size = (4, 2, 16) if tiny else (12, 2, 128)
     for branches in (1, 4):
         forest = forest_of(device, tiny, branches)
         shapes = [(1, h, forest.tokens, size) for h in (heads, shared, shared)]
         states = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
-        ways: dict[str, Callable[[], Tensor]] = {"groups": partial(_tree, states, forest, False)}
-        if varlen.suits(states[0], states[2], None):
+        ways: dict[str, Callable[[], Tensor]] = {"blocks": partial(_tree, states, forest, False)}
+        if varlen.suits(states[0], states[2], torch.bfloat16, None):
             ways["varlen"] = partial(_tree, states, forest, True)
         ways["flex"] = partial(_flex, states, _block_mask(forest), flex_attention if tiny else _compiled())
         for name, work in ways.items():
@@ -72,7 +72,7 @@ def _both(work: Callable[[], Tensor], states: list[Tensor]) -> None:
 
 
 def _tree(states: list[Tensor], forest: Packed, flash: bool) -> Tensor:
-    with mock.patch.multiple(attention, suits=lambda *_: flash, on_cpu=lambda _: False):
+    with mock.patch.object(attention, "suits", return_value=flash):
         query, key, value = states
         return attention.attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)[0]
 

@@ -18,7 +18,7 @@ from prospect.engine.attention import attend
 from prospect.engine.device import COMPUTED_IN, matmul_peak, pick_precision
 from prospect.engine.head import token_logp
 from prospect.engine.packing import Branches, pack
-from prospect.engine.pages import keep_freed
+from prospect.training.process import keep_freed_memory
 
 HIDDEN, HEADS = 512, 8
 
@@ -63,7 +63,7 @@ def peak(quick: bool) -> Facts:
 def head(kind: str, vocabulary: int, tokens: int) -> Facts:
     """Forward and backward of `tokens` log-probs; run it in a process of its own for its memory."""
     torch.manual_seed(0)
-    keep_freed()
+    keep_freed_memory()
     dtype = native()
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
     weight = (torch.randn(vocabulary, HIDDEN) * 0.02).requires_grad_()

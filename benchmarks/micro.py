@@ -23,14 +23,13 @@ from benchmarks import kernels, workload
 from benchmarks.kernels import clock, in_turn
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, Marks, commit, hardware, spread, write_json
 from benchmarks.side_prospect import prepared, with_reference
+from prospect.engine.attention_cpu import Scoring
 from prospect.engine.device import COMPUTED_IN, matmul_peak
 from prospect.engine.forward import forward
 from prospect.engine.load import load
-from prospect.engine.packing import Branches, Query
+from prospect.engine.packing import Branches, Query, move
 from prospect.engine.policy import Policy
 from prospect.engine.reference import score
-from prospect.engine.spans import How
-from prospect.engine.transfer import move
 from prospect.losses.numerics import segment_sum
 from prospect.training import gradient, loop
 from prospect.training.batch import MicroBatch, cut_step
@@ -157,7 +156,7 @@ def lengths(quick: bool) -> Facts:
             policy.model.zero_grad(set_to_none=True)
 
         took = clock(both, 1 if quick else 5)
-        with mock.patch("prospect.engine.attention.attend_spans", _own_value):
+        with mock.patch("prospect.engine.attention.attend_blocks", _own_value):
             rest = clock(both, 1 if quick else 5)
         found[str(size)] = {
             "microseconds_per_token": 1e6 * took["median"] / (size * count),
@@ -169,10 +168,10 @@ def lengths(quick: bool) -> Facts:
     return found
 
 
-def _own_value(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: Any, how: How) -> torch.Tensor:
+def _own_value(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: Any, scoring: Scoring) -> torch.Tensor:
     """What every query would get that sees itself alone; queries and keys have a gradient of 0."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    return (value + 0 * query + 0 * key).transpose(1, 2).to(how.dtype)
+    return (value + 0 * query + 0 * key).transpose(1, 2).to(scoring.dtype)
 
 
 def planning(quick: bool) -> Facts:

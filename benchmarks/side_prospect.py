@@ -26,7 +26,7 @@ from prospect.data.dataset import Dataset
 from prospect.data.schedule import Step
 from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
-from prospect.training import loop
+from prospect.training import loop, process
 from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig, from_dict
 from prospect.training.gradient import step_gradient
@@ -131,6 +131,7 @@ def run(job: Facts) -> None:
     """Do a job."""
     marks = Marks(Path(job["marks"]), job["name"])
     with switched(job.get("switch", "")):
+        process.settle()
         {"timed": timed, "check": check}[job["mode"]](job, marks)
 
 

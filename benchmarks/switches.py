@@ -22,28 +22,16 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.marks import ROOT, Facts
-from prospect.engine import (
-    fused,
-    gather,
-    layers,
-)
-from prospect.engine import (
-    head as logprobs,
-)
-from prospect.engine import (
-    packing as forest,
-)
-from prospect.engine.attention import KeyValues
+from prospect.engine import head, kernels, layers, packing
+from prospect.engine.attention_cpu import Scoring
 from prospect.engine.forward import forward_more
-from prospect.engine.gather import Layout, Shape, Spans
-from prospect.engine.packing import Branches, Packed
+from prospect.engine.packing import Branches, KeyValues, Packed, Span
 from prospect.engine.policy import Policy
 from prospect.engine.reference import LiveReference, ReferenceTable
-from prospect.engine.spans import How
 
 HUGE = 1 << 40
 PACKAGE = ROOT / "prospect"
-ADAMW, REPLACEMENT = torch.optim.AdamW, layers._replacement
+ADAMW, FORM = torch.optim.AdamW, layers._form
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class Optimisation:
         if device not in self.devices:
             return f"only on {' and '.join(self.devices)}"
         try:
-            fused.pick_kernels(self.options.get("kernels", "torch"), torch.device(device))
+            kernels.pick_kernels(self.options.get("kernels", "torch"), torch.device(device))
         except Exception as error:
             return str(error).partition("\n")[0]
         return ""
@@ -109,10 +97,10 @@ def switched(name: str) -> AbstractContextManager[Any]:
 
 
 def _prompt_for_each(
-    trees: Sequence[Branches], device: torch.device | str = "cpu", memory: KeyValues | None = None
+    trees: Sequence[Branches], device: torch.device | str = "cpu", key_values: KeyValues | None = None
 ) -> Packed:
     apart = [Branches(tree.prompt, (completion,)) for tree in trees for completion in tree.completions]
-    return forest.pack(apart, device, memory)
+    return packing.pack(apart, device, key_values)
 
 
 def _weights_cast_again(*inputs: Any) -> Any:
@@ -145,36 +133,35 @@ def _plain_head(
     softcap: float | None,
     compute_dtype: torch.dtype,
     want_sum_p2: bool,
-) -> logprobs.Scores:
+) -> head.Scores:
     """All logits at once, and what autograd makes of them."""
     with torch.autocast(hidden.device.type, enabled=False):
-        z, _ = logprobs.finish(linear(hidden.to(compute_dtype), weight.to(compute_dtype)), bias, scale, softcap)
-        return logprobs.pick(z, targets, want_sum_p2)
+        z, _ = head.finish(linear(hidden.to(compute_dtype), weight.to(compute_dtype)), bias, scale, softcap)
+        return head.pick(z, targets, want_sum_p2)
 
 
 def _replaced(norms: bool, module: nn.Module) -> Any:
     """The norms alone, or all but them."""
-    return REPLACEMENT(module) if norms == type(module).__name__.endswith("RMSNorm") else None
+    return FORM(module) if norms == type(module).__name__.endswith("RMSNorm") else None
 
 
-def _segment_by_segment(query: Tensor, key: Tensor, value: Tensor, spans: Spans, how: How) -> Tensor:
-    """Attention as one would write it down: PyTorch's kernel for one segment after the other."""
-    assert how.window is None and how.softcap is None, "the models of the benchmark have neither"
-    past, found = key.shape[2] - query.shape[2], []
-    query, key, value = (states.to(how.dtype) for states in (query, key, value))
-    for span in spans.all:
-        q = query[:, :, span.start - past : span.start - past + span.length]
-        k, v = (torch.cat([x[:, :, span.before], x[:, :, span.own]], 2) for x in (key, value))
-        mask = torch.ones(span.length, span.prompt + span.length, dtype=torch.bool).tril(span.prompt)
+def _segment_by_segment(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scoring: Scoring) -> Tensor:
+    """PyTorch's kernel for one segment after the other."""
+    assert scoring.window is None and scoring.softcap is None, "the models of the benchmark have neither"
+    past, outputs = key.shape[2] - query.shape[2], []
+    query, key, value = (states.to(scoring.dtype) for states in (query, key, value))
+    for span in spans:
+        q = query.narrow(2, span.start - past, span.length)
+        k, v = (
+            torch.cat([x.narrow(2, span.prompt_start, span.prompt), x.narrow(2, span.start, span.length)], 2)
+            for x in (key, value)
+        )
+        mask = torch.ones(span.length, span.prompt + span.length, dtype=torch.bool, device=q.device).tril(span.prompt)
         plain: dict[str, Any] = {"attn_mask": mask} if span.prompt else {"is_causal": True}
         shared = q.shape[1] != k.shape[1]
-        output = scaled_dot_product_attention(q, k, v, scale=how.scaling, enable_gqa=shared, **plain)
-        found.append(output.transpose(1, 2))
-    return torch.cat(found, 1)
-
-
-def _laid_out_again(spans: Spans, shape: Shape) -> Layout:
-    return gather._lay_out(spans.all, shape)
+        output = scaled_dot_product_attention(q, k, v, scale=scoring.scaling, enable_gqa=shared, **plain)
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, 1)
 
 
 def _adamw(groups: Any, *, fused: bool, **options: Any) -> torch.optim.Optimizer:
@@ -188,11 +175,10 @@ def _nothing(*_: Any, **__: Any) -> None:
 CPU: tuple[Literal["cpu"], ...] = ("cpu",)
 CUDA: tuple[Literal["cuda"], ...] = ("cuda",)
 ENGINE, TRAIN = "prospect.engine", "prospect.training"
-SPANS = (f"{ENGINE}.spans", f"{ENGINE}.gather", f"{ENGINE}.attention:Segments.spans")
 OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "packed trees",
-        "each answer a padded row with its prompt, under the model's own attention: no tree, no short last layer",
+        "each answer a padded row with its prompt, under the model's own attention",
         f"{ENGINE}.forward.forward_tree",
         (
             *(f"{ENGINE}.{name}" for name in ("packing", "attention", "forward:forward_tree")),
@@ -207,7 +193,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "prompt once for its answers",
         "the prompt again for each answer, in the same packed row",
         f"{ENGINE}.forward.pack",
-        (f"{TRAIN}.batch:_cut", f"{ENGINE}.scoring:_batches"),
+        (f"{TRAIN}.batch:_cut", f"{ENGINE}.reference:_batches"),
         {f"{ENGINE}.packing:pack": 8},
         {f"{ENGINE}.forward.pack": _prompt_for_each},
     ),
@@ -216,7 +202,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "a pass of its own for the mismatched answers",
         f"{TRAIN}.batch.forward_more",
         tuple(f"{ENGINE}.packing:{name}" for name in ("PromptCache", "pack_more"))
-        + tuple(f"{ENGINE}.attention:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
+        + tuple(f"{ENGINE}.packing:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
         + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_with", "compute_with"))
         + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "shares_prompts"))
         + (f"{ENGINE}.forward:forward_more",),
@@ -224,7 +210,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
             f"{ENGINE}.forward:forward_tree": 10,
             f"{ENGINE}.policy:Policy.score": 3,
             f"{ENGINE}.attention:attend": 2,
-            f"{ENGINE}.gather:_lay_out": 2,
+            f"{ENGINE}.attention_cpu:blocks": 2,
             f"{TRAIN}.z0:_passes": 5,
             f"{TRAIN}.z0:_completions": 7,
         },
@@ -249,23 +235,15 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "micro-batches of 4,096 tokens",
         "the step in one micro-batch, the reference pass in one batch",
-        f"{ENGINE}.scoring._token_logp",
+        f"{ENGINE}.reference._token_logp",
         ("prospect.data.microbatch:balance",),
         options={"token_budget": 1 << 30},
         devices=CPU,
     ),
     Optimisation(
-        "last layer shortened",
-        "the last layer for all tokens",
-        f"{ENGINE}.last._short",
-        (f"{ENGINE}.last",),
-        {f"{ENGINE}.policy:Policy.score": 7, f"{ENGINE}.policy:Policy.adopt": 2, f"{ENGINE}.checks:_choose_path": 3},
-        {f"{ENGINE}.policy.shorten": _nothing},
-    ),
-    Optimisation(
         "head in chunks, its own backward",
         "all logits at once, autograd's backward",
-        f"{ENGINE}.head._products",
+        "torch.mm",
         tuple(
             f"{ENGINE}.head:{name}"
             for name in (
@@ -273,9 +251,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
                 "_Logits",
                 "_TokenLogp",
                 "_plus",
-                "_plus_product",
                 "_parts",
-                "_products",
                 "_chunks",
             )
         ),
@@ -285,7 +261,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "kept derivatives of the head",
         "backward computes the logits again",
-        f"{ENGINE}.head._products",
+        "torch.mm",
         (f"{ENGINE}.head:_parts",),
         {f"{ENGINE}.head": 3, f"{ENGINE}.head:token_logp": 2, f"{ENGINE}.head:_TokenLogp": 9},
         {f"{ENGINE}.head.KEPT": {"cpu": -1, "cuda": -1}},
@@ -297,15 +273,6 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         (),
         {f"{ENGINE}.head": 2, f"{ENGINE}.head:_Logits.look": 4},
         {f"{ENGINE}.head.IN_CACHE": {"cpu": HUGE, "cuda": HUGE}},
-    ),
-    Optimisation(
-        "head's vocabulary in parts",
-        "products with the whole vocabulary at once",
-        "torch.mm",
-        (f"{ENGINE}.head:_plus_product", f"{ENGINE}.head:_products"),
-        {f"{ENGINE}.head": 2},
-        {f"{ENGINE}.head.AT_ONCE": HUGE},
-        devices=CPU,
     ),
     Optimisation(
         "sparse gradient of tied embeddings",
@@ -321,16 +288,16 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "the model's own norms",
         f"{ENGINE}.layers._norm",
         tuple(f"{ENGINE}.layers:{name}" for name in ("_RootMeanSquare", "_norm", "lighten", "_same", "_numbers")),
-        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.policy:Policy.adopt": 2},
-        {f"{ENGINE}.layers._replacement": partial(_replaced, False)},
+        {f"{ENGINE}.layers:_form": 3, f"{ENGINE}.policy:Policy.adopt": 2},
+        {f"{ENGINE}.layers._form": partial(_replaced, False)},
     ),
     Optimisation(
         "lighter MLPs",
         "the model's own gated activations",
         f"{ENGINE}.layers._mlp",
         tuple(f"{ENGINE}.layers:{name}" for name in ("_Gated", "_GatedDown", "_mlp", "lighten", "_same", "_numbers")),
-        {f"{ENGINE}.layers:_replacement": 3, f"{ENGINE}.policy:Policy.adopt": 2},
-        {f"{ENGINE}.layers._replacement": partial(_replaced, True)},
+        {f"{ENGINE}.layers:_form": 3, f"{ENGINE}.policy:Policy.adopt": 2},
+        {f"{ENGINE}.layers._form": partial(_replaced, True)},
     ),
     Optimisation(
         "inputs cast once",
@@ -342,83 +309,38 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     ),
     Optimisation(
         "blocked attention on CPU",
-        "PyTorch's kernel, one segment after the other, 15 lines",
-        f"{ENGINE}.attention.attend_spans",
-        SPANS,
-        {f"{ENGINE}.attention:attend": 4},
-        {f"{ENGINE}.attention.attend_spans": _segment_by_segment},
-        devices=CPU,
-    ),
-    Optimisation(
-        "blocked attention on CPU, beside groups",
-        "PyTorch's kernel, segments of similar length padded to groups (what other devices take)",
-        f"{ENGINE}.attention.attend_spans",
-        SPANS,
-        {f"{ENGINE}.attention:attend": 4},
-        {f"{ENGINE}.attention.on_cpu": lambda states: False},
+        "PyTorch's kernel, one segment after the other, 20 lines",
+        f"{ENGINE}.attention.attend_blocks",
+        (f"{ENGINE}.attention_cpu",),
+        {f"{ENGINE}.attention:attend": 1},
+        {f"{ENGINE}.attention.attend_blocks": _segment_by_segment},
         devices=CPU,
     ),
     Optimisation(
         "attention's queries in blocks",
         "all queries of a segment at once, keys behind them included",
-        f"{ENGINE}.gather._hidden",
+        f"{ENGINE}.attention_cpu._weights",
         (),
-        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_lay_out": 6},
-        {f"{ENGINE}.gather.BLOCK": 1024},
-        devices=CPU,
-    ),
-    Optimisation(
-        "gathered segments",
-        "short segments of one shape one after the other",
-        f"{ENGINE}.spans._weights",
-        (f"{ENGINE}.gather:_alike",),
-        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_lay_out": 3},
-        {f"{ENGINE}.gather.TOGETHER": 0},
-        devices=CPU,
-    ),
-    Optimisation(
-        "attention's lengths rounded up",
-        "each length as it is, a shape of its own",
-        f"{ENGINE}.spans._weights",
-        (f"{ENGINE}.gather:_up",),
-        {f"{ENGINE}.gather": 2, f"{ENGINE}.gather:_Gathered.add": 4, f"{ENGINE}.spans:_Attend": 2},
-        {f"{ENGINE}.gather.ROUND": 1},
-        devices=CPU,
-    ),
-    Optimisation(
-        "kept weights of attention",
-        "backward computes all weights again",
-        f"{ENGINE}.spans._weights",
-        (f"{ENGINE}.spans:_keeps",),
-        {f"{ENGINE}.spans": 2, f"{ENGINE}.spans:_Attend": 4},
-        {f"{ENGINE}.spans.KEPT_KEYS": 0},
-        devices=CPU,
-    ),
-    Optimisation(
-        "attention laid out once for all layers",
-        "laid out in every layer, masks made for every block",
-        f"{ENGINE}.gather._lay_out",
-        (f"{ENGINE}.gather:Spans.layout", f"{ENGINE}.gather:_hidden"),
-        {f"{ENGINE}.gather:Spans": 2, f"{ENGINE}.gather:_band": 1},
-        {f"{ENGINE}.gather.Spans.layout": _laid_out_again, f"{ENGINE}.gather._band": gather._band.__wrapped__},
+        {f"{ENGINE}.attention_cpu": 2, f"{ENGINE}.attention_cpu:blocks": 3},
+        {f"{ENGINE}.attention_cpu.QUERIES": 1024},
         devices=CPU,
     ),
     Optimisation(
         "freed memory kept (malloc)",
         "glibc gives large blocks back and zeroes them again",
-        f"{ENGINE}.policy.keep_freed",
-        (f"{ENGINE}.pages:keep_freed",),
-        {f"{ENGINE}.pages": 8, f"{ENGINE}.policy:load": 1},
-        {f"{ENGINE}.policy.keep_freed": _nothing},
+        f"{TRAIN}.process.keep_freed_memory",
+        (f"{TRAIN}.process:keep_freed_memory",),
+        {f"{TRAIN}.process": 8, f"{TRAIN}.process:settle": 1},
+        {f"{TRAIN}.process.keep_freed_memory": _nothing},
         devices=CPU,
     ),
     Optimisation(
         "few shapes kept (oneDNN)",
         "what was built is kept for 1,024 shapes",
-        f"{ENGINE}.policy.limit_caches",
-        (f"{ENGINE}.pages:limit_caches",),
-        {f"{ENGINE}.pages": 6, f"{ENGINE}.policy:load": 1},
-        {f"{ENGINE}.policy.limit_caches": _nothing},
+        f"{TRAIN}.process.limit_shapes",
+        (f"{TRAIN}.process:limit_shapes",),
+        {f"{TRAIN}.process": 6, f"{TRAIN}.process:settle": 1},
+        {f"{TRAIN}.process.limit_shapes": _nothing},
         devices=CPU,
     ),
     Optimisation(
@@ -440,9 +362,9 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     ),
     Optimisation(
         "flash in one call",
-        "PyTorch's kernel, segments of similar length padded to groups",
-        f"{ENGINE}.attention.attend_flat",
-        (f"{ENGINE}.attention_flash", f"{ENGINE}.attention:Segments.flat"),
+        "blocks of queries, one segment after the other (what CPUs take)",
+        f"{ENGINE}.attention.attend_flash",
+        (f"{ENGINE}.attention_flash", f"{ENGINE}.packing:Segments.varlen"),
         {f"{ENGINE}.attention:attend": 2},
         {f"{ENGINE}.attention.suits": lambda *_: False},
         devices=CUDA,
@@ -450,10 +372,10 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "copies that nobody waits for",
         "plain copies to the device",
-        f"{ENGINE}.transfer._pinned",
-        (f"{ENGINE}.transfer",),
+        f"{ENGINE}.packing._pinned",
+        tuple(f"{ENGINE}.packing:{name}" for name in ("move", "move_all", "take", "_pins", "_pinned")),
         {},
-        {f"{ENGINE}.transfer._pins": lambda *_: False},
+        {f"{ENGINE}.packing._pins": lambda *_: False},
         devices=CUDA,
     ),
     Optimisation(
@@ -467,7 +389,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "larger passes without gradient",
         "as many tokens as with one",
-        f"{ENGINE}.scoring._token_logp",
+        f"{ENGINE}.reference._token_logp",
         (f"{TRAIN}.job:Job.no_grad_budget",),
         {f"{TRAIN}.job": 3},
         {f"{TRAIN}.job.NO_GRAD_FACTOR": {}},
@@ -476,9 +398,9 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "fused kernels",
         "--kernels torch, the default",
-        f"{ENGINE}.fused.into_layers",
-        (f"{ENGINE}.fused",),
-        {f"{ENGINE}.head:Head.logp": 3, f"{ENGINE}.policy:load": 3},
+        f"{ENGINE}.load.into_layers",
+        (f"{ENGINE}.kernels",),
+        {f"{ENGINE}.head:Head.logp": 3, f"{ENGINE}.load:load": 3},
         options={"kernels": "fused"},
         devices=CUDA,
         optional=True,

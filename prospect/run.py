@@ -47,6 +47,7 @@ from prospect.report.verdict import result_line
 from prospect.training import (
     checkpoint,
     loop,
+    process,
     ranks,
 )
 from prospect.training import folder as runfolder
@@ -125,6 +126,7 @@ def run(
     """`train` from a config; `data` replaces config.data where it is not a path; `command` is what config.json says
     that the run was started with, `typed` names the options that the user has set. Raises UserError before anything is
     written, RunError once the run has started."""
+    process.settle()
     with ranks.together(), store.private(), ExitStack() as claims:
         try:
             return _run_in_folder(config, data, command, typed, claims)

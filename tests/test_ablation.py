@@ -17,8 +17,7 @@ import pytest
 from benchmarks import ablation, gpu, side_prospect, workload
 from benchmarks.marks import Facts
 from benchmarks.switches import OPTIMISATIONS, place
-from prospect.engine import gather
-from prospect.engine import head as logprobs
+from prospect.engine import attention_cpu, head
 from prospect.training import setup as prepare
 
 IN_THE_LOOP = ["optimizer's state reserved", "AdamW in one kernel"]
@@ -43,9 +42,8 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(workload, "TOKENS", 600)
     monkeypatch.setitem(gpu.SHAPES, "tiny", gpu.SHAPES["tiny"] | {"vocab_size": 600})
     monkeypatch.setattr(prepare, "CPU_TOKENS", 1200)  # the step has 1,174 tokens, the reference pass 1,272
-    monkeypatch.setattr(gather, "BLOCK", 32)
-    monkeypatch.setattr(logprobs, "AT_ONCE", 256)
-    monkeypatch.setattr(logprobs, "IN_CACHE", {"cpu": 600 * 64})
+    monkeypatch.setattr(attention_cpu, "QUERIES", 32)
+    monkeypatch.setattr(head, "IN_CACHE", {"cpu": 600 * 64})
     there = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     return ["--tiny", "--pieces", "hh", "--repeats", "1", "--precision", "fp32", *there]
 
@@ -112,6 +110,6 @@ def test_ratios_are_to_the_runs_beside_them_step_by_step() -> None:
 def test_what_a_device_lacks_is_named() -> None:
     """Fused kernels are for CUDA; blocked attention is for CPUs; every part has a place in a file."""
     why = {one.name: one.lacking("cpu") for one in OPTIMISATIONS}
-    assert why["fused kernels"] == "only on cuda" and why["gathered segments"] == ""
+    assert why["fused kernels"] == "only on cuda" and why["attention's queries in blocks"] == ""
     assert all(last >= first for one in OPTIMISATIONS for _, first, last in map(place, one.code))
     assert [len(block) for block in ablation.blocks("x" * 26)] == [8, 9, 9]

@@ -15,6 +15,7 @@ from pkgutil import resolve_name
 
 from prospect.data.store import disk_error
 from prospect.errors import ConfigError, Interrupted, ProspectError, nearest
+from prospect.training import process
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # what they cannot encode, in ASCII say, is written as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    process.settle()
     try:
         words = [word for word in arguments if word not in ("--debug", "--quiet")]
         try:

@@ -1,119 +1,43 @@
 """Tree attention: a branch attends to its prompt and itself, and to nothing else in the row.
 
-Registered with transformers as "prospect_tree". The segments travel as a keyword of the model call through every
-layer to `attend`. Shapes: T packed tokens, N branches, H query heads of size D.
-
-A segment is a branch with its prompt; the first branch of a tree also answers for the prompt's own tokens. A CPU
-computes one after the other, or those of one shape together (gather.py, spans.py), one kernel call on CUDA all of them
-(varlen.py, half precision), and whatever else there is those of similar length together (groups.py).
+`attend_plainly` is the definition, which tests compare with. Two implementations compute it: attention_flash.py in
+half precision on CUDA, attention_cpu.py everywhere else. transformers knows their choice as "prospect_tree", and the
+segments travel to it as a keyword of the model call. Shapes: T packed tokens, H query heads of size D.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from prospect.engine.attention_flash import (
-    Flat,
-    attend_flat,
-    computed_in,
-    lay_out,
-    suits,
-)
-from prospect.engine.gather import Span, Spans
-from prospect.engine.groups import Grouped, attend_groups, segment
-from prospect.engine.spans import How, attend_spans
-from prospect.engine.transfer import Ints
+from prospect.engine.attention_cpu import Scoring, attend_blocks
+from prospect.engine.attention_flash import attend_flash, suits
+from prospect.engine.packing import Segments
 
 NAME = "prospect_tree"
 
 
-@dataclass(slots=True)
-class KeyValues:
-    """Keys and values of every layer, (1, H, T, D) each, for a packed row, kept for more branches of its prompts; when
-    it is full, backward may compute the row again."""
-
-    layers: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    full: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Where the prompt and the own tokens of each branch are; all (N,), tree after tree. What a kernel needs of them is
-    laid out when one first asks for it, for all layers.
-
-    They are places in the row, or behind a remembered row of `past` tokens: prompts lie in that one, and there is
-    nothing to answer for but the branches' own tokens.
-    """
-
-    prompt_starts: Ints
-    prompt_lengths: Ints
-    starts: Ints
-    lengths: Ints
-    device: torch.device | str = "cpu"
-    memory: KeyValues | None = None
-    past: int = 0
-
-    @cached_property
-    def grouped(self) -> Grouped:
-        """For kernels that take rectangles."""
-        where = self.prompt_starts, self.prompt_lengths, self.starts, self.lengths
-        return segment(*where, self._answers, self.past, self.device)
-
-    @cached_property
-    def flat(self) -> Flat:
-        """For the kernel that takes rows."""
-        return lay_out(self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers, self.device)
-
-    @cached_property
-    def spans(self) -> Spans:
-        """For CPUs: where every segment is. A tree's first branch stands behind its prompt."""
-        places = (self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._answers)
-        found = []
-        for prompt_start, prompt, start, length, answers in zip(*(x.tolist() for x in places), strict=True):
-            if answers:
-                found.append(Span(0, 0, prompt_start, prompt + length))
-            elif length:
-                found.append(Span(prompt_start, prompt, start, length))
-        return Spans(tuple(found))
-
-    def with_past(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values of this row, behind those that it has of the remembered one."""
-        if not self.past:
-            return key, value
-        assert self.memory is not None, "what is behind a row was computed from it"
-        # One behind the other token by token, as what models give lies in memory.
-        keys, values = (
-            torch.cat([before.transpose(1, 2), own.transpose(1, 2).to(before.dtype)], 1).transpose(1, 2)
-            for before, own in zip(self.memory.layers[layer], (key, value), strict=True)
-        )
-        return keys, values
-
-    def remember(self, layer: nn.Module, key: Tensor, value: Tensor, dtype: torch.dtype) -> None:
-        """Keep a layer's keys and values for more branches, where somebody wants them."""
-        if self.memory is not None and not self.past and not self.memory.full:
-            self.memory.layers[layer] = key.detach().to(dtype), value.detach().to(dtype)
-
-    @property
-    def pairs(self) -> int:
-        """How many keys all queries together see."""
-        own = self.lengths * self.prompt_lengths + self.lengths * (self.lengths + 1) // 2
-        prompts = self.prompt_lengths * (self.prompt_lengths + 1) // 2
-        return int(own.sum() + prompts[self._answers].sum())
-
-    @property
-    def _answers(self) -> npt.NDArray[np.bool_]:
-        """(N,) Whether a branch answers for its prompt's tokens: the first of a tree does."""
-        return (np.diff(self.prompt_starts, prepend=-1) > 0) & (self.past == 0)
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scoring: Scoring) -> Tensor:
+    """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), as one would write it down."""
+    seen = torch.zeros(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    for span in segments.spans:
+        prompt = range(span.prompt_start, span.prompt_start + span.prompt)
+        branch = torch.tensor([*prompt, *range(span.start, span.start + span.length)])
+        for place in range(span.prompt, len(branch)):
+            first = 0 if scoring.window is None else max(0, place + 1 - scoring.window)
+            seen[branch[place] - segments.past, branch[first : place + 1]] = True
+    share = query.shape[1] // key.shape[1]  # query heads that have one key head in common
+    key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+    scores = query @ key.transpose(2, 3) * scoring.scaling
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return (weights @ value).transpose(1, 2)
 
 
 def attend(
@@ -129,23 +53,22 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), computed in the
-    dtype of autocast, which norms and rotations of queries and keys have widened."""
-    dtype, spans = computed_in(query), on_cpu(query)
-    if not spans:  # spans round while they gather
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    """What transformers calls, with shapes as above. The result has the dtype of autocast, to which queries and keys
+    are rounded: norms and rotations have widened them."""
+    dtype = computed_in(query)
     segments.remember(module, key, value, dtype)
     key, value = segments.with_past(module, key, value)
-    if spans:
-        how = How(dtype, query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or None, softcap)
-        return attend_spans(query, key, value, segments.spans, how), None
-    if suits(query, value, softcap):
-        return attend_flat(query, key, value, segments.flat, scaling, sliding_window), None
-    return attend_groups(query, key, value, segments.grouped, scaling, sliding_window, softcap), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(dtype, scaling, sliding_window or None, softcap)
+    if suits(query, value, dtype, softcap):
+        return attend_flash(query, key, value, segments.varlen, scoring), None
+    return attend_blocks(query, key, value, segments.spans, scoring), None
 
 
-def on_cpu(states: Tensor) -> bool:
-    return states.device.type == "cpu"
+def computed_in(states: Tensor) -> torch.dtype:
+    """The dtype that products get: inside autocast its own."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 AttentionInterface.register(NAME, attend)
@@ -157,14 +80,14 @@ AttentionInterface.register(NAME, attend)
 def by_tree(configs: Sequence[Any]) -> Iterator[None]:
     """Inside, the layers that read `configs` attend by trees. Outside the model attends as its authors wrote it, so
     that generation and the padded oracle need no thought."""
-    before = [config._attn_implementation for config in configs]
+    native = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             config._attn_implementation = NAME
         yield
     finally:
-        for config, native in zip(configs, before, strict=True):
-            config._attn_implementation = native
+        for config, name in zip(configs, native, strict=True):
+            config._attn_implementation = name
 
 
 def attention_is_by_tree(configs: Sequence[Any]) -> bool:

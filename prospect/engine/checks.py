@@ -5,9 +5,8 @@
        where they are longer than any sliding window                     windows that get lost
     c  the chunked head equals the model's own logits                    logits that are scaled or otherwise finished
 
-Where b fails it is tried once more with the whole last layer (last.py). They run in float32 (float64 for a float64
-model), on random tokens, with the weights as loaded. Since the kernels of half precision do not, a fourth runs on CUDA
-in bfloat16: packed trees as they will be computed, near the exact ones.
+They run in float32 (float64 for a float64 model), on random tokens, with the weights as loaded. Since the kernels of
+half precision do not, a fourth runs on CUDA in bfloat16: packed trees as they will be computed, near the exact ones.
 """
 
 from __future__ import annotations
@@ -66,9 +65,6 @@ def _choose_path(policy: Policy, engine: Engine) -> None:
     with torch.no_grad(), _exact(policy) as tolerance:
         head_problem = _check_head(policy, tolerance)
         problem = "padded as asked for" if engine == "padded" else _check_trees(policy, tolerance)
-        if problem and engine != "padded" and policy.short_last:
-            policy.short_last = False  # perhaps the last layer is not what its parts look like
-            problem = _check_trees(policy, tolerance)
     if not problem and _in_half(policy):
         problem = _check_half(policy)
     if engine == "tree" and problem:

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from prospect.engine.attention import KeyValues
 from prospect.engine.packing import (
     Branches,
     Ids,
+    KeyValues,
     Packed,
     PromptCache,
     TokenLogps,
+    move,
+    move_all,
     pack,
     pack_more,
-    to_tensor,
 )
-from prospect.engine.transfer import move
 
 if TYPE_CHECKING:
     from prospect.engine.policy import Policy, TargetScores
@@ -35,7 +36,7 @@ def forward(
 ) -> TokenLogps:
     """Score the completions of at least one tree on the path that the checks at load allow.
 
-    Gradients flow to every trainable parameter; call it under `torch.no_grad()` where none is wanted. PromptCache are
+    Gradients flow to every trainable parameter; call it under `torch.no_grad()` where none is wanted. Prompts are
     remembered only where `on_trees` holds.
     """
     if on_trees(policy, trees):
@@ -58,66 +59,62 @@ def forward_tree(
     want_prompts: bool = False,
 ) -> TokenLogps:
     """Score packed trees: no padding, every prompt computed once."""
-    memory = KeyValues() if want_prompts else None
-    forest = pack(trees, policy.device, memory)
-    scores = _score(policy, forest, want_sum_p2=want_sum_p2, want_hidden=want_hidden or want_prompts)
+    key_values = KeyValues() if want_prompts else None
+    packed = pack(trees, policy.device, key_values)
+    scores = _score(policy, packed, want_sum_p2=want_sum_p2, want_hidden=want_hidden or want_prompts)
     prompts = None
-    if memory is not None and scores.hidden is not None:
-        memory.full = True
+    if key_values is not None and scores.hidden is not None:
+        key_values.full = True
         counts = np.array([len(tree.completions) for tree in trees])
         first = np.cumsum(counts) - counts
-        last = scores.hidden.detach()[move(forest.offsets[first], policy.device)]
-        prompts = PromptCache(
-            forest.segments.prompt_starts[first], forest.segments.prompt_lengths[first], last, memory, forest.tokens
-        )
-    return TokenLogps(scores.logp, forest.offsets, scores.sum_p2, scores.hidden if want_hidden else None, prompts)
+        last_hidden = scores.hidden.detach()[move(packed.offsets[first], policy.device)]
+        starts, lengths = packed.segments.prompt_starts[first], packed.segments.prompt_lengths[first]
+        prompts = PromptCache(starts, lengths, last_hidden, key_values, packed.tokens)
+    return TokenLogps(scores.logp, packed.offsets, scores.sum_p2, scores.hidden if want_hidden else None, prompts)
 
 
 def forward_more(policy: Policy, prompts: PromptCache, completions: Sequence[Sequence[Ids]]) -> TokenLogps:
     """Score other completions, without gradient, of prompts that a pass of `forward_tree` with the same weights
     remembers: `completions[k]` are prompt k's, maybe none, in all at least one."""
-    forest = pack_more(prompts, completions, policy.device)
+    packed = pack_more(prompts, completions, policy.device)
     with torch.no_grad():
-        scores = _score(policy, forest, before=prompts.last)
-    return TokenLogps(scores.logp, forest.offsets)
+        scores = _score(policy, packed, before=prompts.last_hidden)
+    return TokenLogps(scores.logp, packed.offsets)
 
 
 def _score(
     policy: Policy,
-    forest: Packed,
+    packed: Packed,
     *,
     want_sum_p2: bool = False,
     want_hidden: bool = False,
-    before: torch.Tensor | None = None,
+    before: Tensor | None = None,
 ) -> TargetScores:
-    inputs = {"input_ids": forest.input_ids, "position_ids": forest.position_ids, "segments": forest.segments}
+    inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments}
+    wants = {"want_sum_p2": want_sum_p2, "want_hidden": want_hidden}
     with policy.tree_attention():
-        return policy.score(
-            inputs, forest.predict, forest.targets, want_sum_p2=want_sum_p2, want_hidden=want_hidden, before=before
-        )
+        return policy.score(inputs, packed.predict, packed.targets, packed.segments.pairs, **wants, before=before)
 
 
 def forward_padded(
     policy: Policy, trees: Sequence[Branches], *, want_sum_p2: bool = False, want_hidden: bool = False
 ) -> TokenLogps:
-    """Score the completions of at least one tree, in the order given; the contract of `forward`."""
+    """The slow oracle, with the contract of `forward`: every prompt with one completion is a right-padded row under the
+    model's own attention. Trees are checked against it, and models that cannot be trusted with trees run on it."""
     rows = [(tree.prompt, completion) for tree in trees for completion in tree.completions]
     lengths = [len(prompt) + len(completion) - 1 for prompt, completion in rows]
-    input_ids = np.zeros((len(rows), max(lengths)), np.int64)
+    longest = max(lengths)
+    input_ids = np.zeros((len(rows), longest), np.int64)
     for ids, length, (prompt, completion) in zip(input_ids, lengths, rows, strict=True):
         ids[:length] = np.concatenate([prompt, completion[:-1]])
-    inputs = {
-        "input_ids": to_tensor(input_ids, policy.device),
-        "attention_mask": to_tensor(np.arange(max(lengths)) < np.array(lengths)[:, None], policy.device),
-    }
-    starts = np.arange(len(rows)) * max(lengths)
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    starts = np.arange(len(rows)) * longest
     predict = [s + np.arange(len(p) - 1, n) for s, n, (p, _) in zip(starts, lengths, rows, strict=True)]
-    scores = policy.score(
-        inputs,
-        to_tensor(np.concatenate(predict), policy.device),
-        to_tensor(np.concatenate([completion for _, completion in rows]), policy.device),
-        want_sum_p2=want_sum_p2,
-        want_hidden=want_hidden,
-    )
-    offsets = np.cumsum([0, *(len(completion) for _, completion in rows)])
+    targets = [completion for _, completion in rows]
+    arrays = [input_ids, mask, np.concatenate(predict), np.concatenate(targets)]
+    tokens, attention_mask, index, to_score = move_all(arrays, policy.device, np.int64)
+    inputs = {"input_ids": tokens, "attention_mask": attention_mask}
+    pairs = len(rows) * longest * (longest + 1) // 2
+    scores = policy.score(inputs, index, to_score, pairs, want_sum_p2=want_sum_p2, want_hidden=want_hidden)
+    offsets = np.cumsum([0, *map(len, targets)])
     return TokenLogps(scores.logp, torch.from_numpy(offsets), scores.sum_p2, scores.hidden)

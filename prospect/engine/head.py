@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prospect.engine import fused
+from prospect.engine.kernels import head_logp, head_suits
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 25}
 """Logits held at once in a matrix product, by kind of device: on a CPU 32 MiB in bfloat16, twice that in float32."""
@@ -28,8 +28,6 @@ IN_CACHE = {"cpu": 1 << 20, "cuda": 1 << 25}
 KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
 """Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat. The head in the
 dtype of the products is kept beside them."""
-AT_ONCE = 2048
-"""Tokens of the vocabulary in a float32 product on a CPU."""
 
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
@@ -51,9 +49,9 @@ class Head:
         """Scores of targets (M,) under hidden (M, H)."""
         if type(self.module) is nn.Linear:
             weight, bias = self.module.weight, self.module.bias
-            if self.fused and not want_sum_p2 and fused.head_suits(hidden, weight, bias, self.scale, compute_dtype):
+            if self.fused and not want_sum_p2 and head_suits(hidden, weight, bias, self.scale, compute_dtype):
                 options: Any = {"scale": self.scale, "softcap": self.softcap, "dtype": compute_dtype}
-                return fused.head_logp(hidden, weight, targets, **options), None
+                return head_logp(hidden, weight, targets, **options), None
             return token_logp(
                 hidden,
                 weight,
@@ -128,7 +126,7 @@ def token_logp(
 
 @dataclass(frozen=True, slots=True)
 class _Logits:
-    """What is done to W h, and what is asked of it."""
+    """What is done to W h, and whether sums of p^2 are wanted."""
 
     bias: Tensor | None
     scale: float
@@ -182,7 +180,7 @@ class _TokenLogp(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
             for rows in _parts(hidden, len(weight), keep):
-                raw = _products(hidden[rows].to(logits.dtype), head, kept[0, rows] if keep else None)
+                raw = torch.mm(hidden[rows].to(logits.dtype), head.T, out=kept[0, rows] if keep else None)
                 logp[rows], squares = logits.look(raw, targets[rows], kept[:, rows])
                 if sum_p2 is not None and squares is not None:
                     sum_p2[rows] = squares
@@ -211,7 +209,7 @@ class _TokenLogp(torch.autograd.Function):
                 h, slopes = hidden[rows], kept
                 if not reuse:
                     slopes = h.new_empty(count, len(h), len(weight), dtype=dtype)
-                    ctx.logits.look(_products(h.to(dtype), head, slopes[0]), targets[rows], slopes)
+                    ctx.logits.look(torch.mm(h.to(dtype), head.T, out=slopes[0]), targets[rows], slopes)
                 pulled = zip((-1, 1), grads, slopes, strict=False)
                 terms = [(sign * grad[rows, None], slope) for sign, grad, slope in pulled if grad is not None]
                 # A row's factor is put on the narrow sides of the products.
@@ -219,45 +217,21 @@ class _TokenLogp(torch.autograd.Function):
                     by_hidden.append(reduce(torch.add, [(slope @ head).to(wide).mul_(f) for f, slope in terms]))
                 for factor, slope in terms:
                     if wants_weight:
-                        by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), wide)
+                        by_weight = _plus(by_weight, slope.T @ (h * factor).to(dtype), wide)
                     for part in _chunks(slope, len(weight), CHUNK) if wants_bias else ():
                         by_bias = _plus(by_bias, (slope[part].to(wide) * factor[part]).sum(0), wide)
-        found = zip(
-            (torch.cat(by_hidden) if wants_hidden else None, by_weight, by_bias), (hidden, weight, bias), strict=True
-        )
-        return *(None if g is None else g.to(x.dtype) for g, x in found), None, None, None
+        by_inputs = torch.cat(by_hidden) if wants_hidden else None, by_weight, by_bias
+        pairs = zip(by_inputs, (hidden, weight, bias), strict=True)
+        return *(None if g is None else g.to(x.dtype) for g, x in pairs), None, None, None
 
 
 def _plus(total: Tensor | None, part: Tensor, wide: torch.dtype) -> Tensor:
     return part.to(wide) if total is None else total.add_(part)
 
 
-def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
-    """`total` and the product of slope (m, V) and hidden (m, H) over m: on a CPU some of the vocabulary at a time, so
-    that what is rounded is widened while in the cache, and no second matrix of this size is needed."""
-    first = total is None
-    total = hidden.new_empty(slope.shape[1], hidden.shape[1], dtype=wide) if total is None else total
-    size = AT_ONCE if hidden.device.type == "cpu" else len(total)
-    for begin in range(0, len(total), size):
-        part, found = total[begin : begin + size], slope[:, begin : begin + size].T @ hidden
-        part.copy_(found) if first else part.add_(found)
-    return total
-
-
 def _parts(hidden: Tensor, vocabulary: int, whole: bool) -> Iterator[slice]:
     """Rows whose products are held at once: all of them where they are kept anyway."""
     return iter([slice(0, len(hidden))]) if whole else _chunks(hidden, vocabulary, CHUNK)
-
-
-def _products(hidden: Tensor, head: Tensor, out: Tensor | None) -> Tensor:
-    """(M, V), into `out` where there is one. In float32 on a CPU some of the vocabulary at a time: with few rows the
-    library's product of the whole is up to half as fast (`python -m benchmarks.micro --only head`)."""
-    raw = hidden.new_empty(len(hidden), len(head)) if out is None else out
-    size = AT_ONCE if hidden.device.type == "cpu" and hidden.dtype == torch.float32 else len(head)
-    for begin in range(0, len(head), size):
-        part = slice(begin, begin + size)
-        torch.mm(hidden, head[part].T, out=raw[:, part])
-    return raw
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

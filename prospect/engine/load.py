@@ -20,11 +20,10 @@ from transformers import (
 )
 
 from prospect.data.template import Template
-from prospect.engine import folders, fused
+from prospect.engine import folders
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.device import TRAINED_IN, Precision, must_fit, pick_device, pick_precision
-from prospect.engine.fused import Kernels
-from prospect.engine.pages import keep_freed, limit_caches
+from prospect.engine.kernels import Kernels, into_layers, pick_kernels
 from prospect.engine.policy import Policy
 from prospect.engine.weights import RESIZED, stored_dtypes, without_bars
 from prospect.errors import ModelError, ProspectError
@@ -178,11 +177,8 @@ def load(
     base_folder = folders.base_of(folder) if folders.is_adapter(folder) else folder
     adapted = base_folder != folder
     where = pick_device(device)
-    kernels = fused.pick_kernels(kernels, where)
+    kernels = pick_kernels(kernels, where)
     how = pick_precision(precision, where)
-    if where.type == "cpu":
-        keep_freed()
-        limit_caches()
     wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
     base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
     network = read_adapter(base, folder, trainable=not frozen) if adapted else base
@@ -208,6 +204,6 @@ def load(
             stored=stored_dtypes(folder),
         )
         if kernels == "fused":
-            require_same(policy, lambda: fused.into_layers(policy.base), "the kernels of liger-kernel")
+            require_same(policy, lambda: into_layers(policy.base), "the kernels of liger-kernel")
         choose_path(policy, engine)
     return policy

@@ -11,18 +11,17 @@ each completion without its last token, which nothing has to be predicted from:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
-from prospect.engine.attention import KeyValues, Segments
-from prospect.engine.transfer import Ints, move, move_all
+from torch import Tensor, nn
 
 Ids = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int64]
 
 Query = tuple[Ids, Ids]
 """Prompt ids and completion ids."""
@@ -58,23 +57,32 @@ class Packed:
         return self.input_ids.shape[1]
 
 
+@dataclass(slots=True)
+class KeyValues:
+    """Keys and values of every layer, (1, H, T, D) each, of a packed row, for more completions of its prompts. Once
+    `full`, they stay, though backward may compute the row again."""
+
+    layers: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    full: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class PromptCache:
-    """What a pass remembers of its K prompts, without graph, so that other completions of them can be scored."""
+    """What a pass keeps of its K prompts, without graph, so that other completions of them can be scored."""
 
-    starts: Ints  # (K,)
+    starts: Ints  # (K,) places in the row
     lengths: Ints  # (K,)
-    last: Tensor  # (K, H), the hidden states that the first tokens are predicted from
-    memory: KeyValues
-    past: int  # tokens of the pass
+    last_hidden: Tensor  # (K, H), the states that first tokens are predicted from
+    key_values: KeyValues
+    tokens: int  # of the row
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
     """Log-probs of completion tokens in nats, completions in the order given; float32, for a float64 model float64.
 
-    Where it was asked for, `token_sum_p2` is the sum over the vocabulary of p^2 at each token, `hidden` the state that
-    each was predicted from, and `prompts` what other completions of the same prompts can be scored with.
+    `token_sum_p2` is the sum over the vocabulary of p^2 at each token, `hidden` the state that each was predicted from,
+    `prompts` what other completions of the same prompts are scored with; None without the `want_...` of each.
     """
 
     token_logp: Tensor  # (M,)
@@ -84,9 +92,110 @@ class TokenLogps:
     prompts: PromptCache | None = None
 
 
-def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: KeyValues | None = None) -> Packed:
-    """Lay at least one tree out in one row, in the order given; no token is padding, no prompt is repeated. `memory`
-    will note the keys and values of the row."""
+class Span(NamedTuple):
+    """The queries of one segment: `length` own tokens from `start` on, which see each other causally, and all of the
+    `prompt` tokens from `prompt_start` on. The first branch of a tree has its prompt among its own tokens."""
+
+    prompt_start: int
+    prompt: int
+    start: int
+    length: int
+
+
+class VarlenLayout(NamedTuple):
+    """Segments for a kernel that takes ragged rows: segment b has the queries `query_ends[b]:query_ends[b + 1]` of the
+    row, and as keys the tokens `keys[key_ends[b]:key_ends[b + 1]]`; the last query is the last key. `keys` None stands
+    for all tokens, in order, once."""
+
+    keys: Tensor | None  # (K,) int32
+    query_ends: Tensor  # (B + 1,) int32
+    key_ends: Tensor  # (B + 1,) int32
+    most_queries: int
+    most_keys: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Where the prompt and the own tokens of each branch are; all (N,), tree after tree. A segment is a branch with its
+    prompt; the first branch of a tree also answers for the prompt's own tokens.
+
+    They are places in the row, or behind a row of `past` tokens computed before: then prompts lie in that one, and
+    there is nothing to answer for but the branches' own tokens.
+    """
+
+    prompt_starts: Ints
+    prompt_lengths: Ints
+    starts: Ints
+    lengths: Ints
+    device: torch.device | str = "cpu"
+    key_values: KeyValues | None = None
+    past: int = 0
+
+    @property
+    def _is_first(self) -> npt.NDArray[np.bool_]:
+        """(N,) Whether a branch answers for its prompt's tokens."""
+        return (np.diff(self.prompt_starts, prepend=-1) > 0) & (self.past == 0)
+
+    @property
+    def pairs(self) -> int:
+        """How many keys all queries together see."""
+        own = self.lengths * self.prompt_lengths + self.lengths * (self.lengths + 1) // 2
+        prompts = self.prompt_lengths * (self.prompt_lengths + 1) // 2
+        return int(own.sum() + prompts[self._is_first].sum())
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """Every segment that has queries, in the row's order."""
+        spans = []
+        columns = (self.prompt_starts, self.prompt_lengths, self.starts, self.lengths, self._is_first)
+        for prompt_start, prompt, start, length, is_first in zip(*(x.tolist() for x in columns), strict=True):
+            if is_first:
+                spans.append(Span(0, 0, prompt_start, prompt + length))
+            elif length:
+                spans.append(Span(prompt_start, prompt, start, length))
+        return tuple(spans)
+
+    @cached_property
+    def varlen(self) -> VarlenLayout:
+        """As a tree lies in the row, so lie the queries of its segments: only keys of prompts with several branches
+        are gathered."""
+        first, prompts = self._is_first, self.prompt_lengths
+        rows = np.flatnonzero(first | (self.lengths > 0))
+        queries, keys = (self.lengths + first * prompts)[rows], (self.lengths + prompts)[rows]
+        ends = [np.concatenate([[0], np.cumsum(count)]) for count in (queries, keys)]
+        index = []
+        if ends[0][-1] < ends[1][-1]:
+            positions = np.arange(ends[1][-1]) - np.repeat(ends[1][:-1], keys)
+            prompt, at_prompt, at_own = (
+                np.repeat(of[rows], keys) for of in (prompts, self.prompt_starts, self.starts - prompts)
+            )
+            index = [positions + np.where(positions < prompt, at_prompt, at_own)]
+        query_ends, key_ends, *gathered = move_all([*ends, *index], self.device, np.int32)
+        return VarlenLayout(
+            gathered[0] if gathered else None, query_ends, key_ends, int(queries.max()), int(keys.max())
+        )
+
+    def with_past(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of this row, behind those of the row before it."""
+        if not self.past:
+            return key, value
+        assert self.key_values is not None, "what is behind a row was computed from it"
+        # One behind the other token by token, as what models give lies in memory.
+        keys, values = (
+            torch.cat([before.transpose(1, 2), own.transpose(1, 2).to(before.dtype)], 1).transpose(1, 2)
+            for before, own in zip(self.key_values.layers[layer], (key, value), strict=True)
+        )
+        return keys, values
+
+    def remember(self, layer: nn.Module, key: Tensor, value: Tensor, dtype: torch.dtype) -> None:
+        """Keep a layer's keys and values for more completions, where somebody wants them."""
+        if self.key_values is not None and not self.past and not self.key_values.full:
+            self.key_values.layers[layer] = key.detach().to(dtype), value.detach().to(dtype)
+
+
+def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", key_values: KeyValues | None = None) -> Packed:
+    """Lay at least one tree out in one row, in the order given; no token is padding, no prompt is repeated.
+    `key_values` will get those of the row."""
     pieces = [piece for tree in trees for piece in (tree.prompt, *(c[:-1] for c in tree.completions))]
     completions = [completion for tree in trees for completion in tree.completions]
     branches = np.array([len(tree.completions) for tree in trees])
@@ -107,7 +216,7 @@ def pack(trees: Sequence[Branches], device: torch.device | str = "cpu", memory: 
     predict[offsets[:-1]] = prompt_starts + prompt_lengths - 1
 
     arrays = [np.concatenate(pieces)[None], positions[None], predict, np.concatenate(completions)]
-    segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device, memory)
+    segments = Segments(prompt_starts, prompt_lengths, starts[~is_prompt], lengths[~is_prompt], device, key_values)
     input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
     return Packed(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
@@ -124,12 +233,39 @@ def pack_more(prompts: PromptCache, completions: Sequence[Sequence[Ids]], device
     predict = np.arange(offsets[-1]) + np.repeat(len(completions) + starts - 1 - offsets[:-1], target_lengths)
     predict[offsets[:-1]] = tree
     arrays = [np.concatenate([c[:-1] for c in flat])[None], positions[None], predict, np.concatenate(flat)]
-    where = prompts.starts[tree], prompts.lengths[tree], prompts.past + starts, lengths
+    places = prompts.starts[tree], prompts.lengths[tree], prompts.tokens + starts, lengths
+    segments = Segments(*places, device, prompts.key_values, prompts.tokens)
     input_ids, position_ids, predict, targets = move_all(arrays, device, np.int64)
-    segments = Segments(*where, device, prompts.memory, prompts.past)
     return Packed(input_ids, position_ids, predict, targets, torch.from_numpy(offsets), segments)
 
 
-def to_tensor(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:
-    """int64, as embeddings and indices want it."""
-    return move(torch.from_numpy(array.astype(np.int64)), device)
+def move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`, to CUDA pinned and without waiting: a plain copy would make the host wait for all that the
+    device has still to do, with every micro-batch."""
+    if not _pins(tensor, device):
+        return tensor.to(device)
+    return _pinned(tensor).to(device, non_blocking=True)
+
+
+def move_all(
+    arrays: Sequence[npt.NDArray[Any]], device: torch.device | str, dtype: type[np.integer[Any]]
+) -> list[Tensor]:
+    """Arrays of any shapes as tensors of `dtype`, to CUDA all in one copy."""
+    tensors = [torch.from_numpy(array.astype(dtype, copy=False)) for array in arrays]
+    if not tensors or not _pins(tensors[0], device):
+        return [tensor.to(device) for tensor in tensors]
+    parts = move(torch.cat([tensor.flatten() for tensor in tensors]), device).split([t.numel() for t in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def take(values: Tensor, places: Sequence[int]) -> Tensor:
+    """`values[places]`: a list as an index would be copied to the device while the host waits."""
+    return values[move(torch.tensor(places, dtype=torch.int64), values.device)]
+
+
+def _pins(tensor: Tensor, device: torch.device | str) -> bool:
+    return tensor.device.type == "cpu" and torch.device(device).type == "cuda"
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory()

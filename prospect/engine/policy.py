@@ -1,10 +1,5 @@
-"""Policies: a model folder loaded in the right precision, with the engine path it can be trusted with. The only code
-that reaches for the decoder and the head of a model.
-
-    folder with config.json             a plain transformers folder
-    folder with adapter_config.json     a LoRA adapter; its base comes along, together they are the starting point
-    any other name                      a model on the Hugging Face Hub, out of the local cache or downloaded
-"""
+"""A policy: a loaded model with what the engine knows of it. The only code that reaches for a model's decoder and head,
+and that counts what it computes."""
 
 from __future__ import annotations
 
@@ -26,9 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prospect.engine import folders
 from prospect.engine.attention import attention_is_by_tree, by_tree
 from prospect.engine.device import COMPUTED_IN, TRAINED_IN, Precision
-from prospect.engine.fused import Kernels
 from prospect.engine.head import Head, finish, pick
-from prospect.engine.last import shorten
+from prospect.engine.kernels import Kernels
 from prospect.engine.layers import cast_inputs_once, lighten
 from prospect.errors import ConfigError, ModelError
 
@@ -46,37 +40,36 @@ class TargetScores(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Weights that a token meets in the decoder, how many of them are trained, the same of what may run on fewer
-    tokens (last.py; part of the body) and of the head, and attention's multiplications for a query and a key."""
+    """Weights that a token meets in the decoder and in the head, how many of each are trained, and attention's
+    multiplications for a query and a key.
+
+    A weight costs a token 2 operations forward and 4 backward, a frozen one 2. What backward computes again does not
+    count, nor do windows that let a query see less.
+    """
 
     body: float = 0.0
     body_trained: float = 0.0
-    last: float = 0.0
-    last_trained: float = 0.0
     head: float = 0.0
     head_trained: float = 0.0
     attention: float = 0.0
 
-    def flops(self, *, tokens: int, last: int, targets: int, pairs: float, backward: bool) -> float:
-        """Of a pass over `tokens`, of which the last layer computes `last`, with log-probs of `targets` and `pairs` of
-        a query and a key that it sees."""
-        spared, others = tokens - last, self.attention * pairs
-        forward = 2 * (self.body * tokens - self.last * spared + self.head * targets + others)
-        trained = 2 * (self.body_trained * tokens - self.last_trained * spared + self.head_trained * targets + others)
+    def flops(self, *, tokens: int, targets: int, pairs: int, backward: bool) -> float:
+        """Of a pass over `tokens`, with log-probs of `targets` and `pairs` of a query and a key that it sees."""
+        attention = self.attention * pairs
+        forward = 2 * (self.body * tokens + self.head * targets + attention)
+        trained = 2 * (self.body_trained * tokens + self.head_trained * targets + attention)
         return 2 * forward + trained if backward else forward
 
 
 @dataclass(eq=False, repr=False)
 class Policy:
-    """A model with what the engine found out about it.
+    """A model, what the user called it, and how the engine runs it.
 
-    `name` is what the user called it (a local folder: its absolute path), `chat_template` what they chose, None for the
-    tokenizer's own; the tokenizer has it already. `kernels` are in place already, too. `wide`: frozen weights are
-    float32 as well, whatever they are stored in. `cache` remembers the digests of files. `stored` are
-    the dtypes of the folder's tensors, see weights.py. `path` says how `forward` runs
-    the model and `path_reason`, for the user, why not on trees or with the chunked head; sequences beyond
-    `checked_length` run padded in any case. `short_last`: on trees, the last layer leaves out what predicts nothing
-    (last.py). `flops` counts what `score` has computed so far, see work.py.
+    `name` is what the user said (a local folder: its absolute path), `chat_template` what they chose, None for the
+    tokenizer's own; the tokenizer has it already. `wide`: frozen weights are float32 as well, whatever they are stored
+    in. `cache` remembers the digests of files. `stored` are the dtypes of the folder's tensors, see weights.py. `path`
+    is how `forward` runs the model, `path_reason`, for the user, why not on trees or with the chunked head; sequences
+    beyond `checked_length` run padded in any case. `flops` counts what `score` has computed so far.
     """
 
     model: PreTrainedModel | PeftModel
@@ -94,7 +87,6 @@ class Policy:
     path_reason: str = ""
     checked_length: int = UNLIMITED
     chunked_head: bool = True
-    short_last: bool = True
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)
     value_head: nn.Module | None = None
     decoder: nn.Module = field(init=False)
@@ -118,14 +110,12 @@ class Policy:
             if getattr(config, "attn_logit_softcapping", None):
                 config._attn_implementation = "eager"  # the default of transformers before 5.23 forgets the cap
         _no_dropout(model)
+        cast_inputs_once(self.base)
         if self.kernels == "torch":
             lighten(self.base)
-        cast_inputs_once(self.base)
         embeddings = cast(Any, self.base).get_input_embeddings()
         _sparse_where_tied(embeddings, self.head.module)
-        tail = shorten(self.decoder)
-        self.short_last = self.short_last and tail is not None
-        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config(), tail)
+        self.cost = cost_of(self.decoder, embeddings, self.head.module, self.base.config.get_text_config())
 
     @property
     def is_adapted(self) -> bool:
@@ -139,44 +129,34 @@ class Policy:
 
     def score(
         self,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         index: Tensor,
         targets: Tensor,
+        pairs: int,
         *,
         want_sum_p2: bool,
         want_hidden: bool = False,
         before: Tensor | None = None,
     ) -> TargetScores:
-        """Run the model on `inputs` (B, T) and score targets (M,) at `index` (M,), which counts through all B * T, and
-        first through the hidden states `before` (K, H).
+        """Run the model on `inputs` (B, T), where `pairs` of a query and a key meet, and score targets (M,) at `index`
+        (M,), which counts through all B * T, and first through the hidden states `before` (K, H).
 
         Raises ModelError where hidden states are wanted of a model whose head the engine cannot run by itself.
         """
         if want_hidden and not self.chunked_head:
             raise ModelError(f"{self.architecture} hides the states before its head, which this loss needs")
-        tokens = inputs["input_ids"].numel()
-        short = self.short_last and self.chunked_head and before is None and "segments" in inputs
-        short = short and len(index) <= tokens  # a prompt's last token is there once for each of its answers
-        self._count(inputs, len(index), short)
-        wanted = {"wanted": index} if short else {}
+        tokens, backward = inputs["input_ids"].numel(), torch.is_grad_enabled() and bool(self.cost.body_trained)
+        self.flops += self.cost.flops(tokens=tokens, targets=len(index), pairs=pairs, backward=backward)
         with self.autocast(), self._training_layers():
             if not self.chunked_head:
                 logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, index)
                 return TargetScores(*pick(finish(logits, None, 1.0, None)[0], targets, want_sum_p2))
             states = [] if before is None else [before]
-            if inputs["input_ids"].numel():
-                states.append(self.decoder(**inputs, **wanted, use_cache=False)[0].flatten(0, 1))
-            hidden = states[0] if len(states) == 1 else torch.cat(states)
-            hidden = hidden if short else hidden.index_select(0, index)
-        found = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
-        return TargetScores(*found, hidden if want_hidden else None)
-
-    def _count(self, inputs: dict[str, Any], targets: int, short: bool) -> None:
-        rows, length = inputs["input_ids"].shape
-        pairs = inputs["segments"].pairs if "segments" in inputs else rows * length * (length + 1) // 2
-        tokens, backward = rows * length, torch.is_grad_enabled() and bool(self.cost.body_trained)
-        last = targets if short else tokens
-        self.flops += self.cost.flops(tokens=tokens, last=last, targets=targets, pairs=pairs, backward=backward)
+            if tokens:
+                states.append(self.decoder(**inputs, use_cache=False)[0].flatten(0, 1))
+            hidden = (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, index)
+        scores = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
+        return TargetScores(*scores, hidden if want_hidden else None)
 
     def add_value_head(self, seed: int) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
@@ -193,8 +173,8 @@ class Policy:
         """The value head's (M,) of hidden states (M, H), which its gradient does not reach."""
         assert self.value_head is not None, "add_value_head comes first"
         (first, *_) = self.value_head.parameters()
-        found: Tensor = self.value_head(hidden.detach().to(first.dtype))[:, 0]
-        return found
+        values: Tensor = self.value_head(hidden.detach().to(first.dtype))[:, 0]
+        return values
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that a forward pass runs in, whatever the precision; see `computing_in`."""
@@ -296,31 +276,23 @@ def _no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def cost_of(
-    decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any, last: nn.Module | None = None
-) -> Cost:
-    """The cost of a model from its matrices and its text config, `last` being part of the decoder. Of experts a token
-    meets as many as are chosen."""
-    used = getattr(config, "num_experts_per_tok", None) or 1
-    used = sum(used) / len(used) if isinstance(used, (list, tuple)) else used  # some name it layer by layer
+def cost_of(decoder: nn.Module, embeddings: nn.Module, head: nn.Module, config: Any) -> Cost:
+    """The cost of a model from its matrices and its text config. Of experts a token meets as many as are chosen."""
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    chosen = sum(chosen) / len(chosen) if isinstance(chosen, (list, tuple)) else chosen  # some name it layer by layer
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     looked_up = {id(p) for p in embeddings.parameters()}
-
-    def met(part: nn.Module | None) -> tuple[float, float]:
-        """Weights of a part that a token meets, and how many of them are trained."""
-        every = trained = 0.0
-        for name, p in part.named_parameters() if part is not None else ():
-            if p.ndim > 1 and id(p) not in looked_up:
-                size = p.numel() * (used / experts if "expert" in name and "shared" not in name else 1.0)
-                every, trained = every + size, trained + size * p.requires_grad
-        return every, trained
-
+    body = body_trained = 0.0
+    for name, p in decoder.named_parameters():
+        if p.ndim > 1 and id(p) not in looked_up:
+            size = p.numel() * (chosen / experts if "expert" in name and "shared" not in name else 1.0)
+            body, body_trained = body + size, body_trained + size * p.requires_grad
     outs = [p for p in head.parameters() if p.ndim > 1]
     heads = getattr(config, "num_attention_heads", None) or 0  # without attention there are none
     size = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
     return Cost(
-        *met(decoder),
-        *met(last),
+        body,
+        body_trained,
         float(sum(p.numel() for p in outs)),
         float(sum(p.numel() for p in outs if p.requires_grad)),
         2.0 * config.num_hidden_layers * heads * size,

@@ -33,9 +33,8 @@ from prospect.data.store import ValueTable
 from prospect.engine.checks import nan_source
 from prospect.engine.device import COMPUTED_IN, release, within_memory
 from prospect.engine.forward import forward
-from prospect.engine.packing import Branches, Ids, Query
+from prospect.engine.packing import Branches, Ids, Query, move
 from prospect.engine.policy import Policy
-from prospect.engine.transfer import move
 from prospect.errors import ModelError, RunError
 from prospect.feedback.load import collector_paused
 
@@ -64,7 +63,7 @@ def identity(policy: Policy) -> dict[str, Any]:
         "attention": [getattr(config, "_attn_implementation", None) for config in policy.configs],
         "experts": [getattr(config, "_experts_implementation", None) for config in policy.configs],
         "kernels": policy.kernels,
-        "path": [policy.path, policy.checked_length, policy.chunked_head, policy.short_last],
+        "path": [policy.path, policy.checked_length, policy.chunked_head],
         "versions": {name: version(name) for name in packages} | {"engine": ENGINE_VERSION},
     }
 

@@ -20,9 +20,8 @@ from torch import Tensor
 from prospect.data.dataset import Dataset
 from prospect.data.microbatch import balance, fill
 from prospect.engine.forward import forward, forward_more
-from prospect.engine.packing import Branches, Ids, TokenLogps
+from prospect.engine.packing import Branches, Ids, TokenLogps, move, take
 from prospect.engine.policy import Policy
-from prospect.engine.transfer import move, take
 from prospect.losses.numerics import segment_sum
 
 
@@ -309,7 +308,7 @@ def compute_with(
         assert output.prompts is not None, "the caller has asked `on_trees`"
         with torch.no_grad():
             more = forward_more(policy, output.prompts, further)
-    output.prompts.memory.layers.clear()
+    output.prompts.key_values.layers.clear()
     with torch.no_grad():
         others = [Branches(tree.prompt, tuple(ids)) for tree, ids in zip(trees, further, strict=True) if ids]
         beside = _completions(policy, others, more, reference)

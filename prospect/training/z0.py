@@ -16,9 +16,8 @@ from torch import Tensor
 
 from prospect.data.schedule import Step
 from prospect.engine.generate import generate
-from prospect.engine.packing import Ids
+from prospect.engine.packing import Ids, move, take
 from prospect.engine.reference import kl_tokens, token_kl
-from prospect.engine.transfer import move, take
 from prospect.errors import ConfigError
 from prospect.losses.numerics import segment_sum
 from prospect.losses.reference_point import Statistics

@@ -1,4 +1,4 @@
-"""Attention in spans against PyTorch's own: values, gradients, precision."""
+"""Attention in blocks against PyTorch's own and against the definition: values, gradients, precision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine import gather, spans
-from prospect.engine.attention import attend
-from prospect.engine.gather import Span, Spans
-from prospect.engine.packing import pack
-from prospect.engine.spans import How
+from prospect.engine import attention_cpu
+from prospect.engine.attention import attend, attend_plainly, computed_in
+from prospect.engine.attention_cpu import Scoring, attend_blocks, blocks
+from prospect.engine.packing import Span, pack
+from tests.helpers.needs import needs_gpu
 
 TWO_BRANCHES = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6))
 """A prompt of 5 with branches of 4 and 4 tokens, a row of one token and one of 6: 20 tokens."""
@@ -28,39 +28,32 @@ def states(dtype: torch.dtype, tokens: int = 20, shared: int = 1, sizes: tuple[i
     return [torch.randn(1, tokens, *s, dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
 
 
-def attend_spans(q: Tensor, k: Tensor, v: Tensor, some: tuple[Span, ...], how: How) -> Tensor:
-    return spans.attend_spans(q, k, v, Spans(some), how)
-
-
-def masked(q: Tensor, k: Tensor, v: Tensor, some: tuple[Span, ...], how: How) -> Tensor:
+def masked(q: Tensor, k: Tensor, v: Tensor, some: tuple[Span, ...], scoring: Scoring) -> Tensor:
     """The whole row with a mask of who sees whom, operator by operator."""
     tokens = q.shape[2]
     seen = torch.zeros(tokens, tokens, dtype=torch.bool)
     place = torch.zeros(tokens, dtype=torch.int64)
     for span in some:
-        place[span.own] = span.prompt + torch.arange(span.length)
-        seen[span.own, span.own] = True
-        seen[span.own, span.before] = True
+        own = slice(span.start, span.start + span.length)
+        place[own] = span.prompt + torch.arange(span.length)
+        seen[own, own] = True
+        seen[own, span.prompt_start : span.prompt_start + span.prompt] = True
     back = place[:, None] - place
-    seen &= (back >= 0) & (back < (how.window or tokens))
+    seen &= (back >= 0) & (back < (scoring.window or tokens))
     share = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(share, 1).transpose(2, 3) * how.scaling
-    scores = scores if how.softcap is None else how.softcap * torch.tanh(scores / how.softcap)
+    scores = q @ k.repeat_interleave(share, 1).transpose(2, 3) * scoring.scaling
+    scores = scores if scoring.softcap is None else scoring.softcap * torch.tanh(scores / scoring.softcap)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     return (weights @ v.repeat_interleave(share, 1)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("kept", [0, 1024])
 @pytest.mark.parametrize("shared", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-def test_values_and_gradients_in_float64(
-    monkeypatch: pytest.MonkeyPatch, kept: int, shared: int, window: int | None, softcap: float | None
-) -> None:
-    monkeypatch.setattr(spans, "KEPT_KEYS", kept)
-    how = How(torch.float64, 0.3, window, softcap)
+def test_values_and_gradients_in_float64(shared: int, window: int | None, softcap: float | None) -> None:
+    scoring = Scoring(torch.float64, 0.3, window, softcap)
     inputs = states(torch.float64, shared=shared, sizes=(8, 5))
-    mine, theirs = attend_spans(*inputs, TWO_BRANCHES, how), masked(*inputs, TWO_BRANCHES, how)
+    mine, theirs = attend_blocks(*inputs, TWO_BRANCHES, scoring), masked(*inputs, TWO_BRANCHES, scoring)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     pull = torch.randn_like(mine)
     found, expected = (torch.autograd.grad(output, inputs, pull) for output in (mine, theirs))
@@ -69,8 +62,10 @@ def test_values_and_gradients_in_float64(
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
 def test_finite_differences(softcap: float | None) -> None:
-    how = How(torch.float64, 0.3, None, softcap)
-    assert torch.autograd.gradcheck(lambda *x: attend_spans(*x, TWO_BRANCHES, how), states(torch.float64, sizes=(4, 4)))
+    scoring = Scoring(torch.float64, 0.3, None, softcap)
+    assert torch.autograd.gradcheck(
+        lambda *x: attend_blocks(*x, TWO_BRANCHES, scoring), states(torch.float64, sizes=(4, 4))
+    )
 
 
 @pytest.mark.parametrize("window", [None, 50])
@@ -79,8 +74,8 @@ def test_long_segments_go_in_blocks(small_blocks: Callable[[], None], window: in
     some = (Span(0, 0, 0, 101), Span(0, 70, 101, 77), Span(0, 0, 178, 33))
     inputs = states(torch.float64, tokens=211, shared=2)
     found = []
-    for way in (attend_spans, masked):
-        output = way(*inputs, some, How(torch.float64, 0.3, window))
+    for way in (attend_blocks, masked):
+        output = way(*inputs, some, Scoring(torch.float64, 0.3, window))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
@@ -94,7 +89,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(query.shape[2])
         return scaled_dot_product_attention(query, *others, **options)
 
-    monkeypatch.setattr(spans, "scaled_dot_product_attention", told)
+    monkeypatch.setattr(attention_cpu, "scaled_dot_product_attention", told)
     return lengths
 
 
@@ -107,8 +102,8 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
     inputs = states(torch.float64, tokens=sum(rows) + 42, shared=2)
     found = []
     for keys in (1024, 40):
-        monkeypatch.setattr(spans, "FUSED_KEYS", keys)
-        output = attend_spans(*inputs, tuple(some), How(torch.float64, 0.3))
+        monkeypatch.setattr(attention_cpu, "FUSED", keys)
+        output = attend_blocks(*inputs, tuple(some), Scoring(torch.float64, 0.3))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     assert fused == [length for length in rows if length >= 40]
@@ -120,22 +115,24 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
 def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
     monkeypatch: pytest.MonkeyPatch, fused: list[int], window: int | None, softcap: float | None, size: int
 ) -> None:
-    monkeypatch.setattr(spans, "FUSED_KEYS", 40)
+    monkeypatch.setattr(attention_cpu, "FUSED", 40)
     inputs = states(torch.float64, tokens=40, sizes=(8, size))
-    some, how = (Span(0, 0, 0, 40),), How(torch.float64, 0.3, window, softcap)
-    torch.testing.assert_close(attend_spans(*inputs, some, how), masked(*inputs, some, how), rtol=0, atol=1e-12)
+    some, scoring = (Span(0, 0, 0, 40),), Scoring(torch.float64, 0.3, window, softcap)
+    torch.testing.assert_close(
+        attend_blocks(*inputs, some, scoring), masked(*inputs, some, scoring), rtol=0, atol=1e-12
+    )
     assert fused == ([40] if window != 39 and softcap is None and size == 8 else [])
 
 
 @pytest.mark.parametrize("longest", [6, 1024])
 def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, fused: list[int], longest: int) -> None:
     """As if the first tokens had no queries. A span without a prompt may take the fused kernel."""
-    monkeypatch.setattr(spans, "FUSED_KEYS", longest)
-    how = How(torch.float64, 0.3)
+    monkeypatch.setattr(attention_cpu, "FUSED", longest)
+    scoring = Scoring(torch.float64, 0.3)
     inputs = states(torch.float64)
-    expected = attend_spans(*inputs, TWO_BRANCHES, how)[:, 9:]
+    expected = attend_blocks(*inputs, TWO_BRANCHES, scoring)[:, 9:]
     query, key, value = inputs
-    found = attend_spans(query[:, :, 9:], key, value, TWO_BRANCHES[1:], how)
+    found = attend_blocks(query[:, :, 9:], key, value, TWO_BRANCHES[1:], scoring)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in (found, expected))
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
@@ -146,47 +143,35 @@ def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, fused: list[int
 def test_of_one_shape_but_longer_than_a_block(small_blocks: Callable[[], None], window: int | None) -> None:
     small_blocks()
     some = (Span(0, 0, 0, 70), Span(0, 1, 70, 96), Span(0, 62, 166, 65))
-    inputs, how = states(torch.float64, tokens=231, shared=2), How(torch.float64, 0.3, window)
-    found = [way(*inputs, some, how) for way in (attend_spans, masked)]
+    inputs, scoring = states(torch.float64, tokens=231, shared=2), Scoring(torch.float64, 0.3, window)
+    found = [way(*inputs, some, scoring) for way in (attend_blocks, masked)]
     gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in found)
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("window", [None, 1, 700, 1030])
-@pytest.mark.parametrize("first", [0, 5, 1023, 1024, 1025, 2048])
-def test_what_is_hidden(first: int, window: int | None) -> None:
-    found = gather._hidden(first, 64, first + 96, window, torch.float32)
-    back = first + torch.arange(64)[:, None] - torch.arange(first + 96)
-    assert torch.equal(found == 0, (back >= 0) & (back < (window or 10**6)))
-
-
-def test_segments_of_one_shape_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether their prompts are as long or not; as many as are allowed to."""
-    some = tuple(Span(0, prompt, 80 + 8 * n, 8) for n, prompt in enumerate([70, 70, 70, 57, 62]))
-    inputs = states(torch.float64, tokens=120, shared=2)
-    asked: list[int] = []
-    weights = spans._weights
-    monkeypatch.setattr(
-        spans, "_weights", lambda q, k, block, how: asked.append(block.batch) or weights(q, k, block, how)
-    )
-    for together, heads in ((1 << 15, [2, 10]), (6 << 10, [2, 4, 4, 2]), (0, [2] * 6)):
-        monkeypatch.setattr(gather, "TOGETHER", together)
-        asked.clear()
-        for window in (None, 9):
-            how = How(torch.float64, 0.3, window)
-            found = [way(*inputs, (Span(0, 0, 0, 80), *some), how) for way in (attend_spans, masked)]
-            gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in found)
-            torch.testing.assert_close(*found, rtol=0, atol=1e-12)
-            torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
-        assert asked[: len(heads)] == heads
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 40, 100])
+def test_blocks_hold_what_their_queries_see_and_no_more(small_blocks: Callable[[], None], window: int | None) -> None:
+    """Behind a row of 7 tokens: a branch longer than a block whose prompt lies there, and a segment of its own."""
+    small_blocks()
+    some = (Span(2, 5, 7, 70), Span(0, 0, 77, 33))
+    queries = []
+    for block in blocks(some, 7, window):
+        keys = [key for part in block.keys for key in range(part.start, part.stop)]
+        places = list(range(block.queries.start, block.queries.stop))
+        queries += places
+        assert keys[block.before :] == [place + 7 for place in places]
+        whole = [*range(2, 7), *range(7, places[-1] + 8)] if places[0] < 70 else list(range(77, places[-1] + 8))
+        first = whole.index(places[0] + 7)
+        assert keys == whole[max(0, first + 1 - (window or len(whole))) :]
+    assert queries == list(range(103))
 
 
 def test_what_is_not_a_number_stays_in_its_segment() -> None:
     inputs = [x.detach() for x in states(torch.float32)]
     for x in inputs:
         x[:, :, 0] = float("nan")
-    output = attend_spans(*inputs, TWO_BRANCHES, How(torch.float32, 0.3))
+    output = attend_blocks(*inputs, TWO_BRANCHES, Scoring(torch.float32, 0.3))
     assert output[:, :13].isnan().all() and output[:, 13:].isfinite().all()
 
 
@@ -210,7 +195,7 @@ def test_in_bfloat16_no_worse_than_the_fused_kernel(keys: int, peaked: bool) -> 
         return [float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in zip(found, truth, strict=True)]
 
     with torch.autocast("cpu", torch.bfloat16):
-        mine = attend_spans(*inputs, (Span(0, 0, 0, keys),), How(torch.bfloat16, scaling)).transpose(1, 2)
+        mine = attend_blocks(*inputs, (Span(0, 0, 0, keys),), Scoring(torch.bfloat16, scaling)).transpose(1, 2)
         theirs = scaled_dot_product_attention(*inputs, **fused)
     assert all(a <= 1.5 * b + 1e-3 for a, b in zip(error(mine), error(theirs), strict=True))
 
@@ -219,7 +204,7 @@ def test_a_query_with_one_key_has_no_gradient() -> None:
     """Not even one of roundings."""
     inputs = states(torch.bfloat16, 60)
     some = (Span(0, 0, 0, 40), Span(0, 0, 40, 20))
-    output = attend_spans(*inputs, some, How(torch.bfloat16, 0.3))
+    output = attend_blocks(*inputs, some, Scoring(torch.bfloat16, 0.3))
     by_query, *_ = torch.autograd.grad(output, inputs, 100 * torch.randn_like(output))
     assert not by_query[:, :, [0, 40]].any() and by_query[:, :, [1, 41]].all()
 
@@ -232,6 +217,7 @@ def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
     rounded = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
     pull = torch.randn(1, forest.tokens, 4, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
+        assert computed_in(inputs[0]) == torch.bfloat16
         query, key, value = inputs
         mine, _ = attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)
     query, key, value = rounded
@@ -241,3 +227,32 @@ def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
     assert [x.dtype for x in found[1:]] == [x.dtype for x in inputs]
     for a, b in zip(found, [exact, *torch.autograd.grad(exact, rounded, pull.double())], strict=True):
         assert (a.double() - b).norm() <= 0.01 * b.norm()
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_the_definition_and_what_computes_it(
+    trees: Callable[..., Any], window: int | None, softcap: float | None
+) -> None:
+    forest = pack(trees([(5, [4, 1, 9]), (1, [1]), (20, [23, 7])]))
+    inputs = states(torch.float64, forest.tokens, shared=2, sizes=(8, 5))
+    scoring = Scoring(torch.float64, 0.3, window, softcap)
+    results = []
+    for output in (
+        attend_blocks(*inputs, forest.segments.spans, scoring),
+        attend_plainly(*inputs, forest.segments, scoring),
+    ):
+        results.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+
+
+@needs_gpu
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_on_a_gpu(softcap: float | None) -> None:
+    """In float32, where flash does not compute."""
+    inputs, scoring = states(torch.float32, shared=2), Scoring(torch.float32, 0.3, 3, softcap)
+    results = []
+    for device in ("cpu", "cuda"):
+        output = attend_blocks(*(x.to(device) for x in inputs), TWO_BRANCHES, scoring)
+        results.append((output.detach().cpu(), *torch.autograd.grad(output.sin().sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

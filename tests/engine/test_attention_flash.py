@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention, transfer
-from prospect.engine import attention_flash as varlen
-from prospect.engine.attention import attend
+from prospect.engine import attention, attention_flash, packing
+from prospect.engine.attention import attend, computed_in
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.packing import pack
 from tests.helpers.architectures import SHAPES, plain_varlen
@@ -31,18 +30,17 @@ def told_varlen(query: Tensor, key: Tensor, *others: Any, enable_gqa: bool = Fal
 @pytest.fixture(params=[plain_varlen, told_varlen])
 def flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a GPU: every state suits, and the kernel is a stand-in."""
-    monkeypatch.setattr(attention, "on_cpu", lambda _: False)
     monkeypatch.setattr(kernels, "varlen_attn", request.param)
-    monkeypatch.setattr(attention, "suits", lambda query, value, softcap: softcap is None)
-    varlen._asks_for_sharing.cache_clear()
+    monkeypatch.setattr(attention, "suits", lambda query, value, dtype, softcap: softcap is None)
+    attention_flash._asks_for_sharing.cache_clear()
     yield
-    varlen._asks_for_sharing.cache_clear()
+    attention_flash._asks_for_sharing.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("shapes", [SHAPES, [(3, [4]), (1, [1]), (6, [1])], [(2, [1, 1, 1])]])
-def test_values_and_gradients_are_those_of_the_groups(
+def test_values_and_gradients_are_those_of_the_blocks(
     trees: Build, flash: None, monkeypatch: pytest.MonkeyPatch, shapes: Any, heads: int, window: int | None
 ) -> None:
     forest = pack(trees(shapes))
@@ -62,12 +60,12 @@ def test_values_and_gradients_are_those_of_the_groups(
 
 def test_what_the_kernel_is_given(trees: Build) -> None:
     """Two branches of one prompt: the second brings the prompt along as keys; one branch each: nothing is gathered."""
-    flat = pack(trees([(3, [2, 3])])).segments.flat
-    assert flat.query_ends.tolist() == [0, 4, 6] and flat.key_ends.tolist() == [0, 4, 9]
-    assert flat.keys is not None and flat.keys.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5]
-    assert (flat.most_queries, flat.most_keys, flat.keys.dtype) == (4, 5, torch.int32)
-    flat = pack(trees([(3, [2]), (1, [1]), (2, [4])])).segments.flat
-    assert flat.keys is None and flat.query_ends.tolist() == flat.key_ends.tolist() == [0, 4, 5, 10]
+    layout = pack(trees([(3, [2, 3])])).segments.varlen
+    assert layout.query_ends.tolist() == [0, 4, 6] and layout.key_ends.tolist() == [0, 4, 9]
+    assert layout.keys is not None and layout.keys.tolist() == [0, 1, 2, 3, 0, 1, 2, 4, 5]
+    assert (layout.most_queries, layout.most_keys, layout.keys.dtype) == (4, 5, torch.int32)
+    layout = pack(trees([(3, [2]), (1, [1]), (2, [4])])).segments.varlen
+    assert layout.keys is None and layout.query_ends.tolist() == layout.key_ends.tolist() == [0, 4, 5, 10]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2"])
@@ -88,26 +86,31 @@ def test_whole_models_equal_the_padded_oracle(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def state(size: int = 64, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> Any:
-    return SimpleNamespace(shape=(1, 4, 7, size), dtype=dtype, device=torch.device(device))
+def state(size: int = 64, device: str = "cuda") -> Any:
+    return SimpleNamespace(shape=(1, 4, 7, size), device=torch.device(device))
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0)])
 def test_who_is_suited(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    monkeypatch.setattr(varlen, "_capability", lambda device: capability)
+    monkeypatch.setattr(attention_flash, "_capability", lambda device: capability)
     new = capability >= (8, 0)
-    assert varlen.suits(state(), state(), None) == new
-    assert varlen.suits(state(dtype=torch.float16), state(), None) == new
-    assert varlen.suits(state(256), state(256), None) == (new and capability != (8, 9))
-    for query, value, softcap in [
-        (state(), state(), 30.0),
-        (state(dtype=torch.float32), state(), None),
-        (state(device="cpu"), state(), None),
-        (state(60), state(60), None),
-        (state(264), state(264), None),
-        (state(), state(128), None),
+    bf16 = torch.bfloat16
+
+    def suits(query: Any, value: Any, dtype: torch.dtype = bf16, softcap: float | None = None) -> bool:
+        return attention_flash.suits(query, value, dtype, softcap)
+
+    assert suits(state(), state()) == new
+    assert suits(state(), state(), torch.float16) == new
+    assert suits(state(256), state(256)) == (new and capability != (8, 9))
+    assert not suits(state(), state(), bf16, 30.0)
+    assert not suits(state(), state(), torch.float32)
+    for query, value in [
+        (state(device="cpu"), state()),
+        (state(60), state(60)),
+        (state(264), state(264)),
+        (state(), state(128)),
     ]:
-        assert not varlen.suits(query, value, softcap)
+        assert not suits(query, value)
 
 
 def test_inside_autocast_states_are_narrowed(trees: Build, flash: None) -> None:
@@ -115,25 +118,25 @@ def test_inside_autocast_states_are_narrowed(trees: Build, flash: None) -> None:
     forest = pack(trees(SHAPES))
     query = torch.randn(1, 4, forest.tokens, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert varlen.computed_in(query) == torch.bfloat16
+        assert computed_in(query) == torch.bfloat16
         output, _ = attend(torch.nn.Module(), query, query, query.bfloat16(), None, segments=forest.segments)
         assert output.dtype == torch.bfloat16
-    assert varlen.computed_in(query) == torch.float32
+    assert computed_in(query) == torch.float32
 
 
 def test_everything_moves_in_one_copy(monkeypatch: pytest.MonkeyPatch, trees: Build) -> None:
     """As on CUDA, with pinning left out: the same forest in one copy, and one more for the kernel's layout."""
     plain = pack(trees(SHAPES))
     moved: list[Tensor] = []
-    monkeypatch.setattr(transfer, "_pins", lambda tensor, device: True)
-    monkeypatch.setattr(transfer, "_pinned", lambda tensor: moved.append(tensor) or tensor)
+    monkeypatch.setattr(packing, "_pins", lambda tensor, device: True)
+    monkeypatch.setattr(packing, "_pinned", lambda tensor: moved.append(tensor) or tensor)
     forest = pack(trees(SHAPES))
     assert len(moved) == 1
     for name in ("input_ids", "position_ids", "predict", "targets"):
         assert torch.equal(getattr(forest, name), getattr(plain, name))
-    flat = forest.segments.flat
-    assert len(moved) == 2 and flat.keys is not None and torch.equal(flat.keys, plain.segments.flat.keys)
-    assert forest.segments.flat is flat
+    layout = forest.segments.varlen
+    assert len(moved) == 2 and layout.keys is not None and torch.equal(layout.keys, plain.segments.varlen.keys)
+    assert forest.segments.varlen is layout
 
 
 @needs_gpu

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prospect.engine import attention, checks, spans
+from prospect.engine import attention, checks
+from prospect.engine.attention_cpu import attend_blocks
 from prospect.engine.checks import choose_path
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.load import load
@@ -31,7 +32,7 @@ def test_sinks_are_found(tiny: Build) -> None:
 @pytest.mark.parametrize("window", [3, 40])
 def test_a_lost_window_is_found(tiny: Build, monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
     assert tiny("mistral", sliding_window=window).path == "tree"
-    monkeypatch.setattr(attention, "attend_spans", lambda *x: spans.attend_spans(*x[:-1], x[-1]._replace(window=None)))
+    monkeypatch.setattr(attention, "attend_blocks", lambda *x: attend_blocks(*x[:-1], x[-1]._replace(window=None)))
     policy = tiny("mistral", sliding_window=window)
     assert policy.path == "padded"
     assert "packed trees are" in policy.path_reason

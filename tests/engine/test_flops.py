@@ -15,8 +15,6 @@ from prospect.engine.policy import Policy, cost_of
 
 BODY = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)  # q; k and v of 2 heads of 8; o; gate, up, down; 2 layers
 HEAD = 101 * 32
-LAST = 32 * 32 + 3 * 32 * 48
-"""What the last layer computes for predicting tokens only: o; gate, up and down."""
 PAIR = 2 * 4 * 8 * 2
 """Attention's multiplications for a query and a key: scores and sums, 4 heads of 8, 2 layers."""
 
@@ -31,7 +29,7 @@ def test_by_hand(tiny: Callable[..., Policy], trees: Callable[..., list[Branches
     """A prompt of 3, answers of 2 and 4 tokens: 3 + 1 + 3 tokens computed, 6 predicted; pairs of a query and a key that
     it sees: 1 + 2 + 3 in the prompt, 4 in the first answer, 4 + 5 + 6 in the second."""
     policy, tree = tiny("llama"), trees([(3, [2, 4])])
-    forward_only = 2 * (BODY * 7 - LAST + HEAD * 6 + PAIR * (6 + 4 + 15))
+    forward_only = 2 * (BODY * 7 + HEAD * 6 + PAIR * (6 + 4 + 15))
     assert pack(tree).segments.pairs == 25
     with torch.no_grad():
         assert spent(policy, lambda: forward(policy, tree)) == forward_only
@@ -58,7 +56,7 @@ def test_frozen_weights_cost_half_of_backward(
     policy.model.requires_grad_(False)
     gate = policy.decoder.layers[0].mlp.gate_proj.weight.requires_grad_()
     policy.adopt(policy.model)
-    own = 2 * (BODY * 7 - LAST + HEAD * 6 + PAIR * 25)
+    own = 2 * (BODY * 7 + HEAD * 6 + PAIR * 25)
     assert spent(policy, lambda: forward(policy, tree)) == 2 * own + 2 * (gate.numel() * 7 + PAIR * 25)
 
 

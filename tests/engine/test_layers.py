@@ -148,7 +148,6 @@ def test_whole_models_give_the_same(
         return [logp, *torch.autograd.grad(logp.sum(), [p for _, p in found.trainable()], allow_unused=True)]
 
     ours = both()
-    found.short_last = False
     for module in found.model.modules():
         vars(module).pop("forward", None)
         if isinstance(module, nn.Embedding):
@@ -180,7 +179,6 @@ def test_the_common_input_of_projections_is_cast_once(
         return logp.detach(), [p.grad.clone() for _, p in policy.trainable() if p.grad is not None], len(sizes)
 
     policy, branches = tiny("llama", "bf16"), trees([(5, [3, 2]), (4, [6])])
-    policy.short_last = False  # every layer computes all tokens
     width = policy.base.config.get_text_config().hidden_size
     tokens = pack(branches).tokens
     once = measured(policy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -347,3 +349,35 @@ class TestCache:
         assert folders.no_cache().startswith("there is no home folder for a cache")
         with pytest.raises(ModelError, match="does not exist|did not give it"):
             load("~/model")
+
+
+SETTINGS = """
+import ctypes, os, sys
+from prospect.engine.load import load
+import torch
+
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        assert name != "mallopt", "load asks the C library for something"
+        return super().__getattr__(name)
+
+ctypes.CDLL = Library
+def settings():
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    return (
+        dict(os.environ), os.getcwd(), torch.get_num_threads(), torch.get_num_interop_threads(),
+        torch.get_default_dtype(), torch.get_float32_matmul_precision(), cuda.fp32_precision, cpu.fp32_precision,
+        torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu"),
+        str(torch.get_default_device()), torch.initial_seed(), torch.get_rng_state().tolist(),
+    )
+before = settings()
+for precision in ("fp32", "bf16", "fp64"):
+    load(sys.argv[1], precision=precision, device="cpu")
+for one, other in zip(before, settings(), strict=True):
+    assert one == other, (one, other)
+"""
+
+
+def test_loading_touches_nothing_of_the_process(model_folder: Build) -> None:
+    """No variable of the environment, no setting of PyTorch's, no parameter of malloc, no random number."""
+    subprocess.run([sys.executable, "-c", SETTINGS, str(model_folder())], check=True)

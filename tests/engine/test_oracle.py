@@ -10,12 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine import (
-    attention,
-    gather,
-    groups,
-    spans,
-)
+from prospect.engine import attention
 from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
@@ -96,58 +91,22 @@ def test_order_and_company_do_not_matter(tiny: Build, trees: Build, name: str) -
     torch.testing.assert_close(restored, together.token_logp, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("cost", [-1, 0, 10**9])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
-def test_in_groups_as_in_spans(
-    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, cost: int
+def test_how_long_blocks_are_does_not_matter(
+    tiny: Build, trees: Build, small_blocks: Callable[[], None], name: str
 ) -> None:
-    """The way of other devices, however its segments are grouped: log-probs and gradients."""
-    policy, branches = tiny(name, "fp64"), trees(SHAPES)
-    found = []
-    for on_cpu in (True, False):
-        monkeypatch.setattr(attention, "on_cpu", lambda _, on_cpu=on_cpu: on_cpu)
-        monkeypatch.setattr(groups, "CALL_COST", cost)
-        logp = forward(policy, branches).token_logp
-        grads = torch.autograd.grad(logp.sin().sum(), [p for _, p in policy.trainable()])
-        found.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("kept", [0, 64])
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
-def test_how_spans_are_computed_does_not_matter(
-    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, small_blocks: Callable[[], None], name: str, kept: int
-) -> None:
-    """In smaller blocks of queries, none together, and with weights that backward computes again."""
     policy = tiny(name, "fp64")
     branches = trees([*SHAPES, (40, [30, 2]), (3, [100])])
     parameters = [p for _, p in policy.trainable()]
-    found = []
+    results = []
     for change in (None, small_blocks):
         if change is not None:
-            monkeypatch.setattr(gather, "TOGETHER", 0)
-            monkeypatch.setattr(spans, "KEPT_KEYS", kept)
             change()
         logp = forward(policy, branches).token_logp
         grads = torch.autograd.grad(logp.sin().sum(), parameters)
-        found.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("name", "layouts"), [("llama", 1), ("gemma2", 2)])
-def test_layers_share_a_layout(
-    tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, name: str, layouts: int
-) -> None:
-    """Those that see as far, also where backward computes them again."""
-    policy, made = tiny(name, "fp64"), []
-    lay_out = gather._lay_out
-    monkeypatch.setattr(gather, "_lay_out", lambda *x: made.append(x) or lay_out(*x))
-    policy.checkpoint_activations(True)
-    forward(policy, trees(SHAPES)).token_logp.sum().backward()
-    policy.checkpoint_activations(False)
-    assert len(made) == layouts
+        results.append((logp.detach(), torch.cat([g.to_dense().flatten() for g in grads])))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-10, atol=1e-10)
 
 
 def test_sum_of_squared_probabilities(tiny: Build, trees: Build) -> None:

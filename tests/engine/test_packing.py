@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.engine import attention, groups
-from prospect.engine.attention import attend
-from prospect.engine.packing import Branches, pack
+from prospect.engine.attention import attend, attend_plainly
+from prospect.engine.attention_cpu import Scoring
+from prospect.engine.packing import Branches, Segments, pack
 
 Build = Callable[..., Any]
 
@@ -45,14 +45,15 @@ def test_a_tree_needs_tokens() -> None:
             Branches(prompt, completions)
 
 
+def plainly(*states: Any, segments: Segments, sliding_window: int | None, softcap: float | None = None) -> Any:
+    scoring = Scoring(torch.float32, 1.0, sliding_window, softcap)
+    return [attend_plainly(*states[1:4], segments, scoring)]
+
+
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 100])
-@pytest.mark.parametrize("cost", [None, -1, 4096])
-def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: int | None, cost: int | None) -> None:
-    """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to: in
-    spans, and in groups."""
-    if cost is not None:
-        monkeypatch.setattr(attention, "on_cpu", lambda _: False)
-        monkeypatch.setattr(groups, "CALL_COST", cost)
+@pytest.mark.parametrize("attend", [attend, plainly])
+def test_who_sees_whom(trees: Build, window: int | None, attend: Build) -> None:
+    """Values are unit vectors and keys are zero, so attention weights show exactly which tokens a token attends to."""
     branches = trees([(4, [3, 1, 6, 2]), (1, [1]), (2, [9]), (7, [2, 2])])
     forest = pack(branches)
     t = forest.tokens
@@ -72,18 +73,3 @@ def test_who_sees_whom(trees: Build, monkeypatch: pytest.MonkeyPatch, window: in
     ]
     assert seen.tolist() == expected
     assert softly.tolist() == expected
-
-
-def test_groups_compute_little_that_is_padding(trees: Build) -> None:
-    rng = np.random.default_rng(0)
-    shapes = [(int(rng.integers(5, 300)), rng.integers(1, 200, size=3).tolist()) for _ in range(20)]
-    forest = pack(trees(shapes))
-    needed = computed = 0
-    for group in forest.segments.grouped.groups:
-        keys = (group.key_positions < 10**9).sum(1)
-        queries = (group.query_positions + 1 == keys[:, None]).int().argmax(1) + 1
-        needed += int((keys * queries).sum())
-        computed += len(keys) * int(queries.max() * keys.max())
-    calls = len(forest.segments.grouped.groups)
-    assert computed - needed <= groups.CALL_COST * (60 - calls)
-    assert calls <= 60

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention
-from prospect.engine import attention_flash as varlen
+from prospect.engine import attention, attention_flash
 from prospect.engine.forward import forward, forward_more, on_trees
 from prospect.engine.packing import Branches, pack_more
 from tests.helpers.architectures import ON_TREES, SHAPES, plain_varlen
@@ -53,17 +52,15 @@ def test_equal_to_a_pass_of_their_own(tiny: Build, trees: Build, name: str, chec
     assert (gradients[0] - gradients[1]).norm() <= 1e-12 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("flash", [False, True])
-def test_where_there_is_no_cpu(tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch, flash: bool) -> None:
-    """In groups, and in the layout for CUDA's kernel, which is here a plain one."""
+def test_in_the_layout_of_the_flash_kernel(tiny: Build, trees: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is here a plain one."""
     policy = tiny("llama", "fp64")
     branches, more, alone = further(policy, trees)
     with torch.no_grad():
         expected = forward(policy, alone).token_logp
-        monkeypatch.setattr(attention, "on_cpu", lambda _: False)
-        monkeypatch.setattr(attention, "suits", lambda *_: flash)
+        monkeypatch.setattr(attention, "suits", lambda *_: True)
         monkeypatch.setattr(kernels, "varlen_attn", plain_varlen)
-        monkeypatch.setattr(varlen, "_asks_for_sharing", lambda: False)
+        monkeypatch.setattr(attention_flash, "_asks_for_sharing", lambda: False)
         prompts = forward(policy, branches, want_prompts=True).prompts
         assert prompts is not None
         assert (forward_more(policy, prompts, more).token_logp - expected).abs().max() < 1e-12

@@ -84,7 +84,6 @@ CHANGES: dict[str, Callable[[Policy], Any]] = {
     "tree or padded": lambda policy: {"path": "padded"},
     "how far trees are checked": lambda policy: {"checked_length": 7},
     "head": lambda policy: {"chunked_head": False},
-    "last layer": lambda policy: {"short_last": not policy.short_last},
     "kernels": lambda policy: {"kernels": "fused"},
 }
 

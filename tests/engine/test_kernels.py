@@ -18,7 +18,7 @@ from transformers.models.llama import modeling_llama
 
 from prospect.engine import (
     checks,
-    fused,
+    kernels,
     reference,
 )
 from prospect.engine.forward import forward
@@ -55,10 +55,10 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     module = ModuleType("cut_cross_entropy")
     vars(module)["linear_cross_entropy"] = request.param
     monkeypatch.setitem(sys.modules, "cut_cross_entropy", module)
-    fused._sums_exactly.cache_clear()
+    kernels._sums_exactly.cache_clear()
     asked.clear()
     yield request.param
-    fused._sums_exactly.cache_clear()
+    kernels._sums_exactly.cache_clear()
 
 
 def inputs(bias: bool = False) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -100,13 +100,13 @@ def test_where_it_is_not_asked(package: Any, why: str) -> None:
 
 
 def test_off_cuda_and_not_installed() -> None:
-    for kernels in ("auto", "torch"):
-        assert fused.pick_kernels(kernels, torch.device("cpu")) == "torch"
+    for choice in ("auto", "torch"):
+        assert kernels.pick_kernels(choice, torch.device("cpu")) == "torch"
     with pytest.raises(ConfigError, match="runs on CUDA only, and this is cpu"):
-        fused.pick_kernels("fused", torch.device("cpu"))
+        kernels.pick_kernels("fused", torch.device("cpu"))
     if not (find_spec("liger_kernel") and find_spec("cut_cross_entropy")):
         with pytest.raises(MissingExtra, match=r"prospect-kto\[fused\]"):
-            fused.pick_kernels("fused", torch.device("cuda"))
+            kernels.pick_kernels("fused", torch.device("cuda"))
 
 
 @pytest.fixture(params=[0.0, 1e-2])
@@ -132,7 +132,7 @@ def liger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("prospect.engine.load.fused.pick_kernels", lambda kernels, device: "fused")
+    monkeypatch.setattr("prospect.engine.load.pick_kernels", lambda kernels, device: "fused")
     return told
 
 
@@ -147,7 +147,7 @@ def test_layers_are_changed_before_the_checks(model_folder: Build, trees: Build,
     policy = load(folder, precision="fp32", device="cpu", kernels="fused")
     assert modeling_llama.LlamaRMSNorm is norm
     assert (policy.kernels, policy.head.fused, policy.path) == ("fused", True, "tree")
-    assert liger == {"off": 0.0, "rms_norm": True, "swiglu": True, "geglu": True} | fused.NOT_ITS_HEAD
+    assert liger == {"off": 0.0, "rms_norm": True, "swiglu": True, "geglu": True} | kernels.NOT_ITS_HEAD
     assert "forward" in vars(policy.base.model.norm)
     with torch.no_grad():
         logp = forward(policy, trees([(3, [2, 5])])).token_logp

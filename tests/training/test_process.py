@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from prospect.engine import pages
+from prospect.training import process
 
 PROGRAM = """
 import sys, resource, torch
-from prospect.engine.pages import keep_freed
-print(keep_freed() if sys.argv[1] == "kept" else None)
+from prospect.training.process import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "kept" else None)
 def fill():
     for _ in range(20):
         torch.ones(1 << 24)
@@ -43,9 +43,9 @@ def test_the_system_zeroes_no_page_twice() -> None:
 
 SHAPES = """
 import sys, torch
-from prospect.engine.pages import limit_caches
+from prospect.training.process import limit_shapes
 if sys.argv[1] == "limited":
-    limit_caches()
+    limit_shapes()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 weight = torch.randn(64, 64).bfloat16()
@@ -60,7 +60,7 @@ print(resident() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of a process's memory")
 def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
     # Other tests of this process may have set the limits already.
-    clean = {name: value for name, value in os.environ.items() if name not in pages.SHAPES}
+    clean = {name: value for name, value in os.environ.items() if name not in process.SHAPES}
     default, limited = (
         int(subprocess.check_output([sys.executable, "-c", SHAPES, how], text=True, env=clean))
         for how in ("default", "limited")
