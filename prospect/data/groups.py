@@ -73,7 +73,7 @@ def groups(records: Sequence[Record]) -> Groups:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _MessageWords:
     """A message's words: a digest of them (empty where there are none) and their shingles."""
 
     digest: bytes
@@ -82,31 +82,31 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """The records' prompts in one tree. `nodes` are aligned with the records; `held` are the distinct ones, ascending,
-    so that beginnings come first; `speaks[node]`: somebody but the system and the assistant says something up to it;
-    `said` is by the numbers of messages."""
+    """The records' prompts in one tree. `nodes` are aligned with the records; `distinct` are the different ones,
+    ascending, so that beginnings come first; `speaks[node]`: somebody but the system and the assistant says something
+    up to it; `message_words` is by the numbers of messages."""
 
     tree: MessageTree
     nodes: list[int]
-    held: list[int]
+    distinct: list[int]
     speaks: list[bool]
-    said: dict[int, _Said]
+    message_words: dict[int, _MessageWords]
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> _Prompts:
         tree = MessageTree()
         nodes = [tree.add(prompt_or_text(record)) for record in records]
-        speaks, said, shingle = [False], dict[int, _Said](), Shingler()
+        speaks, message_words, shingle = [False], dict[int, _MessageWords](), Shingler()
         for node in range(1, len(tree)):
             message, number = tree.message[node], tree.number[node]
             role = "user" if isinstance(message, str) else message.get("role")
             speaks.append(speaks[tree.parent[node]] or role not in (*_SYSTEM, "assistant"))
-            if number not in said:
+            if number not in message_words:
                 # The system's messages are the same in many conversations, and count for nothing.
                 spoken = [] if role in _SYSTEM else words(readable(message))
                 digest = hashlib.blake2b(" ".join(spoken).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                said[number] = _Said(digest if spoken else b"", shingle(spoken))
-        return cls(tree, nodes, sorted(set(nodes)), speaks, said)
+                message_words[number] = _MessageWords(digest if spoken else b"", shingle(spoken))
+        return cls(tree, nodes, sorted(set(nodes)), speaks, message_words)
 
 
 def _join_ids(prompts: _Prompts, records: Sequence[Record], components: Components) -> None:
@@ -120,11 +120,11 @@ def _join_ids(prompts: _Prompts, records: Sequence[Record], components: Componen
 def _join_beginnings(prompts: _Prompts, components: Components) -> None:
     """Prompts of messages that begin others. A beginning in which nobody asks anything (a system message, a greeting)
     is no conversation yet."""
-    tree, held = prompts.tree, set(prompts.held)
+    tree, distinct = prompts.tree, set(prompts.distinct)
     nearest = [-1] * len(tree)  # the last prompt on the way to a node, itself included
     for node in range(1, len(tree)):
         above = nearest[tree.parent[node]]
-        if node in held and prompts.speaks[node]:
+        if node in distinct and prompts.speaks[node]:
             if above >= 0:
                 components.join(above, node)
             above = node
@@ -185,14 +185,14 @@ def _join_answers(prompts: _Prompts, records: Sequence[Record], components: Comp
             answers = turns.get(_ANY_TURN) or turns.get(tree.number[tree.parent[node]], set())
             if len(answers) == 1:
                 (answered[node],) = answers
-    held = set(prompts.held)
+    distinct = set(prompts.distinct)
     nearest = [-1] * len(tree)  # the prompt answered last on the way to a node
     for node in range(1, len(tree)):
         above = nearest[tree.parent[node]]
         nearest[node] = answered.get(node, above)
         if above >= 0 and node in answered:
             components.join(above, answered[node])
-        if nearest[node] >= 0 and node in held:
+        if nearest[node] >= 0 and node in distinct:
             components.join(nearest[node], node)
 
 
@@ -209,26 +209,26 @@ def _join_same_words(prompts: _Prompts, components: Components) -> None:
     tree, first = prompts.tree, dict[bytes, int]()
     digest = [b""]
     for node in range(1, len(tree)):
-        above, own = digest[tree.parent[node]], prompts.said[tree.number[node]].digest
+        above, own = digest[tree.parent[node]], prompts.message_words[tree.number[node]].digest
         digest.append(hashlib.blake2b(above + own, digest_size=16).digest() if own else above)
-    for node in prompts.held:
+    for node in prompts.distinct:
         if digest[node]:
             components.join(first.setdefault(digest[node], node), node)
 
 
 def _join_near(prompts: _Prompts, components: Components) -> None:
     """Near duplicates, by the three-word sequences of their messages without those that are common form."""
-    tree, held = prompts.tree, set(prompts.held)
+    tree, distinct = prompts.tree, set(prompts.distinct)
     above: dict[int, int] = {}  # the longest other prompt that begins this one, or the root
     parts: dict[int, list[int]] = {}  # the messages since then
-    for start in prompts.held:
+    for start in prompts.distinct:
         parts[start], node = [tree.number[start]], tree.parent[start]
-        while node > 0 and node not in held:
+        while node > 0 and node not in distinct:
             parts[start].append(tree.number[node])
             node = tree.parent[node]
         above[start] = node
-    shingles = {number: said.shingles for number, said in prompts.said.items()}
-    common = _common(shingles, {(components.root(node), number) for node in held for number in parts[node]})
+    shingles = {number: each.shingles for number, each in prompts.message_words.items()}
+    common = _common(shingles, {(components.root(node), number) for node in distinct for number in parts[node]})
     if len(common):
         shingles = {number: own[~np.isin(own, common)] for number, own in shingles.items()}
 
@@ -241,10 +241,10 @@ def _join_near(prompts: _Prompts, components: Components) -> None:
     place = {number: i for i, number in enumerate(shingles)}
     signature = signatures(list(shingles.values()))
     least: dict[int, npt.NDArray[np.uint32]] = {0: signatures([EMPTY])[0]}
-    for node in prompts.held:
+    for node in prompts.distinct:
         least[node] = np.minimum(least[above[node]], signature[[place[number] for number in parts[node]]].min(axis=0))
     # By their digests, so that the order of the records plays no part; without what is form alone.
-    ordered = sorted(prompts.held, key=tree.digest.__getitem__)
+    ordered = sorted(prompts.distinct, key=tree.digest.__getitem__)
     items = [node for node in ordered if not np.array_equal(least[node], least[0])]
     if items:
         join_near(components, items, np.stack([least[node] for node in items]), shingles_of)

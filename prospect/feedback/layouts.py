@@ -111,8 +111,8 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
                 f"the layout {format} needs the column {_quoted(lacks)}, but the file has {_quoted(columns)}"
             )
     else:
-        known = ("auto", *LAYOUTS)
-        raise ConfigError(f'unknown format "{format}".{nearest(format, known)} Known: {", ".join(known)}')
+        names = ("auto", *LAYOUTS)
+        raise ConfigError(f'unknown format "{format}".{nearest(format, names)} Known: {", ".join(names)}')
     absent = [name for name in (*layout.reads, *COMMON) if name not in columns and len(name) > 3]
     for name in layout.unread(columns):
         if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.8):
@@ -126,9 +126,9 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
 
 def _no_layout(columns: frozenset[str]) -> str:
     """The error for columns that fit nothing: the layouts there are, and the closest one."""
-    known = "; ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
+    layouts = "; ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
     if not columns:
-        return f"the rows have no columns. Known layouts: {known}"
+        return f"the rows have no columns. Known layouts: {layouts}"
 
     def closeness(layout: Layout) -> float:
         alike = [max(difflib.SequenceMatcher(None, need, c).ratio() for c in columns) for need in layout.needs]
@@ -143,7 +143,7 @@ def _no_layout(columns: frozenset[str]) -> str:
             guess = difflib.get_close_matches(need, spare, n=1, cutoff=0.6)
             lacks.append(f'"{need}"' + (f' (is it "{guess[0]}"?)' if guess else ""))
         hint = f" Closest is {closest.name}, which also needs {' and '.join(lacks)}."
-    return f"the columns {_quoted(columns)} fit no known layout.{hint} Known layouts: {known}"
+    return f"the columns {_quoted(columns)} fit no known layout.{hint} Known layouts: {layouts}"
 
 
 def _quoted(names: Collection[str]) -> str:
