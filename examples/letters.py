@@ -11,8 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prospect.engine.generate import generate
-from prospect.engine.load import load
+import prospect
 
 ASSISTANT = Path(str(files("prospect.demo") / "assistant"))
 """The start model of the recipes, a folder that transformers reads."""
@@ -41,7 +40,7 @@ def likes(name: str, letter: str, answer: str) -> bool:
 
 def ask(model: Path, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> list[str]:
     """The model's answer to each question."""
-    policy = load(model, frozen=True)
+    policy = prospect.load_model(model, frozen=True)
     tokenizer: Any = policy.tokenizer
     prompts = [
         tokenizer.apply_chat_template(
@@ -49,7 +48,7 @@ def ask(model: Path, texts: Sequence[str], *, temperature: float = 1.0, seed: in
         )
         for text in texts
     ]
-    answers = generate(policy, prompts, temperature=temperature, max_new_tokens=48, seed=seed)
+    answers = prospect.generate(policy, prompts, temperature=temperature, max_new_tokens=48, seed=seed)
     return [answer.text for answer in answers]
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import prospect
-from prospect.losses.reference_point import Statistics
 
 
 @prospect.loss(view="binary", reads=("log_ratio", "desirable"))
@@ -19,7 +18,7 @@ def exponential(log_ratio: Tensor, desirable: Tensor, *, beta: float = 0.1) -> T
 
 
 @prospect.reference_point(averages="partners")
-def median_of_partners(step: Statistics, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def median_of_partners(step: prospect.Statistics, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The median instead of the mean of the mismatched log-ratios: one strange partner does not move it."""
     return step.values.median() if len(step.values) else step.mean, state
 

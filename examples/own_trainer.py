@@ -14,42 +14,36 @@ import torch
 from torch import Tensor
 
 import prospect
-from prospect.data.dataset import Dataset, build_dataset
-from prospect.data.options import DataOptions
-from prospect.engine.forward import Branches, forward
-from prospect.engine.load import load
-from prospect.engine.policy import Policy
-from prospect.losses.numerics import segment_sum
-from prospect.losses.unpaired import kto
+from prospect import Branches, DataOptions, Dataset, Policy
 
 BATCH, LEARNING_RATE = 16, 5e-6
+kto = prospect.LOSSES["kto"].terms[0].function
 
 
 def prepare(model: str, data: str) -> tuple[Policy, Dataset, Tensor]:
     """The policy, the tokenised rows, and the start model's log-prob of each row's answer (rows,), in nats."""
-    policy = load(model)
+    policy = prospect.load_model(model)
     records = prospect.load_feedback(data).records
-    dataset = build_dataset(records, policy.tokenizer, "binary", DataOptions(max_length=policy.context))
+    dataset = prospect.build_dataset(records, policy.tokenizer, "binary", DataOptions(max_length=policy.context))
     with torch.no_grad():
-        parts = [
-            logp(policy, dataset, range(k, min(k + BATCH, len(dataset.examples))))
-            for k in range(0, len(dataset.examples), BATCH)
-        ]
+        parts = [logp(policy, dataset, which.tolist()) for which in torch.arange(len(dataset.examples)).split(BATCH)]
     return policy, dataset, torch.cat(parts)
 
 
 def logp(policy: Policy, dataset: Dataset, which: Sequence[int]) -> Tensor:
     """log pi(y|x) of some rows, (N,) nats: packed without padding, logits on the answers' tokens only."""
-    chosen = [dataset.examples[i] for i in which]
-    scores = forward(policy, [Branches(dataset.trees[r.tree].prompt, (dataset.completion(r),)) for r in chosen])
-    return segment_sum(scores.token_logp, scores.offsets)
+    rows = [dataset.examples[i] for i in which]
+    trees = [Branches(dataset.trees[row.tree].prompt, (dataset.completion(row),)) for row in rows]
+    scores = prospect.forward(policy, trees)
+    return torch.stack([tokens.sum() for tokens in scores.token_logp.split(scores.offsets.diff().tolist())])
 
 
 def objective(policy: Policy, dataset: Dataset, reference: Tensor, which: Sequence[int]) -> Tensor:
     """KTO's loss of some rows."""
     desirable = torch.tensor([bool(dataset.examples[i].desirable) for i in which], device=policy.device)
     log_ratio = logp(policy, dataset, which) - reference[list(which)]
-    return kto(log_ratio, desirable, log_ratio.new_zeros(())).mean()
+    loss: Tensor = kto(log_ratio, desirable, log_ratio.new_zeros(()))
+    return loss.mean()
 
 
 def bare(policy: Policy, dataset: Dataset, reference: Tensor, epochs: int = 1) -> None:

@@ -10,37 +10,30 @@ import sys
 from pathlib import Path
 
 import prospect
-from prospect.data.template import Template
-from prospect.data.write import write as write_feedback
-from prospect.engine.generate import generate
-from prospect.engine.load import load
-from prospect.feedback.load import load as load_feedback
-from prospect.feedback.records import (
-    Completion,
-    Pair,
-    Record,
-    text,
-)
+from prospect import Completion, DataOptions, Pair, Record
 
 
 def self_play(model: str, records: list[Record], path: Path, seed: int) -> Path:
     """Write pairs: what the data says over what `model` answers now."""
-    policy = load(model, frozen=True)
-    prompts = [encoded.prompt for encoded in Template(policy.tokenizer).encode(records)]
-    answers = generate(policy, prompts, temperature=1.0, max_new_tokens=256, seed=seed)
+    policy = prospect.load_model(model, frozen=True)
+    dataset = prospect.build_dataset(records, policy.tokenizer, "text", DataOptions(max_length=policy.context))
+    rows = {row.tree: row for row in reversed(dataset.examples)}  # a prompt's first good answer
+    prompts = [dataset.trees[tree].prompt.tolist() for tree in rows]
+    answers = prospect.generate(policy, prompts, temperature=1.0, max_new_tokens=256, seed=seed)
     pairs = []
-    for record, answer in zip(records, answers, strict=True):
-        good = record.completions[text(record)[0].branches[0]]
+    for row, answer in zip(rows.values(), answers, strict=True):
+        record = records[row.tree]
+        good = record.completions[row.branches[0]]
         own = Completion(f"{record.id}/own", answer.text, complete=answer.complete)
         if own.text.strip() and own.text != good.text:
             pairs.append(Record(record.id, record.prompt, (Completion(good.id, good.content), own), (Pair(0, 1),)))
-    write_feedback(pairs, path)
+    prospect.write_feedback(pairs, path)
     return path
 
 
 def spin(model: str, data: str, out: str, rounds: int = 3) -> None:
     """Rounds of self-play; each starts from the model of the one before."""
-    records = [record for record in load_feedback(data).records if text(record)]
+    records = list(prospect.load_feedback(data).records)
     for number in range(1, rounds + 1):
         folder = Path(out) / f"round-{number}"
         pairs = self_play(model, records, Path(out) / f"round-{number}.jsonl", seed=number)

@@ -18,16 +18,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 from prospect.training.config import train_signature
 
 if TYPE_CHECKING:
-    from prospect.data.dataset import build_dataset
+    from prospect.data.dataset import Dataset, build_dataset
     from prospect.data.options import DataOptions
     from prospect.data.write import write as write_feedback
     from prospect.engine.forward import forward
     from prospect.engine.generate import generate
     from prospect.engine.load import load as load_model
+    from prospect.engine.packing import Branches
+    from prospect.engine.policy import Policy
     from prospect.errors import ConfigError, DataError, MissingExtra, ModelError, ProspectError, RunError, UserError
     from prospect.feedback.load import Feedback
     from prospect.feedback.load import load as load_feedback
     from prospect.feedback.records import Completion, Pair, Record
+    from prospect.losses.reference_point import Statistics
     from prospect.losses.registry import LOSSES, loss, reference_point
     from prospect.run import Run
     from prospect.training.config import TrainConfig, TrainOptions
@@ -36,18 +39,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LOSSES",
+    "Branches",
     "Completion",
     "ConfigError",
     "DataError",
     "DataOptions",
+    "Dataset",
     "Feedback",
     "MissingExtra",
     "ModelError",
     "Pair",
+    "Policy",
     "ProspectError",
     "Record",
     "Run",
     "RunError",
+    "Statistics",
     "TrainConfig",
     "UserError",
     "__version__",
@@ -64,18 +71,22 @@ __all__ = [
 
 _HOMES = {
     "LOSSES": "losses.registry:LOSSES",
+    "Branches": "engine.packing:Branches",
     "Completion": "feedback.records:Completion",
     "ConfigError": "errors:ConfigError",
     "DataError": "errors:DataError",
     "DataOptions": "data.options:DataOptions",
+    "Dataset": "data.dataset:Dataset",
     "Feedback": "feedback.load:Feedback",
     "MissingExtra": "errors:MissingExtra",
     "ModelError": "errors:ModelError",
     "Pair": "feedback.records:Pair",
+    "Policy": "engine.policy:Policy",
     "ProspectError": "errors:ProspectError",
     "Record": "feedback.records:Record",
     "Run": "run:Run",
     "RunError": "errors:RunError",
+    "Statistics": "losses.reference_point:Statistics",
     "TrainConfig": "training.config:TrainConfig",
     "UserError": "errors:UserError",
     "build_dataset": "data.dataset:build_dataset",

@@ -22,6 +22,10 @@ from prospect.training.config import TrainOptions
 ROOT = Path(__file__).parents[1]
 NAMES = {
     "LOSSES",
+    "Branches",
+    "Dataset",
+    "Policy",
+    "Statistics",
     "Completion",
     "ConfigError",
     "DataError",
@@ -153,3 +157,9 @@ def test_errors_are_the_builtin_ones_too() -> None:
     assert issubclass(prospect.RunError, RuntimeError)
     assert issubclass(prospect.MissingExtra, ImportError)
     assert all(inspect.isclass(getattr(prospect, n)) for n in NAMES if n.endswith("Error"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_need_no_deep_import(path: Path) -> None:
+    imports = re.findall(r"^\s*(?:from|import) (prospect[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(imports) <= {"prospect"}

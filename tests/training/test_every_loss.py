@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from prospect.errors import ConfigError, DataError
-from prospect.losses.registry import LOSSES, bound
+from prospect.losses.registry import LOSSES, Read, bound
 from prospect.training import loop
-from prospect.training.batch import Completions
+from prospect.training.batch import Batch, Completions
 from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
+from prospect.training.objective import OF_ROWS
 from tests.helpers.training import (
     MakeJob,
     close,
@@ -251,3 +253,13 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
     step = job.schedule.steps[0]
     step_gradient(job, step, None)
     assert all(p.grad is not None for p in job.policy.value_head.parameters())
+
+
+def test_what_losses_read_are_properties() -> None:
+    """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
+    rows = {"desirable", "score", "margin", "z0"}
+    columns = {"token_logp", "token_sum_p2", "value"}
+    properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
+    assert rows == OF_ROWS and {f.name for f in dataclasses.fields(Completions)} >= columns
+    assert all(hasattr(Batch, name) or name in {f.name for f in dataclasses.fields(Batch)} for name in rows)
+    assert set(get_args(Read)) == rows | columns | properties
