@@ -192,7 +192,7 @@ _MESSAGE_KEY = re.compile(
 )
 """Keys of a message that have a meaning of their own."""
 
-_ANSWERS = ("completion", "output")
+_ANSWER_COLUMNS = ("completion", "output")
 
 
 def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -206,7 +206,7 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
     reads_judgement = bool(columns.intersection(layout.judged_by)) or (
         bool(layout.turns) and any(map(chat.judges_turns, rows))
     )
-    answers = () if reads_judgement else tuple(name for name in layout.needs if name in _ANSWERS)
+    answers = () if reads_judgement else tuple(name for name in layout.needs if name in _ANSWER_COLUMNS)
     unread, values = frozenset(layout.unread(columns)), dict[str, list[Any]]()
     for row in rows:
         for name, value in _unread_values(row, layout, unread, levels=0 if reads_judgement else 4):
