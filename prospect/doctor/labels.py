@@ -11,7 +11,8 @@ import numpy as np
 
 from prospect.doctor.findings import Measurement, of
 from prospect.evaluate.statistics import clustered_auc
-from prospect.feedback.records import Completion, Record, at, cite
+from prospect.feedback.records import Completion, Example, Record, at, cite
+from prospect.losses.unpaired import balanced_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,19 @@ def classes(records: Sequence[Record], thumbs: Sequence[Thumb]) -> Iterator[Meas
         yield Measurement("unjudged", {"count": len(silent)}, [at(c) for c in silent], words)
 
 
+def auto_weights(up: float, down: float) -> dict[str, float]:
+    """The class weights that training sets by itself for such sums of weights."""
+    sides = ((True, up), (False, down))
+    return balanced_weights([Example("", 0, (0,), desirable, weight) for desirable, weight in sides])
+
+
 def class_weights(thumbs: Sequence[Thumb]) -> dict[str, Any]:
-    """Sums of weights per class of what fits, and where both are there their ratio and the `auto` weights, which make
-    lambda_D n_D / (lambda_U n_U) one, the majority side staying at 1."""
+    """Sums of weights per class of what fits, and where both are there their ratio and the `auto` weights."""
     up = sum(t.weight for t in thumbs if t.fits and t.desirable)
     down = sum(t.weight for t in thumbs if t.fits and not t.desirable)
     if up == 0 or down == 0:
         return {"desirable": up, "undesirable": down}
-    auto = {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
-    return {"desirable": up, "undesirable": down, "ratio": up / down, "auto": auto}
+    return {"desirable": up, "undesirable": down, "ratio": up / down, "auto": auto_weights(up, down)}
 
 
 def balance(thumbs: Sequence[Thumb], weights: dict[str, Any]) -> Iterator[Measurement]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prospect.doctor.labels import auto_weights
 from prospect.doctor.recommend.facts import AfterSft, Facts, Model
 from prospect.evaluate.advice import Advice
 from prospect.training.config import UsualRate, usual_rate
@@ -153,7 +154,8 @@ class Case:
     @property
     def weights(self) -> tuple[float, float]:
         """The automatic ones, desirable and undesirable."""
-        return max(1.0, 1 / self.ratio), max(1.0, self.ratio)
+        up, down = auto_weights(self.facts.liked_weight, self.facts.disliked_weight).values()
+        return up, down
 
     @property
     def rarer(self) -> str:
