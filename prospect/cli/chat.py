@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prospect.cli.options import as_in_run, model_first, parse, quiet_loading
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.messages import plain_text
 from prospect.feedback.records import Message, Record

@@ -61,7 +61,7 @@ class CheckOptions:
 def check(arguments: list[str]) -> int:
     """`prospect check`"""
     options = parse(CheckOptions, arguments, "check")
-    from prospect.data.tokens import build_trees
+    from prospect.data.dataset import build_trees
     from prospect.doctor import check as doctor
     from prospect.doctor.show import print_findings, show_rows
     from prospect.feedback.layouts import ColumnChoice

@@ -2,19 +2,107 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from prospect.data import cache
 from prospect.data.groups import groups
-from prospect.data.growing import Ids
-from prospect.data.options import DataOptions
+from prospect.data.options import DataOptions, OverLong
 from prospect.data.schedule import Schedule, plan
-from prospect.data.tokens import TokenReport, Tree, build_trees
+from prospect.data.textids import Ids
+from prospect.data.tokens import Encoded, Template
 from prospect.errors import DataError
 from prospect.feedback.load import collector_paused
-from prospect.feedback.records import Example, Record, View, examples
+from prospect.feedback.records import EXAMPLES, Example, Message, Record, View, at, examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FLAWS = {
+    "straddled": "with a token across the end of the prompt",
+    "added": "to which the chat template adds text",
+    "dropped": "of which the chat template drops text",
+    "unprinted": "with a prompt of which the chat template leaves out a message",
+    "control": "with control tokens in their own text",
+    "lossy": "that the tokenizer does not give back",
+}
+"""What each `tokens.Flaw` is, in words for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One prompt with its completions. `completions` is aligned with the record's; None: left out, as over-long or
+    because it has no token at all (empty and cut off)."""
+
+    record: str
+    prompt: Ids
+    completions: tuple[Ids | None, ...]
+
+
+@dataclass(slots=True)
+class TokenReport:
+    """What became of the data. `trees` and `completions` count all that came in; `dropped` completions were over-long,
+    `empty` ones were cut off before their first token; `cut_prompt` counts prompts, `cut_completion` completions;
+    `flaws` counts the completions whose ids are not simply their text, with a few of them in `examples`, `unread` the
+    records with a name in template_kwargs that the template never reads; `shortest` and `longest` are tokens of prompt
+    plus completion before any cutting."""
+
+    trees: int = 0
+    completions: int = 0
+    dropped: int = 0
+    cut_prompt: int = 0
+    cut_completion: int = 0
+    empty: int = 0
+    flaws: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    shortest: int = 0
+    longest: int = 0
+    max_length: int = 0
+
+    @property
+    def usable(self) -> int:
+        """Completions that can be trained on."""
+        return self.completions - self.dropped - self.empty
+
+    def describe(self) -> str:
+        """One sentence for the user: "5 completions of 2 prompts, 8 to 97 tokens; 1 dropped (over 64 tokens)"."""
+        parts = [
+            (self.dropped, f"dropped (over {self.max_length} tokens)"),
+            (self.cut_prompt, "prompts cut"),
+            (self.cut_completion, "completions cut"),
+            *((self.flaws.get(flaw, 0), words) for flaw, words in FLAWS.items()),
+            (self.empty, "cut off before the first token and left out"),
+        ]
+        counts = "".join(f"; {count} {what}" for count, what in parts if count)
+        lengths = f"{self.shortest} to {self.longest} tokens"
+        return f"{self.completions} completions of {self.trees} prompts, {lengths}{counts}"
+
+    def count(self, template: Template, record: Record, encoded: Encoded) -> None:
+        """Count a record as it came in."""
+        self.trees += 1
+        for i, flaws in enumerate(encoded.flaws):
+            for flaw in flaws:
+                name = str(flaw.name).lower()
+                self.flaws[name] += 1
+                if self.flaws[name] <= EXAMPLES:
+                    example = f"{at(record.completions[i])}: {template.explain(record, i, flaw)}"
+                    self.examples[name] = (*self.examples.get(name, ()), example)
+        self.unread.update(template.unread_keywords(record))
+        for ids in encoded.completions:
+            length = len(encoded.prompt) + len(ids)
+            self.shortest = min(self.shortest, length) if self.completions else length
+            self.longest = max(self.longest, length)
+            self.completions += 1
+            self.empty += not len(ids)  # only where a completion has neither text nor an end-of-turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +226,130 @@ def build_dataset(records: Sequence[Record], tokenizer: Any, view: View, options
             "context), or choose --over-long cut_prompt or cut_completion"
         )
     return Dataset(tuple(records), tuple(trees), short, report)
+
+
+def build_trees(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+) -> tuple[list[Tree], TokenReport]:
+    """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
+
+    `drop`: leave the completion out. `cut_prompt`: drop the oldest turns (system messages stay; of a text prompt the
+    first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
+    last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
+    fills the length. `error`: DataError. Other errors are those of `Template.encode`.
+    """
+    template, encoded = tokenise(records, tokenizer, options)
+    return trees_of(template, records, encoded, options.max_length, options.over_long)
+
+
+def tokenise(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, options: DataOptions
+) -> tuple[Template, list[Encoded]]:
+    """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
+    template = Template(tokenizer, options.chat_template, options.special_tokens)
+    return template, list(cache.encode(template, records, options.cache))
+
+
+def trees_of(
+    template: Template,
+    records: Sequence[Record],
+    encoded: Sequence[Encoded],
+    max_length: int | None,
+    over_long: OverLong,
+) -> tuple[list[Tree], TokenReport]:
+    """`build_trees` of records that are tokenised."""
+    max_length = sys.maxsize if max_length is None else max_length
+    trees: list[Tree] = []
+    report = TokenReport(max_length=max_length)
+    problems: list[DataError] = []
+    for record, one in zip(records, encoded, strict=True):
+        if over_long == "error":
+            problems += _too_long(record, one, max_length)
+        prompt, completions = _fit(template, record, one, max_length, over_long, report)
+        some = tuple(ids if ids is not None and len(ids) else None for ids in completions)
+        trees.append(Tree(record.id, prompt, some))
+        report.count(template, record, one)
+    if problems:
+        more = f" ({len(problems) - 1} more rows are too long)" if len(problems) > 1 else ""
+        first = problems[0]
+        raise DataError(first.message + more, line=first.line, row=first.row, problems=tuple(problems))
+    return trees, report
+
+
+def _fit(
+    template: Template, record: Record, encoded: Encoded, max_length: int, over_long: OverLong, report: TokenReport
+) -> tuple[Ids, Sequence[Ids | None]]:
+    """One record under the policy: (prompt ids, completion ids with None for dropped ones); what it did is counted."""
+    room = max_length - len(encoded.prompt)
+    if all(len(ids) <= room for ids in encoded.completions):
+        return encoded.prompt, encoded.completions
+    if over_long == "cut_completion" and room > 0:
+        report.cut_completion += sum(len(ids) > room for ids in encoded.completions)
+        return encoded.prompt, [ids[:room] for ids in encoded.completions]
+    whole = len(encoded.prompt)
+    if over_long == "cut_prompt":
+        encoded = _cut_prompt(template, record, encoded, max_length)
+    room = max_length - len(encoded.prompt)
+    completions = [ids if len(ids) <= room else None for ids in encoded.completions]
+    report.dropped += sum(ids is None for ids in completions)
+    report.cut_prompt += len(encoded.prompt) < whole
+    return encoded.prompt, completions
+
+
+def _cut_prompt(template: Template, record: Record, encoded: Encoded, max_length: int) -> Encoded:
+    """The longest end of the prompt beside which every completion fits that can fit at all."""
+    if isinstance(record.prompt, str):
+        head = np.array(template.text_prefix, np.int32)
+        text = encoded.prompt[len(head) :]
+        rooms = [max_length - len(head) - len(ids) for ids in encoded.completions]
+        possible = [room for room in rooms if room >= 1]
+        # One token of a text prompt stays at least: an answer to nothing teaches nothing.
+        if not possible or not len(text):
+            return encoded
+        return replace(encoded, prompt=np.concatenate([head, text[-min(possible) :]]))
+    messages = record.prompt
+    system, starts = _turns(messages)
+    if not starts:
+        return encoded
+
+    @functools.cache
+    def since(turn: int) -> Encoded:
+        shorter = replace(record, prompt=messages[:system] + messages[starts[turn] :])
+        return template.encode([shorter])[0]
+
+    last = since(len(starts) - 1)
+    able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
+
+    def fits(option: Encoded) -> bool:
+        return all(len(option.prompt) + len(option.completions[i]) <= max_length for i in able)
+
+    if not able or fits(encoded):
+        return encoded
+    # Fewer turns are fewer tokens, so that few of the ends need to be printed: from the last one on twice as many.
+    most = len(starts) - 1
+    fitting, size = most, 1
+    while most - size >= 0 and fits(since(most - size)):
+        fitting, size = most - size, 2 * size
+    return since(bisect_left(range(fitting), True, lo=max(0, most - size), key=lambda turn: fits(since(turn))))
+
+
+def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """The number of system messages at the start, which stay, and where the turns after the first begin: with a user
+    message, since most templates insist on that."""
+    system = 0
+    while system < len(messages) and messages[system].get("role") in ("system", "developer"):
+        system += 1
+    return system, [i for i in range(system + 1, len(messages)) if messages[i].get("role") == "user"]
+
+
+def _too_long(record: Record, encoded: Encoded, max_length: int) -> list[DataError]:
+    return [
+        DataError(
+            f"{len(encoded.prompt)} prompt tokens and {len(ids)} completion tokens are more than max_length "
+            f"{max_length}: raise it, shorten the row, or choose --over-long drop, cut_prompt or cut_completion",
+            line=c.line,
+            row=c.id,
+        )
+        for c, ids in zip(record.completions, encoded.completions, strict=True)
+        if len(encoded.prompt) + len(ids) > max_length
+    ]

@@ -7,263 +7,585 @@ conversation is tokenised; a complete one ends with exactly one end-of-turn toke
     completion  4<|im_end|>                      (the line break that the template prints after it is left out)
 
 Text prompts are tokenised as they are, with the special tokens that the tokenizer puts in front (BOS); their
-completions end with EOS. No torch here.
+completions end with EOS. Where what is trained is not simply what the row says, a Flaw tells so.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import sys
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import enum
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 
-from prospect.data import cache as tokentable
-from prospect.data.cache import Coded
-from prospect.data.growing import Ids
-from prospect.data.options import DataOptions, OverLong
-from prospect.data.template import Template
-from prospect.errors import DataError
-from prospect.feedback.records import EXAMPLES, Message, Record, at
+from prospect.data import template
+from prospect.data.options import SpecialTokens
+from prospect.data.resume import in_common
+from prospect.data.template import NO_TEMPLATE, PLAIN, RENDER_ERRORS, Printer, apply
+from prospect.data.textids import GrowingIds, Ids, Quotes, Start, TextIds, pattern
+from prospect.errors import DataError, ModelError
+from prospect.feedback.messages import with_objects
+from prospect.feedback.records import Completion, Message, Record, cite, function_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FLAWS = {
-    "straddled": "with a token across the end of the prompt",
-    "added": "to which the chat template adds text",
-    "dropped": "of which the chat template drops text",
-    "unprinted": "with a prompt of which the chat template leaves out a message",
-    "control": "with control tokens in their own text",
-    "lossy": "that the tokenizer does not give back",
-}
-"""What each `template.Flaw` is, in words for the user."""
+
+class Flaw(enum.IntFlag):
+    """Why a row's ids are not simply its text."""
+
+    STRADDLED = 1
+    """A token stood across the end of the prompt and was split there."""
+    ADDED = 2
+    """The template prints text into the answer that the answer has not."""
+    DROPPED = 4
+    """The template leaves out text of the answer."""
+    UNPRINTED = 8
+    """The template leaves out a message of the prompt."""
+    CONTROL = 16
+    """The row's own text spells a control token of the tokenizer."""
+    LOSSY = 32
+    """The tokenizer does not give the text back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """One prompt with its completions. `completions` is aligned with the record's; None: left out, as over-long or
-    because it has no token at all (empty and cut off)."""
+class Encoded:
+    """Token ids of one record: the prompt's (p,), and of each of its completions (c,) with its flaws."""
 
-    record: str
     prompt: Ids
-    completions: tuple[Ids | None, ...]
+    completions: list[Ids]
+    flaws: list[Flaw]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenReport:
-    """What became of the data. `trees` and `completions` count all that came in; `dropped` completions were over-long,
-    `empty` ones were cut off before their first token; `cut_prompt` counts prompts, `cut_completion` completions;
-    `flaws` counts the completions whose ids are not simply their text, with a few of them in `examples`, `unread` the
-    records with a name in template_kwargs that the template never reads; `shortest` and
-    `longest` are tokens of prompt plus completion before any cutting."""
+class _Answer:
+    """An answer as it is trained: `text` behind the prompt, quoted, and the token `end` (None: it was cut off and gets
+    none). `source` is what the row says."""
 
-    trees: int = 0
-    completions: int = 0
-    dropped: int = 0
-    cut_prompt: int = 0
-    cut_completion: int = 0
-    empty: int = 0
-    flaws: Mapping[str, int] = field(default_factory=dict)
-    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unread: Mapping[str, int] = field(default_factory=dict)
-    shortest: int = 0
-    longest: int = 0
-    max_length: int = 0
+    text: str
+    end: int | None
+    source: str
+    flaws: Flaw
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A record as text, quoted."""
+
+    prompt: str
+    answers: list[_Answer]
+    flaws: Flaw
+    quotes: Quotes
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A prompt as the template gets it, and the control tokens that its own text spells."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    kwargs: dict[str, Any]
+    spelled: list[str]
+
+
+_PROBE = "Kvyxq"
+_MOST_QUOTES = 4096
+"""Different strings quoted after which the characters begin anew: some of them are private ones that people wrote."""
+
+
+class Template:
+    """The way from records to ids for one tokenizer: its chat template made safe for training.
+
+    `chat_template`: None for the tokenizer's own, "plain", or the path of a Jinja file; the one chosen is stored in the
+    tokenizer, so that a saved model chats with it. `special_tokens`: what a control token inside a message is.
+    `text_prefix`: the ids (BOS) that the tokenizer puts before a text. Raises ModelError for a template that cannot be
+    read.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        special_tokens: SpecialTokens = "text",
+    ) -> None:
+        self.tokenizer: Any = tokenizer
+        self.special_tokens = special_tokens
+        self.text_prefix = self._text_prefix()
+        if chat_template is not None:
+            self.tokenizer.chat_template = self._plain() if chat_template == "plain" else template.read(chat_template)
+        self._texts = TextIds(tokenizer)
+        self._growing = GrowingIds(self._texts)
+        source = self.tokenizer.chat_template or ""
+        source = source if isinstance(source, str) else "\n".join(source.values())
+        self._words = frozenset(re.findall(r"[^\W\d]\w*", source))
+        self._reserved = template.reserved(self.tokenizer)
+        self._openings: dict[str, str] = {}
+        self._printers = {prompt: Printer(tokenizer, prompt=prompt) for prompt in (False, True)}
+        self._quotes = Quotes()
+        self._messages: tuple[Message, ...] = ()  # the last prompt
+        self._quoted: list[tuple[Message, list[str]]] = []  # what `_quote` makes of its messages
+        self._tail, self._ending, turns = self._probe()
+        ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_of_turn_ids)
+        self._ends = re.compile(rf"(?:(?:{ends})\s*)+\Z" if ends else "(?!)")
+        # What others wrote holds no control token at all; the system's and the assistant's own words may hold those
+        # that the model itself says (<think>, <tool_call>), but none that opens or ends a turn.
+        turns |= {str(t) for t in (self.tokenizer.bos_token, self.tokenizer.eos_token) if t is not None}
+        self._turns = pattern(turns)
+        self._control = pattern(self._texts.special | turns | {t for t in self._texts.atoms if t in source})
 
     @property
-    def kept(self) -> int:
-        """Completions that can be trained on."""
-        return self.completions - self.dropped - self.empty
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Ids at which generation should stop: the template's end-of-turn token and EOS."""
+        ids = (self._texts.last_atom(self._ending), self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
-    def describe(self) -> str:
-        """One sentence for the user: "5 completions of 2 prompts, 8 to 97 tokens; 1 dropped (over 64 tokens)"."""
-        parts = [
-            (self.dropped, f"dropped (over {self.max_length} tokens)"),
-            (self.cut_prompt, "prompts cut"),
-            (self.cut_completion, "completions cut"),
-            *((self.flaws.get(flaw, 0), said) for flaw, said in FLAWS.items()),
-            (self.empty, "cut off before the first token and left out"),
+    def prompt_ids(self, record: Record) -> list[int]:
+        """(p,) what the model sees at inference, p >= 1."""
+        ids: list[int] = self.encode([replace(record, completions=(), pairs=())])[0].prompt.tolist()
+        return ids
+
+    def completion_ids(self, record: Record, completion: Completion) -> list[int]:
+        """(c,) what the model is trained to say after `prompt_ids(record)`."""
+        ids: list[int] = self.encode([replace(record, completions=(completion,), pairs=())])[0].completions[0].tolist()
+        return ids
+
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        """Tokenise records in one batch.
+
+        Raises ModelError without a template or an end token; DataError where the template refuses a conversation, a
+        rendered prompt is no beginning of its conversation, or a prompt is empty while the tokenizer has no BOS token.
+        """
+        rows = self._rows(records)
+        starts = self._starts(rows)
+        joints = zip(rows, starts, strict=True)
+        texts = [row.quotes.pieces(row.prompt[start.head :] + a.text) for row, start in joints for a in row.answers]
+        wholes = iter(self._texts.quoted(texts))
+        encoded: list[Encoded] = []
+        for record, start, row in zip(records, starts, rows, strict=True):
+            completions: list[Ids] = []
+            flaws: list[Flaw] = []
+            for answer in row.answers:
+                ids, flaw = next(wholes), answer.flaws | row.flaws
+                if ids[: len(start.tail)] == start.tail:
+                    ids = ids[len(start.tail) :]
+                else:
+                    flaw |= Flaw.STRADDLED
+                    ids = self._texts.quoted([row.quotes.pieces(answer.text)], continues=True)[0]
+                completions.append(np.array(self._ended(ids, answer.end), np.int32))
+                flaws.append(flaw)
+            encoded.append(Encoded(self._prompt_ids(record, start.ids), completions, flaws))
+        self._read_back(rows, starts, encoded)
+        return encoded
+
+    def explain(self, record: Record, index: int, flaw: Flaw) -> str:
+        """One flaw of a completion, shown on its text."""
+        row = self._row(record)
+        answer = row.answers[index]
+        prompt, trained = row.quotes.unquote(row.prompt), row.quotes.unquote(answer.text)
+        if flaw in (Flaw.ADDED, Flaw.DROPPED):
+            return f"given {cite(answer.source)}, trained {cite(trained)}"
+        if flaw == Flaw.UNPRINTED:
+            return f"not printed: {cite(_unprinted(record, prompt) or '')}"
+        if flaw == Flaw.CONTROL:
+            return " ".join(dict.fromkeys([*self._spelled(record), *self._spelled(record, record.completions[index])]))
+        if flaw == Flaw.LOSSY:
+            texts = [prompt, trained]
+            for text, again in zip(texts, self._texts.decode(self._texts.ids(texts)), strict=True):
+                text, again = self._texts.stripped(text), self._texts.stripped(again)
+                if text != again:
+                    at = max(0, _common(text, again) - 10)
+                    return f"given {cite(text[at:])}, read back {cite(again[at:])}"
+            return ""
+        return f"{cite(prompt[-30:])} | {cite(trained, 30)}"
+
+    def unread_keywords(self, record: Record) -> list[str]:
+        """Names in the record's template_kwargs that the template never mentions, so that they change nothing."""
+        return [name for name in record.template_kwargs or () if name not in self._words]
+
+    # Text
+
+    def _rows(self, records: Sequence[Record]) -> list[_Row]:
+        rows: list[_Row] = []
+        problems: list[DataError] = []
+        for record in records:
+            try:
+                rows.append(self._row(record))
+            except DataError as error:
+                problems.append(error)
+                if isinstance(error.__cause__, TimeoutError):  # waiting for all of them takes hours
+                    break
+        if problems:
+            first = problems[0]
+            more = f" ({len(problems) - 1} more rows fail)" if len(problems) > 1 else ""
+            raise DataError(first.message + more, line=first.line, row=first.row, problems=tuple(problems)) from first
+        return rows
+
+    def _row(self, record: Record) -> _Row:
+        if isinstance(record.prompt, str):
+            return self._text_row(record, record.prompt)
+        if not record.prompt:
+            raise _error("the prompt has no messages; a chat starts with at least one", record)
+        if len(self._quotes) > _MOST_QUOTES:
+            self._quotes, self._messages, self._quoted = Quotes(), (), []
+        parts = self._parts(record)
+        prompt = self._print(record, parts, None)
+        flaws = Flaw.CONTROL if parts.spelled else Flaw(0)
+        if _unprinted(record, self._quotes.unquote(prompt)) is not None:
+            flaws |= Flaw.UNPRINTED
+        answers = [self._answer(record, completion, parts, prompt) for completion in record.completions]
+        return _Row(prompt, answers, flaws, self._quotes)
+
+    def _text_row(self, record: Record, prompt: str) -> _Row:
+        """A text goes as it is: whoever writes the whole of what the model reads writes its control tokens, too."""
+        answers = []
+        for completion in record.completions:
+            flaws = Flaw.CONTROL if self._spelled(record, completion) else Flaw(0)
+            if set(_message(completion)) - {"role", "content"}:
+                flaws |= Flaw.DROPPED  # a text has no place for tool calls
+            end = self._eos() if completion.complete else None
+            answers.append(_Answer(completion.text, end, completion.text, flaws))
+        return _Row(prompt, answers, Flaw.CONTROL if self._spelled(record) else Flaw(0), Quotes())
+
+    def _answer(self, record: Record, completion: Completion, parts: _Parts, prompt: str) -> _Answer:
+        """What the template prints of an answer behind the prompt.
+
+        An answer that opens its own thought, or goes on in one that the prompt has opened, is the given text: a
+        template that prints a thought of its own in front, or takes this one away, is not followed there.
+        """
+        message = self._bare_message(completion)
+        quoted, spelled = self._quote(message)
+        alone = set(message) <= {"role", "content"}
+        opening = self._opening(record, prompt) if alone else ""
+        source = str(quoted.get("content") or "")
+        answer = _behind(source, opening)
+        whole = self._print(record, parts, completion, quoted)
+        unquote = self._quotes.unquote
+        if whole.startswith(prompt):
+            body, ending = self._split_ending(whole[len(prompt) :])
+            thought = alone and _squashed(body) != _squashed(answer)
+            if thought and _is_own_thought(source, body, opening, completion.complete):
+                body = answer
+        elif _goes_on(source, opening, completion.complete):
+            body, ending = answer, self._split_ending(whole)[1]
+        else:
+            raise _no_prefix(record, completion, unquote(prompt), unquote(whole))
+        flaws = self._changes(message, unquote(answer), unquote(body))
+        flaws |= Flaw.CONTROL if spelled else Flaw(0)
+        shown = unquote(source) if alone else _shown(message)
+        if not completion.complete:
+            return _Answer(body, None, shown, flaws)
+        end = self._texts.last_atom(ending)
+        return _Answer(body + ending, self._eos() if end is None else end, shown, flaws)
+
+    def _changes(self, message: Message, said: str, body: str) -> Flaw:
+        """How the printed answer differs from the one in the row. Blanks do not count, nor do special tokens that the
+        template puts around any answer."""
+        trained = _squashed(body)
+        if set(message) - {"role", "content"}:
+            calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+            parts = [said, *map(message.get, REASONING), *(function_of(call).get("name") for call in calls)]
+            lost = any(isinstance(part, str) and _squashed(part) not in trained for part in parts)
+            return Flaw.DROPPED if lost else Flaw(0)
+        said = _squashed(said)
+        before, same, after = trained.partition(said) if said else ("", "", trained)
+        if same or not said:
+            added = before + after
+            for token in self._texts.atom.findall(added):
+                added = added.replace(token, "") if token in self._texts.special and "/" not in token else added
+            return Flaw.ADDED if added else Flaw(0)
+        return Flaw.DROPPED if trained in said else Flaw.DROPPED | Flaw.ADDED
+
+    def _spelled(self, record: Record, completion: Completion | None = None) -> list[str]:
+        """The control tokens that the prompt's own text spells, or the completion's."""
+        if not isinstance(record.prompt, str):
+            message = None if completion is None else self._bare_message(completion)
+            return self._parts(record).spelled if message is None else self._quote(message)[1]
+        text = record.prompt if completion is None else self._ends.sub("", completion.text)
+        spelled: dict[str, None] = {}
+        Quotes().quote(text, self._control, spelled)
+        return list(spelled)
+
+    def _opening(self, record: Record, prompt: str) -> str:
+        """The thought that the generation prompt begins, and what follows it there: "<think>", "<think></think>", "".
+        What also stands before earlier answers is the name of the role."""
+        kwargs = self._keywords(record)
+        name = json.dumps(kwargs, sort_keys=True, default=str)
+        if name not in self._openings:
+            question, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}
+            try:
+                opened = apply(self.tokenizer, [question], None, kwargs, prompt=True)
+                earlier = apply(self.tokenizer, [question, answer, question], None, kwargs)
+            except RENDER_ERRORS:
+                opened = earlier = ""
+            own = _common(opened, earlier)
+            self._openings[name] = next((opened[m.start() :] for m in TAG.finditer(opened) if m.end() > own), "")
+        opening = self._openings[name]
+        return opening if prompt.endswith(opening) else ""
+
+    def _bare_message(self, completion: Completion) -> Message:
+        """The answer as a message, without the end-of-turn tokens that collected answers often carry as text."""
+        message = _message(completion)
+        return message | {"content": self._ends.sub("", completion.text)} if completion.text else message
+
+    def _split_ending(self, text: str) -> tuple[str, str]:
+        """(what was said, what ends the turn: the text up to and with its last special token, or "")."""
+        if self._tail and text.endswith(self._tail):
+            return text[: -len(self._tail)], self._ending
+        # Turns may end in another way than the probe's, as a tool call does.
+        last = [m for m in self._texts.atom.finditer(text) if not text[m.end() :].strip()]
+        return (text[: last[0].start()], last[0].group()) if last else (text, "")
+
+    def _probe(self) -> tuple[str, str, set[str]]:
+        """What the template prints after the last answer; the part of it that ends the turn: what it also prints after
+        earlier answers (Phi-3 closes the whole conversation with one more token, which no answer ends with); and the
+        tokens that open and end turns."""
+        question, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}
+        if self.tokenizer.chat_template is None:
+            return "", "", set()
+        try:
+            tail = apply(self.tokenizer, [question, answer]).rpartition(_PROBE)[2]
+            start, _, middle = apply(self.tokenizer, [question, answer, question]).rpartition(_PROBE)
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"the chat template is not valid Jinja: {error} (line {error.lineno})") from error
+        except RENDER_ERRORS:
+            return "", "", set()  # a template that cannot print this may still print the user's rows
+        opening, _, header = start.partition("Hello")
+        turns = {*self._texts.atom.findall(opening), *self._texts.atom.findall(middle)}
+        turns |= {t for t in self._texts.atom.findall(header) if t in self._texts.special}
+        for text in (tail[: _common(tail, middle)], tail):
+            atoms = list(self._texts.atom.finditer(text))
+            if atoms:
+                # EOS is sure; what else follows an answer may already belong to the next turn, as in Command R7B.
+                end = next((m for m in atoms if m.group() == self.tokenizer.eos_token), atoms[-1])
+                return tail, text[: end.end()], turns
+        return tail, "", turns
+
+    def _print(
+        self, record: Record, parts: _Parts, completion: Completion | None, answer: Message | None = None
+    ) -> str:
+        """What the template prints, quoted: the prompt as at inference, or with `answer` the conversation."""
+        if self.tokenizer.chat_template is None:
+            raise ModelError(NO_TEMPLATE)
+        messages = parts.messages if answer is None else [*parts.messages, answer]
+        try:
+            return self._printers[answer is None].print(messages, parts.tools, parts.kwargs)
+        except RENDER_ERRORS as error:
+            raise _error(
+                f"the chat template cannot print this conversation: {error or type(error).__name__}. Change the row, "
+                "or the template with --chat-template FILE|plain",
+                record,
+                completion,
+            ) from error
+
+    def _parts(self, record: Record) -> _Parts:
+        """A prompt as the template gets it. What it shares with the one before is quoted once."""
+        assert not isinstance(record.prompt, str)
+        tools: Any = None if record.tools is None else list(record.tools)
+        kwargs: Any = self._keywords(record)
+        same = in_common(self._messages, record.prompt)
+        spelled: dict[str, None] = {}
+        try:
+            quoted = self._quoted[:same] + [self._quote(message) for message in record.prompt[same:]]
+            for _, tokens in quoted:
+                spelled |= dict.fromkeys(tokens)
+            quotes = self._quotes_of_messages()
+            plain = quotes.quote(tools, self._control, spelled), quotes.quote(kwargs, self._control, spelled)
+        except ValueError as error:
+            raise _error(f"the row cannot be read: {error}. Leave it out", record) from error
+        self._messages, self._quoted = record.prompt, quoted
+        tools, kwargs = plain if self.special_tokens == "text" else (tools, kwargs)
+        return _Parts([message for message, _ in quoted], tools, kwargs, list(spelled))
+
+    def _quote(self, message: Message) -> tuple[Message, list[str]]:
+        """A message as the template gets it, and the control tokens that it spells."""
+        message = with_objects(message)
+        role = message.get("role")
+        if role == "assistant" and isinstance(message.get("content"), str):
+            message = message | {"content": self._ends.sub("", message["content"])}
+        control = self._turns if role in ("assistant", "system", "developer") else self._control
+        quotes, spelled = self._quotes_of_messages(), dict[str, None]()
+        quoted = {k: v if k == "role" else quotes.quote(v, control, spelled) for k, v in message.items()}
+        return quoted if self.special_tokens == "text" else message, list(spelled)
+
+    def _quotes_of_messages(self) -> Quotes:
+        """Where control tokens in messages are tokens, nothing is quoted: they are looked for alone."""
+        return self._quotes if self.special_tokens == "text" else Quotes()
+
+    def _keywords(self, record: Record) -> dict[str, Any]:
+        """The record's template_kwargs that the template reads. Raises DataError for names that are not the row's to
+        give: another template, special tokens, options of transformers."""
+        for name in record.template_kwargs or ():
+            if name in self._reserved:
+                raise _error(
+                    f'template_kwargs may not hold "{name}": a row may set the switches that its chat template reads '
+                    '(such as "enable_thinking"), neither the template itself nor how it is applied. Leave it out',
+                    record,
+                )
+        return {k: v for k, v in (record.template_kwargs or {}).items() if k in self._words}
+
+    # Ids
+
+    def _starts(self, rows: list[_Row]) -> list[Start]:
+        """The ids of the prompts; of long ones that begin like the one before only what is new is tokenised."""
+        starts = [self._growing.start(row.prompt, row.quotes) for row in rows]
+        others = [row.quotes.pieces(row.prompt) for row, start in zip(rows, starts, strict=True) if start is None]
+        whole = (Start(0, np.array(ids, np.int32), ids, False) for ids in self._texts.quoted(others))
+        return [next(whole) if start is None else start for start in starts]
+
+    def _read_back(self, rows: list[_Row], starts: list[Start], encoded: list[Encoded]) -> None:
+        """Note the rows whose text the tokenizer does not give back."""
+        answers = [
+            ids.tolist() if answer.end is None else ids[:-1].tolist()
+            for row, one in zip(rows, encoded, strict=True)
+            for answer, ids in zip(row.answers, one.completions, strict=True)
         ]
-        counted = "".join(f"; {count} {what}" for count, what in parts if count)
-        return (
-            f"{self.completions} completions of {self.trees} prompts, {self.shortest} to {self.longest} tokens{counted}"
-        )
+        again = iter(self._texts.decode([*(start.tail for start in starts), *answers]))
+        lost = [
+            not self._texts.same(row.quotes.unquote(row.prompt[start.head :]), next(again)) or start.lost
+            for row, start in zip(rows, starts, strict=True)
+        ]
+        for row, one, prompt_lost in zip(rows, encoded, lost, strict=True):
+            for i, answer in enumerate(row.answers):
+                same = self._texts.same(self._ends.sub("", row.quotes.unquote(answer.text)), next(again))
+                one.flaws[i] |= Flaw(0) if same and not prompt_lost else Flaw.LOSSY
+
+    def _ended(self, ids: list[int], end: int | None) -> list[int]:
+        """`ids` with exactly one `end` at its end, or none. Collected answers often carry their end token as text."""
+        size, ends = len(ids), {*self.end_of_turn_ids, end}
+        while size and ids[size - 1] in ends:
+            size -= 1
+        return ids[:size] + ([] if end is None else [end])
+
+    def _prompt_ids(self, record: Record, ids: Ids) -> Ids:
+        if isinstance(record.prompt, str):
+            ids = np.concatenate([np.array(self.text_prefix, np.int32), ids])
+        if len(ids):
+            return ids
+        if self.tokenizer.bos_token_id is None:
+            raise _error(
+                "the prompt is empty and the tokenizer has no BOS token to stand for it: give a prompt", record
+            )
+        return np.array([self.tokenizer.bos_token_id], np.int32)
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has no EOS token, so an answer cannot end: set eos_token in the model's folder"
+            )
+        return int(self.tokenizer.eos_token_id)
+
+    def _text_prefix(self) -> list[int]:
+        """The special tokens that the tokenizer puts before a text."""
+        marked = list(self.tokenizer("a")["input_ids"])
+        bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        starts = [i for i in range(len(marked)) if marked[i : i + len(bare)] == bare]
+        return marked[: starts[0]] if starts else []
+
+    def _plain(self) -> str:
+        return ("{{- bos_token }}" if self.tokenizer.bos_token_id in self.text_prefix else "") + PLAIN
 
 
-def build_trees(
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    options: DataOptions,
-) -> tuple[list[Tree], TokenReport]:
-    """Tokenise records into trees aligned with them, and apply the policy for rows of more than `max_length` tokens.
+# Answers with a thought: how one begins and ends, in the tags of models (<think>, [THINK], <|START_THINKING|>)
 
-    `drop`: leave the completion out. `cut_prompt`: drop the oldest turns (system messages stay; of a text prompt the
-    first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
-    last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
-    fills the length. `error`: DataError. Other errors: DataError where the template cannot render a record or separate
-    answer from prompt; ModelError where the tokenizer lacks a chat template or an end token. What was tokenised once is
-    kept in the folder `cache`.
-    """
-    template, rows = tokenise(records, tokenizer, options)
-    return trees_of(template, records, rows, options.max_length, options.over_long)
+TAG = re.compile(r"<\|?\w+\|?>|\[\w+\]")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message in which chat interfaces hand back the model's thoughts."""
 
 
-def tokenise(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, options: DataOptions
-) -> tuple[Template, list[Coded]]:
-    """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
-    template = Template(tokenizer, options.chat_template, options.special_tokens)
-    return template, list(tokentable.encode(template, records, options.cache))
+def _closing(tag: str) -> str:
+    """What closes a thought that `tag` opens: </think>, [/THINK], <|END_THINKING|>."""
+    return tag.replace("START", "END") if "START" in tag else tag[:1] + "/" + tag[1:]
 
 
-def trees_of(
-    template: Template, records: Sequence[Record], rows: Sequence[Coded], max_length: int | None, over_long: OverLong
-) -> tuple[list[Tree], TokenReport]:
-    """`build_trees` of records that are tokenised: `rows` are aligned with them."""
-    max_length = sys.maxsize if max_length is None else max_length
-    trees: list[Tree] = []
-    tally = _Tally()
-    too_long: list[DataError] = []
-    for record, coded in zip(records, rows, strict=True):
-        if over_long == "error":
-            too_long += _too_long(record, coded, max_length)
-        prompt, completions = _fit(template, record, coded, max_length, over_long, tally)
-        trees.append(
-            Tree(record.id, prompt, tuple(ids if ids is not None and len(ids) else None for ids in completions))
-        )
-        tally.add(template, record, coded)
-    if too_long:
-        more = f" ({len(too_long) - 1} more rows are too long)" if len(too_long) > 1 else ""
-        first = too_long[0]
-        raise DataError(first.message + more, line=first.line, row=first.row, problems=tuple(too_long))
-    return trees, tally.report(len(trees), max_length)
+def _first_tag(text: str) -> str:
+    """The tag with which a text begins, or ""."""
+    match = TAG.match(text.lstrip())
+    return match.group() if match else ""
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What a TokenReport says, while it is counted; `lengths` are prompt plus completion."""
-
-    dropped: int = 0
-    cut_prompt: int = 0
-    cut_completion: int = 0
-    empty: int = 0
-    flaws: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    unread: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-
-    def add(self, template: Template, record: Record, coded: Coded) -> None:
-        """Count a record as it came in."""
-        for i, flaws in enumerate(coded.flaws):
-            for flaw in flaws:
-                name = str(flaw.name).lower()
-                self.flaws[name] += 1
-                if self.flaws[name] <= EXAMPLES:
-                    example = f"{at(record.completions[i])}: {template.explain(record, i, flaw)}"
-                    self.examples[name] = (*self.examples.get(name, ()), example)
-        self.unread.update(template.unread_keywords(record))
-        for ids in coded.completions:
-            self.empty += not len(ids)  # only where a completion has neither text nor an end-of-turn
-            self.lengths.append(len(coded.prompt) + len(ids))
-
-    def report(self, trees: int, max_length: int) -> TokenReport:
-        """The sums."""
-        return TokenReport(
-            trees,
-            len(self.lengths),
-            dropped=self.dropped,
-            cut_prompt=self.cut_prompt,
-            cut_completion=self.cut_completion,
-            empty=self.empty,
-            flaws=self.flaws,
-            examples=self.examples,
-            unread=self.unread,
-            shortest=min(self.lengths, default=0),
-            longest=max(self.lengths, default=0),
-            max_length=max_length,
-        )
+def _behind(said: str, opening: str) -> str:
+    """An answer without the opening of its thought where the prompt already has that."""
+    bare = said.lstrip()
+    for start in (opening, opening.strip()):
+        if start and bare.startswith(start):
+            return bare[len(start) :]
+    return said
 
 
-def _fit(
-    template: Template, record: Record, coded: Coded, max_length: int, over_long: OverLong, tally: _Tally
-) -> tuple[Ids, Sequence[Ids | None]]:
-    """One record under the policy: (prompt ids, completion ids with None for dropped ones); what it did is counted."""
-    room = max_length - len(coded.prompt)
-    if all(len(ids) <= room for ids in coded.completions):
-        return coded.prompt, coded.completions
-    if over_long == "cut_completion" and room > 0:
-        tally.cut_completion += sum(len(ids) > room for ids in coded.completions)
-        return coded.prompt, [ids[:room] for ids in coded.completions]
-    whole = len(coded.prompt)
-    if over_long == "cut_prompt":
-        coded = _cut_prompt(template, record, coded, max_length)
-    room = max_length - len(coded.prompt)
-    kept = [ids if len(ids) <= room else None for ids in coded.completions]
-    tally.dropped += sum(ids is None for ids in kept)
-    tally.cut_prompt += len(coded.prompt) < whole
-    return coded.prompt, kept
+def _goes_on(said: str, opening: str, complete: bool) -> bool:
+    """Whether an answer goes on where the prompt ends: in the thought that `opening` begins, or behind it."""
+    tag = _first_tag(opening)
+    if not tag or _closing(tag) in opening:
+        return bool(tag) and (said.startswith(opening) or _first_tag(said) != tag)
+    return _first_tag(said) == tag or _closing(tag) in said or not complete
 
 
-def _cut_prompt(template: Template, record: Record, coded: Coded, max_length: int) -> Coded:
-    """The longest end of the prompt beside which every completion fits that can fit at all."""
-    if isinstance(record.prompt, str):
-        head = np.array(template.text_prefix, np.int32)
-        text = coded.prompt[len(head) :]
-        rooms = [max_length - len(head) - len(ids) for ids in coded.completions]
-        possible = [room for room in rooms if room >= 1]
-        # One token of a text prompt stays at least: an answer to nothing teaches nothing.
-        if not possible or not len(text):
-            return coded
-        return dataclasses.replace(coded, prompt=np.concatenate([head, text[-min(possible) :]]))
-    messages = record.prompt
-    system, starts = _turns(messages)
-    if not starts:
-        return coded
-
-    @functools.cache
-    def since(turn: int) -> Coded:
-        shorter = dataclasses.replace(record, prompt=messages[:system] + messages[starts[turn] :])
-        return tokentable.coded(template.encode([shorter])[0])
-
-    last = since(len(starts) - 1)
-    able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]
-
-    def fits(option: Coded) -> bool:
-        return all(len(option.prompt) + len(option.completions[i]) <= max_length for i in able)
-
-    if not able or fits(coded):
-        return coded
-    # Fewer turns are fewer tokens, so that few of the ends need to be printed: from the last one on twice as many.
-    most = len(starts) - 1
-    fitting, size = most, 1
-    while most - size >= 0 and fits(since(most - size)):
-        fitting, size = most - size, 2 * size
-    return since(bisect_left(range(fitting), True, lo=max(0, most - size), key=lambda turn: fits(since(turn))))
+def _is_own_thought(said: str, body: str, opening: str, complete: bool) -> bool:
+    """Whether an answer has a thought that it does not end, so that the template printed `body` with another one."""
+    tag = _first_tag(opening)
+    if tag and _closing(tag) not in opening:
+        return _closing(tag) not in said and (_first_tag(said) == tag or not complete)
+    return bool(_first_tag(body)) and _first_tag(said) == _first_tag(body) and _squashed(said) in _squashed(body)
 
 
-def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
-    """The number of system messages at the start, which stay, and where the turns after the first begin: with a user
-    message, since most templates insist on that."""
-    system = 0
-    while system < len(messages) and messages[system].get("role") in ("system", "developer"):
-        system += 1
-    return system, [i for i in range(system + 1, len(messages)) if messages[i].get("role") == "user"]
+# Texts and errors
 
 
-def _too_long(record: Record, coded: Coded, max_length: int) -> list[DataError]:
-    return [
-        DataError(
-            f"{len(coded.prompt)} prompt tokens and {len(ids)} completion tokens are more than max_length "
-            f"{max_length}: raise it, shorten the row, or choose --over-long drop, cut_prompt or cut_completion",
-            line=c.line,
-            row=c.id,
-        )
-        for c, ids in zip(record.completions, coded.completions, strict=True)
-        if len(coded.prompt) + len(ids) > max_length
-    ]
+def _unprinted(record: Record, prompt: str) -> str | None:
+    """The first thing that users or the system say in the prompt and the template does not print. (Earlier thoughts of
+    the assistant are left out by design, and tools' results are often printed in another form.)"""
+    end, squashed = 0, ""
+    for message in record.prompt:
+        assert not isinstance(message, str)
+        content = message.get("content")
+        if message.get("role") not in ("user", "system", "developer") or not isinstance(content, str):
+            continue
+        at = prompt.find(content.strip(), end)
+        if at >= 0:
+            end = at + len(content.strip())
+            continue
+        squashed = squashed or _squashed(prompt)
+        if _squashed(content) not in squashed:
+            return content
+    return None
+
+
+def _squashed(text: str) -> str:
+    """A text without blanks."""
+    return "".join(text.split())
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _shown(message: Message) -> str:
+    return json.dumps({k: v for k, v in message.items() if k != "role" and v}, ensure_ascii=False, default=str)
+
+
+def _message(completion: Completion) -> Message:
+    content = completion.content
+    return {"role": "assistant", **({"content": content} if isinstance(content, str) else content)}
+
+
+def _error(message: str, record: Record, completion: Completion | None = None) -> DataError:
+    at = completion or (record.completions[0] if record.completions else None)
+    return DataError(message, line=at.line if at else None, row=completion.id if completion else record.id)
+
+
+def _no_prefix(record: Record, completion: Completion, prompt: str, whole: str) -> DataError:
+    at = _common(prompt, whole)
+    return _error(
+        "the chat template prints the prompt differently once the answer follows, so the two cannot be separated: "
+        f"at character {at} the prompt has {prompt[at : at + 30]!r}, the conversation {whole[at : at + 30]!r}. "
+        "Set the template's switches in the row (for thinking models often chat_template_kwargs "
+        '{"enable_thinking": false}), give the answer as the template wants it (with its reasoning), or pass '
+        "--chat-template FILE|plain",
+        record,
+        completion,
+    )

@@ -24,7 +24,7 @@ from rich.markup import escape
 
 import prospect
 from prospect.data.options import DataOptions
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.data.write import write as write_feedback
 from prospect.demo import show, users, world
 from prospect.demo.world import Question

@@ -18,7 +18,7 @@ from prospect.data import cache as tokentable
 from prospect.data import store, tokens
 from prospect.data.groups import groups
 from prospect.data.options import DataOptions
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.data.write import write, write_problems
 from prospect.doctor import labels, lengths, repeats
 from prospect.doctor.findings import Findings, Measurement, diagnose

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from prospect.data.dataset import TokenReport, tokenise, trees_of
 from prospect.data.options import DataOptions, OverLong, SpecialTokens
-from prospect.data.tokens import TokenReport, tokenise, trees_of
 from prospect.doctor.findings import Measurement, of
 from prospect.feedback.prompts import prompt_sizes
 from prospect.feedback.records import Completion, Record, at, cite_end, readable

@@ -15,7 +15,7 @@ from prospect.feedback.records import Record, at, binary, readable
 from prospect.training.console import Console
 
 if TYPE_CHECKING:
-    from prospect.data.tokens import Tree
+    from prospect.data.dataset import Tree
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "cyan", "ok": "green"}
 LABELS = {True: ("desirable", "green"), False: ("undesirable", "red"), None: ("no label", "blue")}

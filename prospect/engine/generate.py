@@ -146,7 +146,7 @@ def stream(
 
 def stop_ids(policy: Policy) -> tuple[int, ...]:
     """What ends an answer: the end-of-turn tokens of the chat template, the model's and the tokenizer's own."""
-    from prospect.data.template import Template
+    from prospect.data.tokens import Template
 
     assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
     found = list(Template(policy.tokenizer).end_of_turn_ids)

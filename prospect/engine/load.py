@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.engine import folders
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.device import TRAINED_IN, Precision, must_fit, pick_device, pick_precision

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.engine import folders
 from prospect.engine.device import TRAINED_IN
 from prospect.engine.load import read_adapter, read_model, read_tokenizer, to_dtype, without_warnings

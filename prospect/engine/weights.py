@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from prospect.data import store
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.engine import folders
 from prospect.engine.policy import Policy
 from prospect.errors import ModelError, RunError

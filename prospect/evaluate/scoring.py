@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prospect.data.dataset import Dataset, build_dataset, mismatch
+from prospect.data.dataset import Dataset, Tree, build_dataset, mismatch
 from prospect.data.options import DataOptions
-from prospect.data.tokens import Tree
 from prospect.engine.device import ROUNDING
 from prospect.engine.load import load
 from prospect.engine.packing import Query

@@ -14,8 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from prospect.data.dataset import Dataset
-from prospect.data.tokens import Tree
+from prospect.data.dataset import Dataset, Tree
 from prospect.engine.policy import Policy
 from prospect.errors import ConfigError
 from prospect.feedback.records import Record

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from prospect.data import cache as tokentable
-from prospect.data.template import Template
-from prospect.data.tokens import Tree
+from prospect.data.dataset import Tree
+from prospect.data.tokens import Template
 from prospect.errors import DataError
 from prospect.feedback.records import Record
 from tests.helpers.tokenizers import CHATML, GEMMA, build_trees, byte_level, chat, cut_off, llama_like, record

@@ -13,13 +13,13 @@ from tokenizers import AddedToken
 
 from prospect.cli.data import CheckOptions
 from prospect.data.options import DataOptions, SpecialTokens
-from prospect.data.quotes import (
+from prospect.data.textids import (
     FIRST,
     LAST,
     Quotes,
     pattern,
 )
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.doctor.check import check
 from prospect.feedback.load import load
 from prospect.feedback.records import Message, Record
@@ -151,10 +151,10 @@ def test_a_vocabulary_that_holds_a_control_token_as_a_word_spells_it_out() -> No
 
 
 def test_quotes() -> None:
-    quotes, control = Quotes(), pattern(["<a>", "<a><a>", " "])
-    value = quotes.quote({"<a>": ["x<a><a>y", 1, None, True]}, control)
+    quotes, control, spelled = Quotes(), pattern(["<a>", "<a><a>", " "]), dict[str, None]()
+    value = quotes.quote({"<a>": ["x<a><a>y", 1, None, True]}, control, spelled)
     assert value == {chr(FIRST): [f"x{chr(FIRST + 1)}y", 1, None, True]}
-    assert quotes.tokens == ["<a>", "<a><a>"]
+    assert list(spelled) == ["<a>", "<a><a>"]
     assert quotes.unquote(value[chr(FIRST)][0]) == "x<a><a>y"
     assert quotes.pieces(f"a{chr(FIRST)}{chr(FIRST + 1)}b{chr(LAST)}") == ["a", "<a>", "", "<a><a>", "b" + chr(LAST)]
     assert not Quotes()

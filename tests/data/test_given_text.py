@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prospect.data.tokens import TokenReport
+from prospect.data.dataset import TokenReport
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.load import load
@@ -230,7 +230,7 @@ def test_switches_that_the_template_never_reads_change_nothing_and_are_named() -
 
 
 def test_a_template_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prospect.data.printing.SECONDS", 0.3)
+    monkeypatch.setattr("prospect.data.template.SECONDS", 0.3)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     records = [record(chat("Hi", system="s"), "four")] * 50
     with pytest.raises(DataError, match=r"did not end within 0\.3 s"):

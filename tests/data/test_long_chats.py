@@ -18,16 +18,17 @@ from prospect.data import (
     cache as tokentable,
 )
 from prospect.data import (
-    growing,
-    printing,
     resume,
+    textids,
+)
+from prospect.data import (
+    template as templates,
 )
 from prospect.data.dataset import build_dataset, digest
-from prospect.data.flaws import Flaw
 from prospect.data.microbatch import fill
 from prospect.data.options import DataOptions, SpecialTokens
-from prospect.data.template import Encoded, Template
 from prospect.data.textids import TextIds
+from prospect.data.tokens import Encoded, Flaw, Template
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.records import Completion, Message, Record
@@ -41,7 +42,7 @@ LOOP = "{% for m in messages %}" + TURN + "{% endfor %}"
 
 SHAPES = {
     **{name: text for name, text in vars(tokenizers).items() if isinstance(text, str) and "{%" in text},
-    "plain": printing.PLAIN,
+    "plain": templates.PLAIN,
     "last turn only": (ASSISTANT / "chat_template.jinja").read_text(),
     "system first": "{% if messages[0].role == 'system' %}{% set system, rest = messages[0].content, messages[1:] %}"
     "{% else %}{% set system, rest = 'Be kind.', messages %}{% endif %}{{ system }}<|end|>{% for m in rest %}"
@@ -125,7 +126,9 @@ def result(template: Template, record: Record) -> Encoded | str:
 
 
 def plain(one: Encoded | str) -> Any:
-    return one if isinstance(one, str) else (one.prompt.tolist(), one.completions, one.flaws)
+    if isinstance(one, str):
+        return one
+    return one.prompt.tolist(), [ids.tolist() for ids in one.completions], one.flaws
 
 
 def alone(tokenizer: Any, record: Record, special_tokens: SpecialTokens = "text") -> Any:
@@ -136,8 +139,8 @@ def alone(tokenizer: Any, record: Record, special_tokens: SpecialTokens = "text"
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short chats count as long."""
-    monkeypatch.setattr(printing, "LONG", 3)
-    monkeypatch.setattr(growing, "LONG", 40)
+    monkeypatch.setattr(templates, "LONG", 3)
+    monkeypatch.setattr(textids, "LONG", 40)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -183,7 +186,7 @@ class Work:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.messages = self.rounds = self.characters = 0
-        apply, step, ids = printing.apply, resume._Run.step, TextIds.ids
+        apply, step, ids = templates.apply, resume._Run.step, TextIds.ids
 
         def counted_apply(tokenizer: Any, messages: list[Any], *rest: Any, **more: Any) -> str:
             self.messages += len(messages)
@@ -197,7 +200,7 @@ class Work:
             self.characters += sum(map(len, strings))
             return ids(texts, strings)
 
-        patch.setattr(printing, "apply", counted_apply)
+        patch.setattr(templates, "apply", counted_apply)
         patch.setattr(resume._Run, "step", counted_step)
         patch.setattr(TextIds, "ids", counted_ids)
 
@@ -252,7 +255,7 @@ def test_a_template_that_prints_something_else_is_not_followed(monkeypatch: pyte
 def test_a_tokenizer_that_reads_pieces_otherwise_is_not_followed(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     records, tokenizer = rated_chat(30), byte_level(CHATML)
     expected = [alone(tokenizer, r) for r in records]
-    cutting = growing.GrowingIds(TextIds(tokenizer))
+    cutting = textids.GrowingIds(TextIds(tokenizer))
     assert cutting._cutting
     tokenizer.split_special_tokens = True
     split = [alone(tokenizer, r) for r in records]
@@ -334,7 +337,7 @@ def test_the_assistant_of_the_sandbox(short: None) -> None:
 
 def test_real_tokenizers(short: None, shared: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K")
-    for template in (printing.PLAIN, CHATML, THINKING):
+    for template in (templates.PLAIN, CHATML, THINKING):
         tokenizer.chat_template = template
         records = conversation(random.Random(1), calls=False)
         made_by = Template(tokenizer)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from prospect.data.template import Template
+from prospect.data.template import apply
+from prospect.data.tokens import Template
 from prospect.errors import DataError, ModelError
 from prospect.feedback.messages import message
 from tests.helpers.tokenizers import (
@@ -255,7 +256,7 @@ def test_prompt_ids_are_those_of_inference_and_nothing_is_lost(
     r = record(chat(*turns), answer)
     prompt, (completion,) = made.prompt_ids(r), made.encode([r])[0].completions
     assert prompt == tokenizer.apply_chat_template(list(r.prompt), add_generation_prompt=True)["input_ids"]
-    rendering = made.render(r, r.completions[0])
+    rendering = apply(tokenizer, [*r.prompt, {"role": "assistant", "content": answer}])
     end = made.end_of_turn_ids[0]
     assert completion[-1] == end
     assert end not in completion[:-1]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from prospect.data import printing
+from prospect.data import template as templates
+from prospect.data.dataset import TokenReport
 from prospect.data.options import DataOptions
-from prospect.data.template import Template
-from prospect.data.tokens import TokenReport
+from prospect.data.tokens import Template
 from prospect.doctor import lengths as check_lengths
 from prospect.errors import DataError
 from prospect.feedback.records import Record
@@ -34,13 +34,13 @@ def test_drop_leaves_out_what_does_not_fit() -> None:
     trees, report = build_trees([r], tokenizer, max_length=p + long - 1)
     assert [c is None for c in trees[0].completions] == [False, True]
     assert report == TokenReport(1, 2, dropped=1, shortest=p + short, longest=p + long, max_length=p + long - 1)
-    assert report.kept == 1
+    assert report.usable == 1
     assert report.describe() == (
         f"2 completions of 1 prompts, {p + short} to {p + long} tokens; 1 dropped (over {p + long - 1} tokens)"
     )
     trees, report = build_trees([r], tokenizer, max_length=p)
     assert trees[0].completions == (None, None)
-    assert report.kept == 0
+    assert report.usable == 0
     assert build_trees([r], tokenizer, max_length=p + long)[1].dropped == 0
 
 
@@ -75,7 +75,7 @@ def test_cut_prompt_drops_the_oldest_turns_and_keeps_the_system_message() -> Non
     assert "second" not in tokenizer.decode(trees[0].prompt)
     assert [c is None for c in trees[0].completions] == [False, True]
     assert (report.cut_prompt, report.dropped) == (1, 1)
-    assert build_trees([r], tokenizer, max_length=least, over_long="cut_prompt")[1].kept == 0
+    assert build_trees([r], tokenizer, max_length=least, over_long="cut_prompt")[1].usable == 0
 
 
 def test_cut_prompt_cuts_text_from_the_left_and_keeps_bos() -> None:
@@ -99,13 +99,13 @@ def rated_chat(turns: int) -> list[Record]:
 
 def printed_messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the conversations that a template prints from now on."""
-    lengths, apply = list[int](), printing.apply
+    lengths, apply = list[int](), templates.apply
 
     def count(tokenizer: Any, messages: list[Any], *rest: Any, **more: Any) -> str:
         lengths.append(len(messages))
         return apply(tokenizer, messages, *rest, **more)
 
-    monkeypatch.setattr(printing, "apply", count)
+    monkeypatch.setattr(templates, "apply", count)
     return lengths
 
 
@@ -129,16 +129,16 @@ def test_cut_prompt_prints_few_ends_of_a_long_chat(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_turn_is_printed_twice_and_never_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With and without its answer; the messages are quoted once, and what the cache holds is not printed at all."""
+    """With and without its answer; all is quoted once, and what the cache holds is not printed at all."""
     tokenizer, records = byte_level(CHATML), rated_chat(20)
     printed, quoted = printed_messages(monkeypatch), list[Any]()
-    quote = Template._quoted_message
-    monkeypatch.setattr(Template, "_quoted_message", lambda *a: (quoted.append(a[1]), quote(*a))[1])
+    quote = Template._quote
+    monkeypatch.setattr(Template, "_quote", lambda *a: (quoted.append(a[1]), quote(*a))[1])
     check_lengths.tokens(records, tokenizer, DataOptions(max_length=64, cache=tmp_path))
     prompts = sum(len(r.prompt) for r in records)
     conversations = [size for r in records for size in (len(r.prompt), len(r.prompt) + 1)]
     assert printed == conversations
-    assert len(quoted) == prompts + 2 * len(records)  # an answer is also looked at by itself
+    assert len(quoted) == prompts + len(records)
     printed.clear()
     check_lengths.tokens(records, tokenizer, DataOptions(max_length=64, cache=tmp_path))
     assert printed == []
@@ -156,7 +156,7 @@ def test_error_names_row_and_lengths() -> None:
 def test_a_row_cut_off_before_its_first_token_is_left_out_and_counted() -> None:
     trees, report = build_trees([cut_off(record(chat("Hi"), ""))], byte_level(CHATML), max_length=64)
     assert trees[0].completions == (None,)
-    assert (report.empty, report.dropped, report.kept) == (1, 0, 0)
+    assert (report.empty, report.dropped, report.usable) == (1, 0, 0)
 
 
 def test_trees_are_aligned_with_records_and_batches_do_not_matter() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prospect.data.tokens import Tree
+from prospect.data.dataset import Tree
 from prospect.engine import reference as scoring
 from prospect.engine.device import is_out_of_memory
 from prospect.engine.forward import forward

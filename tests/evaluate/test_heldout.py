@@ -11,8 +11,7 @@ import torch
 from scipy.special import expit
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.dataset import Dataset
-from prospect.data.tokens import TokenReport, Tree
+from prospect.data.dataset import Dataset, TokenReport, Tree
 from prospect.engine.policy import Policy
 from prospect.evaluate.heldout import Heldout, measure
 from prospect.evaluate.scoring import evaluate, queries

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prospect.data.options import DataOptions
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.data.write import write
 from prospect.doctor import check
 from prospect.feedback.load import load

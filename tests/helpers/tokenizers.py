@@ -8,9 +8,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from prospect.data import tokens
+from prospect.data import dataset
 from prospect.data.options import DataOptions
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.feedback.records import Completion, Message, Record
 
 SENTENCES = [
@@ -157,6 +157,8 @@ def texts(tokenizer: Any, r: Record, template: str | None = None) -> tuple[str, 
     )
 
 
-def build_trees(records: list[Record], tokenizer: Any, **options: Any) -> tuple[list[tokens.Tree], tokens.TokenReport]:
-    """`tokens.build_trees` with single options."""
-    return tokens.build_trees(records, tokenizer, DataOptions(**options))
+def build_trees(
+    records: list[Record], tokenizer: Any, **options: Any
+) -> tuple[list[dataset.Tree], dataset.TokenReport]:
+    """`dataset.build_trees` with single options."""
+    return dataset.build_trees(records, tokenizer, DataOptions(**options))

@@ -47,7 +47,7 @@ def trace(arguments: list[str]) -> Walk:
     def enter(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         is_function = code.co_flags & inspect.CO_OPTIMIZED  # else the body of a module or class, run by an import
-        # The watchdog of data/deadline.py wakes by the clock, whatever the run does.
+        # The watchdog of data/template.py wakes by the clock, whatever the run does.
         waits = threading.current_thread().name == "prospect-deadline"
         if event == "call" and is_function and code.co_filename.startswith(PACKAGE) and not waits:
             walk.enter(code.co_filename.removeprefix(PACKAGE), code.co_name)

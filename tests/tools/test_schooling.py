@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prospect.data.template import Template
+from prospect.data.tokens import Template
 from prospect.demo import answers, users, world
 from prospect.engine.generate import generate
 from prospect.engine.load import load

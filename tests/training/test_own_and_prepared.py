@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.dataset import Dataset
-from prospect.data.tokens import TokenReport, Tree
+from prospect.data.dataset import Dataset, TokenReport, Tree
 from prospect.engine.load import load
 from prospect.errors import ConfigError, Interrupted
 from prospect.feedback.records import Example, Record

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from prospect.data.deadline import within
+from prospect.data.template import within
 
 
 def spin() -> None:
