@@ -253,7 +253,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
             runfolder.note_budget(folder, job.token_budget)
     before = _before(job)
     if first or (before is None and held is not None):  # the weights are still those of the start
-        before = _measured(job, 0, evaluate())
+        before = _noted(job, 0, evaluate())
     if first:
         sample(0)
         if ranks.rank() == 0:
@@ -263,7 +263,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     round_to(stored)  # what is measured is what is saved
     end = len(job.schedule.steps)
     ended = job.log.has({"event": "end", "step": end}) and (folder / "model").exists()
-    after = None if ended else _measured(job, end, evaluate())
+    after = None if ended else _noted(job, end, evaluate())
     if loop.restore_best(job, end) and not ended:
         round_to(stored)
         after = evaluate()
@@ -282,19 +282,19 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
         job.log.say(result_line(read_folder(folder)))
 
 
-def _brief(found: Heldout | None) -> dict[str, float]:
+def _brief(result: Heldout | None) -> dict[str, float]:
     """The figures of a measurement that metrics.jsonl keeps."""
-    if found is None:
+    if result is None:
         return {}
-    values = {"auc": found.auc, "accuracy": found.accuracy, "margin": found.margin, "nll": found.nll}
+    values = {"auc": result.auc, "accuracy": result.accuracy, "margin": result.margin, "nll": result.nll}
     return {name: interval.value for name, interval in values.items() if interval is not None}
 
 
-def _measured(job: Job, step: int, found: Heldout | None) -> Heldout | None:
+def _noted(job: Job, step: int, result: Heldout | None) -> Heldout | None:
     """Note a measurement in metrics.jsonl and pass it on."""
-    if found is not None:
-        job.log.log("eval", step=step, **_brief(found))
-    return found
+    if result is not None:
+        job.log.log("eval", step=step, **_brief(result))
+    return result
 
 
 def _before(job: Job) -> Heldout | None:

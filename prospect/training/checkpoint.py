@@ -144,7 +144,7 @@ def _write(target: Path, files: Mapping[str, dict[str, Tensor]], state: Mapping[
             store.write_json(part / "state.json", values | {"checksum": store.checksum(values)})
     except (OSError, SafetensorError) as error:
         before = latest(target.parent)
-        kept = f"The last good checkpoint is {before}" if before else "No earlier checkpoint exists"
+        last = f"The last good checkpoint is {before}" if before else "No earlier checkpoint exists"
         raise RunError(
-            f"cannot write the checkpoint {target}: {error}. {kept}; make room and go on with --resume"
+            f"cannot write the checkpoint {target}: {error}. {last}; make room and go on with --resume"
         ) from error

@@ -44,21 +44,21 @@ def weights(policy: Policy, dataset: Dataset) -> list[float]:
 def embeddings(policy: Policy, dataset: Dataset) -> npt.NDArray[np.float64]:
     """The mean hidden state of each tree's prompt (trees, H), standardised."""
     order = sorted(range(len(dataset.trees)), key=lambda k: len(dataset.trees[k].prompt))
-    found: dict[int, npt.NDArray[np.float64]] = {}
+    by_tree: dict[int, npt.NDArray[np.float64]] = {}
     lengths = np.array([len(dataset.trees[k].prompt) for k in order])
     most = TOKENS
-    while len(found) < len(order):
-        ends = np.cumsum(lengths[len(found) :])
-        batch = order[len(found) : len(found) + max(1, int((ends <= most).sum()))]
+    while len(by_tree) < len(order):
+        ends = np.cumsum(lengths[len(by_tree) :])
+        batch = order[len(by_tree) : len(by_tree) + max(1, int((ends <= most).sum()))]
         means = within_memory(partial(_means, policy, [dataset.trees[k].prompt for k in batch]))
         if means is not None:
-            found |= dict(zip(batch, means, strict=True))
+            by_tree |= dict(zip(batch, means, strict=True))
             continue
         release(policy.device)
         if len(batch) == 1:
             raise RunError(f"out of memory for one prompt of {ends[0]} tokens alone. Choose a shorter --max-length")
         most = int(ends[len(batch) - 1]) // 2
-    x = np.stack([found[k] for k in range(len(dataset.trees))])
+    x = np.stack([by_tree[k] for k in range(len(dataset.trees))])
     spread = x.std(0)
     return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
 
@@ -87,5 +87,5 @@ def regress(x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_]) -> npt.NDArray
         gradient = -(x.T @ (sign / (1 + np.exp(margin)))) + RIDGE * slopes
         return float(value), gradient
 
-    found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
-    return np.asarray(1 / (1 + np.exp(-(x @ found.x))))
+    solution = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
+    return np.asarray(1 / (1 + np.exp(-(x @ solution.x))))

@@ -51,14 +51,14 @@ def settle(config: TrainConfig, typed: frozenset[str] = frozenset()) -> tuple[Tr
     store.require_name(folder)
     if config.resume:
         _refuse_links(folder)
-        written = _written(folder)
-        started = from_dict(written["config"], str(folder / "config.json"))
-        started = replace(started, resume=True, out=config.out, trust_run=config.trust_run)
-        started = replace(started, cache=config.cache or started.cache)
-        _same_settings(started, config, typed, written)
-        require_trust(started, config, folder / "config.json")
-        unchanged(folder, written, code_digests(started))
-        return started, written
+        on_disk = _written(folder)
+        original = from_dict(on_disk["config"], str(folder / "config.json"))
+        original = replace(original, resume=True, out=config.out, trust_run=config.trust_run)
+        original = replace(original, cache=config.cache or original.cache)
+        _same_settings(original, config, typed, on_disk)
+        require_trust(original, config, folder / "config.json")
+        unchanged(folder, on_disk, code_digests(original))
+        return original, on_disk
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing")
@@ -112,9 +112,9 @@ def _refuse_links(folder: Path) -> None:
 def rewind_samples(folder: Path, step: int) -> int:
     """Forget the answers that a lost part of the run had written after `step`; returns how many lines were damaged."""
     lines, damaged = store.json_lines(folder / "samples.jsonl")
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) < len(lines) or damaged:
-        _write_samples(folder, kept)
+    rest = [line for line in lines if _step_of(line) <= step]
+    if len(rest) < len(lines) or damaged:
+        _write_samples(folder, rest)
     return damaged
 
 
@@ -138,9 +138,9 @@ def _written(folder: Path) -> dict[str, Any]:
     """What a run's config.json says. Raises ConfigError where there is none, or another program's, or where it is not
     as the run wrote it."""
     try:
-        written: dict[str, Any] = store.read_json(folder / "config.json")
-        whole = written.pop("checksum", None) in (None, store.checksum(written))
-        readable = isinstance(written["config"], dict) and isinstance(written["model"], dict)
+        on_disk: dict[str, Any] = store.read_json(folder / "config.json")
+        whole = on_disk.pop("checksum", None) in (None, store.checksum(on_disk))
+        readable = isinstance(on_disk["config"], dict) and isinstance(on_disk["model"], dict)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         readable = False
     if not readable:
@@ -150,7 +150,7 @@ def _written(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} is damaged or was edited since the run wrote it: a resumed run would not be the "
             "same run. Put it back, or start a new run with another --out"
         )
-    return written
+    return on_disk
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> None:
@@ -158,24 +158,26 @@ def write_config(folder: Path, values: dict[str, Any]) -> None:
     store.write_json(folder / "config.json", values | {"checksum": store.checksum(values)})
 
 
-def _same_settings(started: TrainConfig, asked: TrainConfig, typed: frozenset[str], written: Mapping[str, Any]) -> None:
-    """Raises ConfigError where `asked` sets something to another value than the run was started with: it would not be
+def _same_settings(
+    original: TrainConfig, config: TrainConfig, typed: frozenset[str], on_disk: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError where `config` sets something to another value than the run was started with: it would not be
     the same run, and to pass over it in silence would be worse."""
     plain = TrainConfig()
     for entry in fields(TrainConfig):
         name = entry.name
-        was, now = getattr(started, name), getattr(asked, name)
+        was, now = getattr(original, name), getattr(config, name)
         if name in MAY_CHANGE or (name not in typed and now == getattr(plain, name)):
             continue
-        loss = dict(written.get("loss", {}))
+        loss = dict(on_disk.get("loss", {}))
         # Data in memory have no name: what they are is checked by their digest.
         same = now == "(in memory)" or _meaning(name, now, loss) == _meaning(name, was, loss)
         if name == "loss_args":  # some of the run's arguments may be given again
-            used = dict(loss.get("arguments", {})) | started.loss_args
+            used = dict(loss.get("arguments", {})) | original.loss_args
             same = all(used.get(key) == value for key, value in now.items())
         if not same:
             raise ConfigError(
-                f"--resume goes on with the settings of {asked.out}, where {name} is {was!r}, not {now!r}. Leave "
+                f"--resume goes on with the settings of {config.out}, where {name} is {was!r}, not {now!r}. Leave "
                 "it out, or start a new run with another --out"
             )
 
@@ -237,8 +239,8 @@ def trained(name: str) -> Trained:
     for run in (folder, folder.parent):
         path = run / "config.json"
         try:
-            written = store.read_json(path)
-            options, model, loss = dict(written["config"]), dict(written["model"]), dict(written["loss"]["arguments"])
+            on_disk = store.read_json(path)
+            options, model, loss = dict(on_disk["config"]), dict(on_disk["model"]), dict(on_disk["loss"]["arguments"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             if run == folder and path.exists() and (run / "metrics.jsonl").exists():
                 raise ConfigError(
@@ -301,9 +303,9 @@ def unchanged(folder: Path, resumed: Mapping[str, Any], now: Mapping[str, str]) 
 
 def note_budget(folder: Path, tokens: int) -> None:
     """Write the token budget that was measured into config.json."""
-    written = _written(folder)
-    written["engine"] |= {"token_budget": tokens}
-    write_config(folder, written)
+    on_disk = _written(folder)
+    on_disk["engine"] |= {"token_budget": tokens}
+    write_config(folder, on_disk)
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
@@ -329,9 +331,9 @@ def provenance(command: str, device: str) -> dict[str, Any]:
 
 def note_time(folder: Path, seconds: float, *, finished: bool) -> None:
     """Write into config.json that `seconds` more were spent on the run, all of them now if it is `finished`."""
-    written = _written(folder)
-    written |= {"finished": _now() if finished else None, "seconds": round((written.get("seconds") or 0) + seconds, 1)}
-    write_config(folder, written)
+    on_disk = _written(folder)
+    on_disk |= {"finished": _now() if finished else None, "seconds": round((on_disk.get("seconds") or 0) + seconds, 1)}
+    write_config(folder, on_disk)
 
 
 def _now() -> str:

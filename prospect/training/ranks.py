@@ -58,8 +58,8 @@ def together() -> Iterator[None]:
         if broken and (reason := _reason(word, lambda: time.monotonic() > deadline)):
             raise RunError(reason) from error
         lost = broken and ("gloo" in str(error) or isinstance(error, dist.DistError))
-        said = "has lost another rank, which left no word" if lost else "has failed"
-        reason = f"rank {number} {said}: {error or type(error).__name__}"
+        what = "has lost another rank, which left no word" if lost else "has failed"
+        reason = f"rank {number} {what}: {error or type(error).__name__}"
         _leave_word(word, reason)
         if lost:
             raise RunError(reason) from error
@@ -187,9 +187,9 @@ def gather(value: Shared) -> list[Shared]:
     """Every rank's `value`, in the order of the ranks, on every rank. For small things: it travels pickled."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -208,7 +208,7 @@ class _Work:
     title: str
     total: int | None
     done: int
-    written: int
+    last_line: int
     figures: str = ""
     began: float = field(default_factory=time.monotonic)
 
@@ -279,7 +279,7 @@ class Bars:
 
         def update(done: int, figures: str = "") -> None:
             work.done, work.figures = done, figures
-            if total and (done - work.written) * 10 >= total:  # about ten lines, however long it takes
+            if total and (done - work.last_line) * 10 >= total:  # about ten lines, however long it takes
                 self._write(work)
 
         try:
@@ -290,7 +290,7 @@ class Bars:
 
     def _write(self, work: _Work, more: str = "") -> None:
         with self._lock:
-            work.written = work.done
+            work.last_line = work.done
             self.console.print(work.line() + more, highlight=False, soft_wrap=True, markup=False)
             self.heard()
 

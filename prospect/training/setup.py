@@ -114,17 +114,17 @@ def _unfit(error: DataError, loss: Loss, records: Sequence[Record], threshold: s
         return error
     fit = [row.name for row in LOSSES.values() if row.view in views]
     more = f" and {len(fit) - 8} more" if len(fit) > 8 else ""
-    told = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
-    return DataError(f"{error}. {told}; `prospect losses` lists what each reads")
+    advice = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
+    return DataError(f"{error}. {advice}; `prospect losses` lists what each reads")
 
 
 def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
     """The views in which the data have rows."""
-    found: set[View] = set()
+    views: set[View] = set()
     for view in get_args(View):
         with suppress(DataError):
-            found |= {view} if any(examples(records, view, threshold)) else set()
-    return found
+            views |= {view} if any(examples(records, view, threshold)) else set()
+    return views
 
 
 def _require_scores(loss: Loss, training: Dataset) -> None:
