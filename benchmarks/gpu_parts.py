@@ -15,7 +15,6 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from benchmarks.kernels import random_trees
 from benchmarks.marks import Facts, spread
 from prospect.engine import attention
-from prospect.engine import attention_flash as varlen
 from prospect.engine.device import matmul_peak
 from prospect.engine.packing import Packed, pack
 
@@ -55,7 +54,7 @@ def attentions(device: torch.device, tiny: bool) -> Facts:
         shapes = [(1, h, forest.tokens, size) for h in (heads, shared, shared)]
         states = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
         ways: dict[str, Callable[[], Tensor]] = {"blocks": partial(_tree, states, forest, False)}
-        if varlen.suits(states[0], states[2], torch.bfloat16, None):
+        if attention.suits(states[0], states[2], torch.bfloat16, None):
             ways["varlen"] = partial(_tree, states, forest, True)
         ways["flex"] = partial(_flex, states, _block_mask(forest), flex_attention if tiny else _compiled())
         for name, work in ways.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,27 +17,30 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from prospect.engine.attention_cpu import Scoring, attend_blocks
-from prospect.engine.attention_flash import attend_flash, suits
+from prospect.engine.attention_flash import attend_flash
 from prospect.engine.packing import Segments
 
 NAME = "prospect_tree"
+LARGEST_HEAD = 256
+WIDE_BACKWARD = ((8, 0), (9, 0), (10, 0))
+"""Compute capabilities whose flash kernel has a backward for heads above 192; others lack the shared memory."""
 
 
 def attend_plainly(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scoring: Scoring) -> Tensor:
     """query (1, H, T, D), key and value (1, H or fewer, T, D) -> (1, T, H, D), as one would write it down."""
-    seen = torch.zeros(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    visible = torch.zeros(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
     for span in segments.spans:
         prompt = range(span.prompt_start, span.prompt_start + span.prompt)
         branch = torch.tensor([*prompt, *range(span.start, span.start + span.length)])
         for place in range(span.prompt, len(branch)):
             first = 0 if scoring.window is None else max(0, place + 1 - scoring.window)
-            seen[branch[place] - segments.past, branch[first : place + 1]] = True
+            visible[branch[place] - segments.past, branch[first : place + 1]] = True
     share = query.shape[1] // key.shape[1]  # query heads that have one key head in common
     key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
     scores = query @ key.transpose(2, 3) * scoring.scaling
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     return (weights @ value).transpose(1, 2)
 
 
@@ -63,6 +67,21 @@ def attend(
     if suits(query, value, dtype, softcap):
         return attend_flash(query, key, value, segments.varlen, scoring), None
     return attend_blocks(query, key, value, segments.spans, scoring), None
+
+
+def suits(query: Tensor, value: Tensor, dtype: torch.dtype, softcap: float | None) -> bool:
+    """Whether the flash kernel takes these states, (1, H, T, D) each, rounded to `dtype`."""
+    size = query.shape[-1]
+    if query.device.type != "cuda" or softcap is not None or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    capability = _capability(query.device)
+    limit = LARGEST_HEAD if capability in WIDE_BACKWARD else 192
+    return capability >= (8, 0) and size % 8 == 0 and size <= limit and size == value.shape[-1]
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if torch.version.cuda else (0, 0)
 
 
 def computed_in(states: Tensor) -> torch.dtype:

@@ -9,30 +9,10 @@ import inspect
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prospect.engine.attention_cpu import Scoring
 from prospect.engine.packing import VarlenLayout
-
-LARGEST_HEAD = 256
-WIDE_BACKWARD = ((8, 0), (9, 0), (10, 0))
-"""Compute capabilities whose flash kernel has a backward for heads above 192; others lack the shared memory."""
-
-
-def suits(query: Tensor, value: Tensor, dtype: torch.dtype, softcap: float | None) -> bool:
-    """Whether the flash kernel takes these states, (1, H, T, D) each, rounded to `dtype`."""
-    size = query.shape[-1]
-    if query.device.type != "cuda" or softcap is not None or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    capability = _capability(query.device)
-    limit = LARGEST_HEAD if capability in WIDE_BACKWARD else 192
-    return capability >= (8, 0) and size % 8 == 0 and size <= limit and size == value.shape[-1]
-
-
-@lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if torch.version.cuda else (0, 0)
 
 
 def attend_flash(query: Tensor, key: Tensor, value: Tensor, layout: VarlenLayout, scoring: Scoring) -> Tensor:

@@ -146,12 +146,12 @@ def _check_half(policy: Policy) -> str:
     with _exact(policy):
         exact = forward_tree(policy, trees).token_logp
     try:
-        found = forward_tree(policy, trees).token_logp
+        rounded = forward_tree(policy, trees).token_logp
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return f"a packed row in bfloat16 raises {type(error).__name__}: {error}"
-    off = float((found - exact).abs().mean())
+    off = float((rounded - exact).abs().mean())
     return "" if off <= TOLERANCE["bf16"] else f"packed trees in bfloat16 are {off:.2g} nats off those in float32"
 
 

@@ -56,8 +56,8 @@ def pick_precision(precision: Precision | Literal["auto"], device: torch.device)
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the host, has no memory left."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
+    has_own_type = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return has_own_type or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
 def within_memory(work: Callable[[], Result]) -> Result | None:

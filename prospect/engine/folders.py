@@ -186,16 +186,16 @@ def _tensor_digests(file: Path, cache: Path | None) -> list[str]:
         return list(_hash_tensors(file))
     state = file.resolve().stat()
     key = hashlib.sha256(f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
-    known = cache / "digests" / key
+    memo_file = cache / "digests" / key
     # A cache that refuses costs time, nothing else.
     with suppress(OSError, ValueError, LookupError, TypeError):
-        memo = store.read_json(known)
+        memo = store.read_json(memo_file)
         if memo["checksum"] == store.checksum(memo["tensors"]):
             return list(memo["tensors"])
     lines = list(_hash_tensors(file))
     with suppress(OSError):
-        store.make_folder(known.parent)
-        store.write_json(known, {"tensors": lines, "checksum": store.checksum(lines)})
+        store.make_folder(memo_file.parent)
+        store.write_json(memo_file, {"tensors": lines, "checksum": store.checksum(lines)})
     return lines
 
 

@@ -149,11 +149,11 @@ def stop_ids(policy: Policy) -> tuple[int, ...]:
     from prospect.data.tokens import Template
 
     assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
-    found = list(Template(policy.tokenizer).end_of_turn_ids)
+    ids = list(Template(policy.tokenizer).end_of_turn_ids)
     for source in (getattr(policy.model, "generation_config", None), policy.tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return tuple(dict.fromkeys(found))
+        own = getattr(source, "eos_token_id", None)
+        ids += own if isinstance(own, list) else [] if own is None else [own]
+    return tuple(dict.fromkeys(ids))
 
 
 def _generated(policy: Policy, ids: Sequence[int], ends: frozenset[int]) -> Generated:

@@ -176,15 +176,15 @@ class _TokenLogp(torch.autograd.Function):
     ) -> Scores:
         logp = hidden.new_empty(len(hidden), dtype=_wide(logits.dtype))
         sum_p2 = torch.empty_like(logp) if logits.want_sum_p2 else None
-        kept = hidden.new_empty(int(keep), len(hidden), len(weight), dtype=logits.dtype)
+        all_slopes = hidden.new_empty(int(keep), len(hidden), len(weight), dtype=logits.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(logits.dtype)
             for rows in _parts(hidden, len(weight), keep):
-                raw = torch.mm(hidden[rows].to(logits.dtype), head.T, out=kept[0, rows] if keep else None)
-                logp[rows], squares = logits.look(raw, targets[rows], kept[:, rows])
+                raw = torch.mm(hidden[rows].to(logits.dtype), head.T, out=all_slopes[0, rows] if keep else None)
+                logp[rows], squares = logits.look(raw, targets[rows], all_slopes[:, rows])
                 if sum_p2 is not None and squares is not None:
                     sum_p2[rows] = squares
-        ctx.save_for_backward(hidden, weight, bias, targets, head if keep and head is not weight else None, kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, head if keep and head is not weight else None, all_slopes)
         ctx.logits = logits
         ctx.set_materialize_grads(False)  # no product for what nobody differentiates
         return logp, sum_p2
@@ -194,19 +194,19 @@ class _TokenLogp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(grad is None for grad in grads):
             return (None,) * 6
-        hidden, weight, bias, targets, head, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, head, all_slopes = ctx.saved_tensors
         dtype, wide = ctx.logits.dtype, _wide(ctx.logits.dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         by_hidden: list[Tensor] = []
         by_weight: Tensor | None = None
         by_bias: Tensor | None = None
         count = 1 if grads[1] is None else 2
-        reuse = len(kept) == count
+        reuse = len(all_slopes) == count
         # Backward may run inside or outside of autocast; the dtypes here are chosen by hand.
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype) if head is None else head
             for rows in _parts(hidden, len(weight), reuse):
-                h, slopes = hidden[rows], kept
+                h, slopes = hidden[rows], all_slopes
                 if not reuse:
                     slopes = h.new_empty(count, len(h), len(weight), dtype=dtype)
                     ctx.logits.look(torch.mm(h.to(dtype), head.T, out=slopes[0]), targets[rows], slopes)

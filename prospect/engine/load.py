@@ -124,8 +124,8 @@ def loading(what: str) -> Iterator[None]:
     except (ProspectError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        said = str(error).strip()
-        raise ModelError(f"transformers cannot load {what}: {said or type(error).__name__}") from error
+        reason = str(error).strip()
+        raise ModelError(f"transformers cannot load {what}: {reason or type(error).__name__}") from error
 
 
 @contextmanager
@@ -178,11 +178,11 @@ def load(
     adapted = base_folder != folder
     where = pick_device(device)
     kernels = pick_kernels(kernels, where)
-    how = pick_precision(precision, where)
-    wide = how != "bf16" or (not frozen and not adapted if wide is None else wide)
-    base = read_model(base_folder, TRAINED_IN[how] if wide else "auto").requires_grad_(not frozen and not adapted)
+    precision = pick_precision(precision, where)
+    wide = precision != "bf16" or (not frozen and not adapted if wide is None else wide)
+    base = read_model(base_folder, TRAINED_IN[precision] if wide else "auto").requires_grad_(not frozen and not adapted)
     network = read_adapter(base, folder, trainable=not frozen) if adapted else base
-    to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[how])
+    to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[precision])
     tokenizer = read_tokenizer(folder, base_folder)
     if chat_template is not None:
         Template(tokenizer, chat_template)
@@ -193,7 +193,7 @@ def load(
             network,
             tokenizer,
             where,
-            how,
+            precision,
             folder,
             name,
             revision,

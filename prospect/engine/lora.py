@@ -127,8 +127,8 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: SaveDtype = "auto") ->
     round_to(dtypes)
     rounded = _probe(network)
     ends = Template(tokenizer).end_of_turn_ids
-    said = next((f for f in (folder, base_folder) if (f / "generation_config.json").exists()), None)
-    generation = generation_values(network, said, ends)
+    start = next((f for f in (folder, base_folder) if (f / "generation_config.json").exists()), None)
+    generation = generation_values(network, start, ends)
     unchecked = out.with_name(f".{out.name}.unchecked")
     try:
         write(network, tokenizer, unchecked, dtypes=dtypes, generation=generation)

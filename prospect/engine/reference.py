@@ -1,4 +1,5 @@
-"""The reference model as a table: token log-probs of every completion asked for, computed once, kept on disk.
+"""The reference model: a table of token log-probs, computed once and kept on disk, or earlier weights of the policy.
+Beside them the pass that scores many answers, and the check that two models mean the same by a token.
 
 The table is filled from the start model before training changes it, so full fine-tuning holds no second model, and it
 is shared by every run whose reference is the same: another loss, beta, learning rate, seed or LoRA rank computes
@@ -100,16 +101,16 @@ class ReferenceTable:
 
     def scores(self, trees: Sequence[Branches], like: Tensor) -> Tensor:
         """Token log-probs (M,) of all completions of the trees, in their order, as a tensor like `like`."""
-        found = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
-        return move(torch.from_numpy(np.concatenate(found)).to(like.dtype), like.device)
+        rows = [self.token_logp((tree.prompt, completion)) for tree in trees for completion in tree.completions]
+        return move(torch.from_numpy(np.concatenate(rows)).to(like.dtype), like.device)
 
     @collector_paused()
     def missing(self, queries: Iterable[Query]) -> list[Query]:
         """The queries that the table cannot answer yet, each once; what it can is loaded into memory."""
-        wanted = {key: q for q in queries if (key := row_key(q)) not in self._memory}
-        found = {} if self._table is None else self._table.read(wanted)
-        self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in found.items())
-        return [q for key, q in wanted.items() if key not in found]
+        by_key = {key: q for q in queries if (key := row_key(q)) not in self._memory}
+        stored = {} if self._table is None else self._table.read(by_key)
+        self._memory.update((key, np.frombuffer(value, self.dtype)) for key, value in stored.items())
+        return [q for key, q in by_key.items() if key not in stored]
 
     def fill(
         self,
@@ -177,8 +178,8 @@ class LiveReference:
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         """Take back weights that were saved."""
-        for name, kept in self.weights.items():
-            kept.copy_(weights[name])
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
 
 
 def token_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches]) -> tuple[Tensor, Tensor]:
@@ -192,10 +193,10 @@ def token_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches]
         hidden = forward(policy, trees, want_hidden=True).hidden
         assert hidden is not None
         other = policy.head.logits(hidden, compute_dtype=dtype).log_softmax(-1)
-    found = forward(policy, trees, want_hidden=True)
-    assert found.hidden is not None
-    mine = policy.head.logits(found.hidden, compute_dtype=dtype).log_softmax(-1)
-    return (mine.exp() * (mine - other)).sum(-1), found.offsets
+    output = forward(policy, trees, want_hidden=True)
+    assert output.hidden is not None
+    mine = policy.head.logits(output.hidden, compute_dtype=dtype).log_softmax(-1)
+    return (mine.exp() * (mine - other)).sum(-1), output.offsets
 
 
 def kl_tokens(policy: Policy) -> int:
@@ -314,11 +315,11 @@ def require_comparable(policy: Policy, reference: Policy, queries: Sequence[Quer
 def _different_vocabulary(
     mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, queries: Sequence[Query]
 ) -> str:
-    known, other = mine.get_vocab(), theirs.get_vocab()
-    for token, number in known.items():
+    own, other = mine.get_vocab(), theirs.get_vocab()
+    for token, number in own.items():
         if other.get(token, number) != number:
             return f"the token {token!r} has the id {number} in one and {other[token]} in the other"
-    names = {number: token for token, number in known.items()}
+    names = {number: token for token, number in own.items()}
     for number in np.unique(np.concatenate([np.zeros(0, np.int32), *(ids for query in queries for ids in query)])):
         if names.get(int(number)) not in other:
             return f"the data have the token {names.get(int(number))!r}, which the reference does not know"

@@ -187,8 +187,8 @@ def generation_values(model: PreTrainedModel, folder: Path | None, ends: Iterabl
     if folder is not None and (folder / "generation_config.json").exists():
         values = folders.read_json(folder / "generation_config.json")
     before = values.get("eos_token_id")
-    known = before if isinstance(before, list) else [] if before is None else [before]
-    every = list(dict.fromkeys([*known, *ends]))
-    if every != known:
+    ids = before if isinstance(before, list) else [] if before is None else [before]
+    every = list(dict.fromkeys([*ids, *ends]))
+    if every != ids:
         values["eos_token_id"] = every[0] if len(every) == 1 else every
     return values

@@ -92,12 +92,12 @@ def state(size: int = 64, device: str = "cuda") -> Any:
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0)])
 def test_who_is_suited(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    monkeypatch.setattr(attention_flash, "_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "_capability", lambda device: capability)
     new = capability >= (8, 0)
     bf16 = torch.bfloat16
 
     def suits(query: Any, value: Any, dtype: torch.dtype = bf16, softcap: float | None = None) -> bool:
-        return attention_flash.suits(query, value, dtype, softcap)
+        return attention.suits(query, value, dtype, softcap)
 
     assert suits(state(), state()) == new
     assert suits(state(), state(), torch.float16) == new
