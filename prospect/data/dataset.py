@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prospect.data import cache
-from prospect.data.groups import groups
 from prospect.data.options import DataOptions, OverLong
 from prospect.data.schedule import Schedule, plan
+from prospect.data.split import groups
 from prospect.data.textids import Ids
 from prospect.data.tokens import Encoded, Template
 from prospect.errors import DataError
@@ -146,7 +146,7 @@ class Dataset:
 
     def groups(self) -> tuple[int, ...]:
         """Per example the number of its group: examples of one conversation, or of near-duplicate prompts, are not
-        independent of each other (`prospect.data.groups`)."""
+        independent of each other (`prospect.data.split`)."""
         of_records = groups(self.records).group
         return tuple(of_records[example.tree] for example in self.examples)
 

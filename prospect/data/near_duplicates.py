@@ -11,15 +11,13 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from prospect.data.components import Components
 
 NEAR = 0.8
 """Texts are near duplicates where this share of their three-word sequences is common to both (Jaccard)."""
@@ -47,6 +45,39 @@ _WORD = re.compile(rf"[^\W{_SPACELESS}]+|[{_SPACELESS}]|[+*/=<>^%&@#$€£×÷�
 Shingles = npt.NDArray[np.uint32]
 Signatures = npt.NDArray[np.uint32]
 EMPTY: Shingles = np.empty(0, np.uint32)
+
+
+class Components:
+    """Union-find over the items 0 to n - 1 (Tarjan 1975, with path halving and union by size)."""
+
+    def __init__(self, count: int) -> None:
+        self._above = list(range(count))
+        self._size = [1] * count
+
+    def root(self, item: int) -> int:
+        """The item that stands for the component of `item`."""
+        above = self._above
+        while above[item] != item:
+            above[item] = item = above[above[item]]
+        return item
+
+    def join(self, a: int, b: int) -> None:
+        """Make one component of those of `a` and `b`."""
+        a, b = self.root(a), self.root(b)
+        if a == b:
+            return
+        if self._size[a] < self._size[b]:
+            a, b = b, a
+        self._above[b] = a
+        self._size[a] += self._size[b]
+
+    def joined(self, a: int, b: int) -> bool:
+        return self.root(a) == self.root(b)
+
+    def numbers(self, items: Iterable[int]) -> tuple[int, ...]:
+        """The component of each of `items`, numbered from 0 in the order of first appearance."""
+        numbers: dict[int, int] = {}
+        return tuple(numbers.setdefault(self.root(item), len(numbers)) for item in items)
 
 
 def words(text: str) -> list[str]:

@@ -1,15 +1,267 @@
-"""Which records are held out: whole groups, so that nothing held out was seen in training under another name."""
+"""Which records are held out: whole groups, so that nothing held out was seen in training under another name.
+
+Two records are of one group, directly or by way of others, where
+
+- they have the same prompt (or, without a prompt, the same text),
+- they come from one conversation: a conversation's id says so, one prompt is the beginning of another, or the answer
+  of one stands verbatim in the prompt of the other,
+- their prompts are near duplicates (`near_duplicates`), the system's messages apart.
+
+The groups depend on the records alone, not on their order; the time is linear in the text.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from prospect.data.groups import Groups, groups
+import numpy as np
+import numpy.typing as npt
+
+from prospect.data.near_duplicates import EMPTY, Components, Shingler, Shingles, join_near, signatures, words
 from prospect.errors import DataError
-from prospect.feedback.prompts import prompt_digests
-from prospect.feedback.records import Record
+from prospect.feedback.load import collector_paused
+from prospect.feedback.prompts import MessageTree, prompt_digests, prompt_or_text
+from prospect.feedback.records import Message, Record, readable
+
+TELLING_WORDS = 8
+"""An answer of so many words that stands in another prompt shows one conversation; a shorter one only together with
+the turn that it answers."""
+COMMON = 0.5
+"""A three-word sequence that more than this share of the conversations have is their form, not what they are about."""
+FORM = 20
+"""Among fewer conversations than this nothing counts as form."""
+_SYSTEM = ("system", "developer")
+_ANY_TURN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Numbers aligned with the records, from 0 in the order of first appearance; each coarser than the one before.
+
+    `prompt`: equal prompts. `conversation`: also what comes from one conversation. `group`: also near duplicates; a
+    split keeps these together.
+    """
+
+    prompt: tuple[int, ...]
+    conversation: tuple[int, ...]
+    group: tuple[int, ...]
+
+
+@collector_paused()
+def groups(records: Sequence[Record]) -> Groups:
+    """What belongs together among `records`."""
+    prompts = _Prompts.of(records)
+    components = Components(len(prompts.tree))
+    prompt = components.numbers(prompts.nodes)
+    _join_ids(prompts, records, components)
+    _join_beginnings(prompts, components)
+    _join_text_beginnings(prompts, records, components)
+    _join_answers(prompts, records, components)
+    conversation = components.numbers(prompts.nodes)
+    _join_same_words(prompts, components)
+    _join_near(prompts, components)
+    return Groups(prompt, conversation, components.numbers(prompts.nodes))
+
+
+@dataclass(frozen=True, slots=True)
+class _MessageWords:
+    """A message's words: a digest of them (empty where there are none) and their shingles."""
+
+    digest: bytes
+    shingles: Shingles
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """The records' prompts in one tree. `nodes` are aligned with the records; `distinct` are the different ones,
+    ascending, so that beginnings come first; `speaks[node]`: somebody but the system and the assistant says something
+    up to it; `message_words` is by the numbers of messages."""
+
+    tree: MessageTree
+    nodes: list[int]
+    distinct: list[int]
+    speaks: list[bool]
+    message_words: dict[int, _MessageWords]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> _Prompts:
+        tree = MessageTree()
+        nodes = [tree.add(prompt_or_text(record)) for record in records]
+        speaks, message_words, shingle = [False], dict[int, _MessageWords](), Shingler()
+        for node in range(1, len(tree)):
+            message, number = tree.message[node], tree.number[node]
+            role = "user" if isinstance(message, str) else message.get("role")
+            speaks.append(speaks[tree.parent[node]] or role not in (*_SYSTEM, "assistant"))
+            if number not in message_words:
+                # The system's messages are the same in many conversations, and count for nothing.
+                spoken = [] if role in _SYSTEM else words(readable(message))
+                digest = hashlib.blake2b(" ".join(spoken).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                message_words[number] = _MessageWords(digest if spoken else b"", shingle(spoken))
+        return cls(tree, nodes, sorted(set(nodes)), speaks, message_words)
+
+
+def _join_ids(prompts: _Prompts, records: Sequence[Record], components: Components) -> None:
+    """One conversation's id."""
+    first: dict[str, int] = {}
+    for node, record in zip(prompts.nodes, records, strict=True):
+        for name in record.conversations:
+            components.join(first.setdefault(name, node), node)
+
+
+def _join_beginnings(prompts: _Prompts, components: Components) -> None:
+    """Prompts of messages that begin others. A beginning in which nobody asks anything (a system message, a greeting)
+    is no conversation yet."""
+    tree, distinct = prompts.tree, set(prompts.distinct)
+    nearest = [-1] * len(tree)  # the last prompt on the way to a node, itself included
+    for node in range(1, len(tree)):
+        above = nearest[tree.parent[node]]
+        if node in distinct and prompts.speaks[node]:
+            if above >= 0:
+                components.join(above, node)
+            above = node
+        nearest[node] = above
+
+
+def _join_text_beginnings(prompts: _Prompts, records: Sequence[Record], components: Components) -> None:
+    """Text prompts that begin others: together with their answer, with more than one line, or up to the end of a line.
+    (A single line that goes on is another question: "What is 2" and "What is 2 + 2?".)"""
+    texts: list[tuple[str, bool, int]] = []  # (text, whether it ends with the prompt's answer, the prompt)
+    plain: dict[int, str] = {}
+    for node, record in zip(prompts.nodes, records, strict=True):
+        prompt = prompts.tree.message[node]
+        if not isinstance(prompt, str) or not prompt.strip():
+            continue
+        if node not in plain:
+            plain[node] = " ".join(prompt.split())
+            texts.append((plain[node], False, node))
+        answers = [" ".join(completion.text.split()) for completion in record.completions if record.prompt]
+        texts += [(plain[node] + space + answer, True, node) for answer in answers if answer for space in ("", " ")]
+    texts.sort()
+    beginnings: list[tuple[str, bool, int]] = []  # each begins all that follow it
+    for text, answered, node in texts:
+        while beginnings and not text.startswith(beginnings[-1][0]):
+            beginnings.pop()
+        for start, whole, earlier in reversed(beginnings) if not answered else ():
+            inside_word = text[len(start) - 1 : len(start) + 1].isalnum() and len(text) > len(start)
+            if earlier != node and not inside_word and (whole or _ends_turn(prompts, earlier, node)):
+                components.join(earlier, node)
+                break
+        beginnings.append((text, answered, node))
+
+
+def _ends_turn(prompts: _Prompts, beginning: int, node: int) -> bool:
+    """Whether a text that begins another one ends where a turn may end."""
+    start, text = readable(prompts.tree.message[beginning]).strip(), readable(prompts.tree.message[node])
+    return "\n" in start or text.lstrip()[len(start) :].lstrip(" \t\r").startswith("\n")
+
+
+def _join_answers(prompts: _Prompts, records: Sequence[Record], components: Components) -> None:
+    """Answers that stand verbatim in another prompt, as where a chat was cut to its last turns or its system message
+    changed. An answer to several prompts is a phrase, and shows nothing."""
+    tree = prompts.tree
+    prompts_of: dict[int, dict[int, set[int]]] = {}  # {answer: {the turn it answers, or ANY_TURN: prompts}}
+    for node, record in zip(prompts.nodes, records, strict=True):
+        if isinstance(tree.message[node], str) or not prompts.speaks[node]:
+            continue
+        for completion in record.completions:
+            content = completion.content
+            message: Message = {"role": "assistant", "content": content} if isinstance(content, str) else content
+            answer = tree.find_message(message)
+            if answer is not None:
+                text = readable(message)
+                telling = len(text) > 2 * TELLING_WORDS and len(words(text)) >= TELLING_WORDS
+                before = _ANY_TURN if telling else tree.number[node]
+                prompts_of.setdefault(answer, {}).setdefault(before, set()).add(node)
+    answered: dict[int, int] = {}  # {where an answer ends inside a prompt: the prompt that it answers}
+    for node in range(1, len(tree)):
+        turns = prompts_of.get(tree.number[node])
+        if turns is not None:
+            answers = turns.get(_ANY_TURN) or turns.get(tree.number[tree.parent[node]], set())
+            if len(answers) == 1:
+                (answered[node],) = answers
+    distinct = set(prompts.distinct)
+    nearest = [-1] * len(tree)  # the prompt answered last on the way to a node
+    for node in range(1, len(tree)):
+        above = nearest[tree.parent[node]]
+        nearest[node] = answered.get(node, above)
+        if above >= 0 and node in answered:
+            components.join(above, answered[node])
+        if nearest[node] >= 0 and node in distinct:
+            components.join(nearest[node], node)
+
+
+def _join_same_words(prompts: _Prompts, components: Components) -> None:
+    """Prompts that differ in case, punctuation, white space or the system's messages alone."""
+    tree, first = prompts.tree, dict[bytes, int]()
+    digest = [b""]
+    for node in range(1, len(tree)):
+        above, own = digest[tree.parent[node]], prompts.message_words[tree.number[node]].digest
+        digest.append(hashlib.blake2b(above + own, digest_size=16).digest() if own else above)
+    for node in prompts.distinct:
+        if digest[node]:
+            components.join(first.setdefault(digest[node], node), node)
+
+
+def _join_near(prompts: _Prompts, components: Components) -> None:
+    """Near duplicates, by the three-word sequences of their messages without those that are common form."""
+    tree, distinct = prompts.tree, set(prompts.distinct)
+    above: dict[int, int] = {}  # the longest other prompt that begins this one, or the root
+    parts: dict[int, list[int]] = {}  # the messages since then
+    for start in prompts.distinct:
+        parts[start], node = [tree.number[start]], tree.parent[start]
+        while node > 0 and node not in distinct:
+            parts[start].append(tree.number[node])
+            node = tree.parent[node]
+        above[start] = node
+    shingles = {number: each.shingles for number, each in prompts.message_words.items()}
+    common = _common(shingles, {(components.root(node), number) for node in distinct for number in parts[node]})
+    if len(common):
+        shingles = {number: own[~np.isin(own, common)] for number, own in shingles.items()}
+
+    def shingles_of(node: int) -> Shingles:
+        path = [shingles[tree.number[node]]]
+        while (node := tree.parent[node]) > 0:
+            path.append(shingles[tree.number[node]])
+        return path[0] if len(path) == 1 else np.unique(np.concatenate(path))
+
+    place = {number: i for i, number in enumerate(shingles)}
+    signature = signatures(list(shingles.values()))
+    least: dict[int, npt.NDArray[np.uint32]] = {0: signatures([EMPTY])[0]}
+    for node in prompts.distinct:
+        least[node] = np.minimum(least[above[node]], signature[[place[number] for number in parts[node]]].min(axis=0))
+    # By their digests, so that the order of the records plays no part; without what is form alone.
+    ordered = sorted(prompts.distinct, key=tree.digest.__getitem__)
+    items = [node for node in ordered if not np.array_equal(least[node], least[0])]
+    if items:
+        join_near(components, items, np.stack([least[node] for node in items]), shingles_of)
+
+
+def _common(shingles: Mapping[int, Shingles], spoken: set[tuple[int, int]]) -> Shingles:
+    """The shingles that most conversations have: a template's text. `spoken` are (conversation, message number)."""
+    count = len({conversation for conversation, _ in spoken})
+    if count < FORM:
+        return EMPTY
+    pairs = sorted(spoken)
+    flat = np.concatenate([shingles[number] for _, number in pairs])
+    often = _more_than(COMMON * count, flat)
+    if not len(often):
+        return often
+    # A conversation counts once, however many of its messages have a sequence.
+    owner = np.repeat([conversation for conversation, _ in pairs], [len(shingles[number]) for _, number in pairs])
+    there = np.isin(flat, often)
+    once = np.unique(np.stack([owner[there], flat[there].astype(np.int64)]), axis=1)
+    return _more_than(COMMON * count, once[1].astype(np.uint32))
+
+
+def _more_than(times: float, values: Shingles) -> Shingles:
+    distinct, counts = np.unique(values, return_counts=True)
+    return distinct[counts > times]
+
+
+# The split
 
 CLASSES = (True, False, None)
 """Thumb up, thumb down, no thumb."""

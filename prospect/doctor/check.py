@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prospect.data import cache as tokentable
 from prospect.data import store, tokens
-from prospect.data.groups import groups
 from prospect.data.options import DataOptions
+from prospect.data.split import groups
 from prospect.data.tokens import Template
 from prospect.data.write import write, write_problems
 from prospect.doctor import labels, lengths, repeats

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import exp, lgamma
 
-from prospect.data.groups import Groups
 from prospect.data.near_duplicates import near_twins, words
+from prospect.data.split import Groups
 from prospect.doctor.findings import Measurement, of
 from prospect.doctor.labels import Thumb, cite_both
 from prospect.feedback.records import EXAMPLES, Completion, Record, at, cite, cite_end, readable

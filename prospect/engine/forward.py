@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prospect.data.textids import Ids
 from prospect.engine.packing import (
     Branches,
-    Ids,
     KeyValues,
     Packed,
     PromptCache,

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-Ids = npt.NDArray[np.int32]
+from prospect.data.textids import Ids
+
 Ints = npt.NDArray[np.int64]
 
 Query = tuple[Ids, Ids]

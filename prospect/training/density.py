@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 
 from prospect.data.dataset import Dataset
+from prospect.data.textids import Ids
 from prospect.engine.device import release, within_memory
 from prospect.engine.forward import forward
-from prospect.engine.packing import Branches, Ids
+from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
 from prospect.errors import RunError
 from prospect.losses.numerics import segment_mean

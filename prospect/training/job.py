@@ -11,9 +11,10 @@ from torch import Tensor
 
 from prospect.data.dataset import Dataset
 from prospect.data.schedule import Schedule
+from prospect.data.textids import Ids
 from prospect.engine.device import is_out_of_memory, release
 from prospect.engine.forward import on_trees
-from prospect.engine.packing import Branches, Ids
+from prospect.engine.packing import Branches
 from prospect.engine.policy import Policy
 from prospect.engine.reference import LiveReference
 from prospect.errors import ModelError

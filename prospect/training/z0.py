@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from prospect.data.schedule import Step
+from prospect.data.textids import Ids
 from prospect.engine.generate import generate
-from prospect.engine.packing import Ids, move, take
+from prospect.engine.packing import move, take
 from prospect.engine.reference import kl_tokens, token_kl
 from prospect.errors import ConfigError
 from prospect.losses.numerics import segment_sum

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.data import groups as grouping
 from prospect.data import near_duplicates
-from prospect.data.groups import groups
+from prospect.data import split as grouping
 from prospect.data.near_duplicates import (
     NEAR,
     Shingler,
     jaccard,
     words,
 )
+from prospect.data.split import groups
 from prospect.data.write import write
 from prospect.feedback import prompts
 from prospect.feedback.load import load

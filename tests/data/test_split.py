@@ -11,8 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from prospect.data.groups import groups
-from prospect.data.split import split
+from prospect.data.split import groups, split
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding
 from prospect.errors import DataError
