@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+import prospect
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
@@ -52,3 +54,11 @@ def test_the_page_has_the_figures_of_the_docstrings(name: str) -> None:
     (row,) = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `examples/{name}`")]
     shares = re.findall(r"\d+\.\d%", docstring)
     assert shares and all(share in row for share in shares)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
+def test_examples_need_public_names_only(path: Path) -> None:
+    """`import prospect` and names that are pinned: no module of ours is looked into."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"^\s*(?:from|import) prospect\.", text, re.MULTILINE)
+    assert set(re.findall(r"\bprospect\.([A-Za-z_]\w*)\(", text)) <= set(prospect.__all__)
