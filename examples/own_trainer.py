@@ -63,7 +63,7 @@ def with_trainer(policy: Policy, dataset: Dataset, reference: Tensor, out: str =
     from transformers import Trainer, TrainingArguments
 
     class KTO(Trainer):
-        def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
             loss = objective(policy, dataset, reference, inputs["row"].tolist())
             return (loss, {}) if return_outputs else loss
 

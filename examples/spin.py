@@ -45,4 +45,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     Path(sys.argv[3]).mkdir(parents=True, exist_ok=True)
-    spin(*sys.argv[1:4], *map(int, sys.argv[4:5]))
+    model, data, out, *rounds = sys.argv[1:]
+    spin(model, data, out, int(rounds[0]) if rounds else 3)

@@ -66,3 +66,28 @@ def test_every_public_name_has_its_place_among_the_api() -> None:
     )
     assert "errors" in places
     assert places - {"errors"} == set(prospect.__all__) - errors - {"__version__", "LOSSES"}
+
+
+DECISIONS = sorted(path for path in (DOCS / "decisions").glob("*.md") if path.name != "README.md")
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda p: p.stem)
+def test_a_decision_says_what_and_why_what_was_measured_and_by_which_command(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    heads = re.findall(r"^- \*\*(\w+)\*\*: \S", text, re.MULTILINE)
+    assert heads == ["What", "Why", "Measured", "Command"]
+    title = text.splitlines()[0].removeprefix("# ")
+    assert f"- [{title}]({page.name}): " in (page.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")]), ids=lambda p: p.stem)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """`engine/head.py` is in the package, `tests/test_layers.py` in the repository, `quotes.py` in any room."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:[\w-]+/)*\w+\.(?:py|toml))`", text):
+        places = [ROOT / name, ROOT / "prospect" / name, *(() if "/" in name else (ROOT / "prospect").rglob(name))]
+        own = name in ("my_losses.py", "my_points.py", "conftest.py")
+        assert own or any(place.exists() for place in places), f"{page.name} speaks of {name}"
+    for module in re.findall(r"python -m ((?:benchmarks|research|tools|tests|prospect)[\w.]*)", text):
+        path = ROOT.joinpath(*module.split("."))
+        assert path.is_dir() or path.with_suffix(".py").exists(), f"{page.name} speaks of {module}"

@@ -70,7 +70,7 @@ class Course:
 @dataclass(frozen=True, slots=True)
 class School:
     """Size of the assistant and of its schooling. The shipped one has these courses behind it, but other forums, too:
-    it went to this one from the weights of the version before (docs/decisions.md)."""
+    it went to this one from the weights of the version before (docs/decisions/demo.md)."""
 
     hidden: int = 192
     layers: int = 4

@@ -70,11 +70,11 @@ class Plan:
     )
     """The learning rate is far above the default for billions of parameters: a model of two million needs, and bears,
     large steps. It is as small as the number of thumbs allows: steps twice as large move the assistant by chance, too
-    (docs/decisions.md). Beta is the upper end of the paper's range for small models, since answers of a few words have
-    small log-ratios."""
+    (docs/decisions/demo.md). Beta is the upper end of the paper's range for small models, since answers of a few words
+    have small log-ratios."""
     balance: float = 3 / 2
     """The weight of all thumbs up over that of all thumbs down, the upper end of the paper's range (Eq. 9). At 1 a
-    usual answer whose thumbs tell nothing would go all the way up or down by chance: see docs/decisions.md."""
+    usual answer whose thumbs tell nothing would go all the way up or down by chance: see docs/decisions/demo.md."""
     sft: dict[str, Any] = field(default_factory=lambda: {"loss": "sft", "learning_rate": 3e-4})
     """Imitation of the answers with a thumb up, for as many steps as KTO takes, at the learning rate among 2e-4, 3e-4,
     5e-4 and 1e-3 that was best on other questions, in the mean of both temperatures. KTO's was not searched."""
