@@ -76,6 +76,7 @@ def test_a_decision_says_what_and_why_what_was_measured_and_by_which_command(pag
     text = page.read_text(encoding="utf-8")
     heads = re.findall(r"^- \*\*(\w+)\*\*: \S", text, re.MULTILINE)
     assert heads == ["What", "Why", "Measured", "Command"]
+    assert all((ROOT / path).exists() for path in re.findall(r"\btests/[\w/.]+", text))
     title = text.splitlines()[0].removeprefix("# ")
     assert f"- [{title}]({page.name}): " in (page.parent / "README.md").read_text(encoding="utf-8")
 
