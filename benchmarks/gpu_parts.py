@@ -1,4 +1,4 @@
-"""Parts measured on a device: the matrix product, and three ways to compute a forest's attention."""
+"""Parts measured on a device: the matrix product, and three ways to compute a packed's attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def matmul_rate(device: torch.device, tiny: bool) -> float:
     return max(matmul_peak(device, torch.bfloat16, size) for size in ((64,) if tiny else (4096, 8192, 16384)))
 
 
-def forest_of(device: torch.device, tiny: bool, branches: int) -> Packed:
+def packed_trees(device: torch.device, tiny: bool, branches: int) -> Packed:
     """About 16,000 tokens of trees with this many answers each, no two of the same length."""
     trees, prompt, answer = (3, 6, 5) if tiny else (20 // branches, 256, 512)
     lengths = [answer - (answer // 8) * k for k in range(branches)]
@@ -50,13 +50,13 @@ def attentions(device: torch.device, tiny: bool) -> Facts:
     found: Facts = {}
     heads, shared, size = (4, 2, 16) if tiny else (12, 2, 128)
     for branches in (1, 4):
-        forest = forest_of(device, tiny, branches)
-        shapes = [(1, h, forest.tokens, size) for h in (heads, shared, shared)]
+        packed = packed_trees(device, tiny, branches)
+        shapes = [(1, h, packed.tokens, size) for h in (heads, shared, shared)]
         states = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
-        ways: dict[str, Callable[[], Tensor]] = {"blocks": partial(_tree, states, forest, False)}
+        ways: dict[str, Callable[[], Tensor]] = {"blocks": partial(_tree, states, packed, False)}
         if attention.suits(states[0], states[2], torch.bfloat16, None):
-            ways["varlen"] = partial(_tree, states, forest, True)
-        ways["flex"] = partial(_flex, states, _block_mask(forest), flex_attention if tiny else _compiled())
+            ways["varlen"] = partial(_tree, states, packed, True)
+        ways["flex"] = partial(_flex, states, _block_mask(packed), flex_attention if tiny else _compiled())
         for name, work in ways.items():
             try:
                 value: Any = 1e3 * clock(partial(_both, work, states), device, 2 if tiny else 10)["median"]
@@ -70,10 +70,10 @@ def _both(work: Callable[[], Tensor], states: list[Tensor]) -> None:
     torch.autograd.grad(work().sum(), states)
 
 
-def _tree(states: list[Tensor], forest: Packed, flash: bool) -> Tensor:
+def _tree(states: list[Tensor], packed: Packed, flash: bool) -> Tensor:
     with mock.patch.object(attention, "suits", return_value=flash):
         query, key, value = states
-        return attention.attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)[0]
+        return attention.attend(torch.nn.Module(), query, key, value, None, segments=packed.segments)[0]
 
 
 @cache
@@ -86,27 +86,27 @@ def _flex(states: list[Tensor], mask: Any, kernel: Any) -> Tensor:
     return found.transpose(1, 2)
 
 
-def _block_mask(forest: Packed) -> Any:
-    """For FlexAttention; made once per forest, so it is not measured."""
-    piece, tree, is_prompt = _pieces(forest)
+def _block_mask(packed: Packed) -> Any:
+    """For FlexAttention; made once per packed, so it is not measured."""
+    piece, tree, is_prompt = _pieces(packed)
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         mine = (piece[q] == piece[k]) | ((tree[q] == tree[k]) & is_prompt[k])
         return mine & (q >= k)
 
-    return create_block_mask(seen, None, None, forest.tokens, forest.tokens, device=str(piece.device))
+    return create_block_mask(seen, None, None, packed.tokens, packed.tokens, device=str(piece.device))
 
 
-def _pieces(forest: Packed) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     """Of each packed token: its piece (a prompt or an answer), its tree, and whether it is in the prompt."""
-    starts = forest.segments.prompt_starts
-    trees = torch.zeros(forest.tokens, dtype=torch.int64)
+    starts = packed.segments.prompt_starts
+    trees = torch.zeros(packed.tokens, dtype=torch.int64)
     trees[torch.from_numpy(starts).unique()[1:]] = 1
     pieces = trees.clone()
-    own = torch.from_numpy(forest.segments.starts[forest.segments.lengths > 0])
+    own = torch.from_numpy(packed.segments.starts[packed.segments.lengths > 0])
     pieces[own] = 1
-    prompt = torch.zeros(forest.tokens, dtype=torch.bool)
-    for start, length in zip(starts, forest.segments.prompt_lengths, strict=True):
+    prompt = torch.zeros(packed.tokens, dtype=torch.bool)
+    for start, length in zip(starts, packed.segments.prompt_lengths, strict=True):
         prompt[start : start + length] = True
-    device = forest.input_ids.device
+    device = packed.input_ids.device
     return pieces.cumsum(0).to(device), trees.cumsum(0).to(device), prompt.to(device)

@@ -109,13 +109,13 @@ def random_trees(prompts: Sequence[int], answers: Sequence[Sequence[int]], vocab
 
 def attention(trees: list[Branches], repeats: int) -> Facts:
     """Forward and backward of one layer's attention: trees packed, against one padded row per completion."""
-    forest = pack(trees)
+    row = pack(trees)
     layer = torch.nn.Module()
     size = HIDDEN // HEADS
 
     def packed() -> None:
-        q, k, v = (torch.randn(1, HEADS, forest.tokens, size, dtype=native(), requires_grad=True) for _ in "qkv")
-        attend(layer, q, k, v, None, segments=forest.segments)[0].sum().backward()
+        q, k, v = (torch.randn(1, HEADS, row.tokens, size, dtype=native(), requires_grad=True) for _ in "qkv")
+        attend(layer, q, k, v, None, segments=row.segments)[0].sum().backward()
 
     lengths = [len(t.prompt) + len(c) - 1 for t in trees for c in t.completions]
     shape = (len(lengths), HEADS, max(lengths), size)
@@ -125,13 +125,13 @@ def attention(trees: list[Branches], repeats: int) -> Facts:
         functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
     took = in_turn({"tree": packed, "padded": padded}, repeats)
-    slots = {"tokens": forest.tokens, "padded_slots": shape[0] * shape[2]}
+    slots = {"tokens": row.tokens, "padded_slots": shape[0] * shape[2]}
     ratio = spread(b / a for a, b in zip(took["tree"], took["padded"], strict=True))
     return slots | {name: spread(times) for name, times in took.items()} | {"ratio": ratio}
 
 
 def planning(rows: int) -> Facts:
-    """Seconds per row of planning an epoch, and of packing its steps' forests (a sample of them)."""
+    """Seconds per row of planning an epoch, and of packing its steps' rows (a sample of them)."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 300, rows).tolist()
     names = [i.to_bytes(4, "big") for i in range(rows)]
@@ -142,9 +142,9 @@ def planning(rows: int) -> Facts:
         balance([lengths[i] for i in step.rows], 1, 4096)
     planned = time.perf_counter() - began
     few = steps[:30]
-    forests = [random_trees([lengths[i] for i in s.rows], [[lengths[i]] for i in s.rows]) for s in few]
+    samples = [random_trees([lengths[i] for i in s.rows], [[lengths[i]] for i in s.rows]) for s in few]
     began = time.perf_counter()
-    for trees in forests:
+    for trees in samples:
         pack(trees)
     packed = time.perf_counter() - began
     return {"rows": rows, "plan": planned / rows, "pack": packed / sum(len(s.rows) for s in few)}

@@ -18,9 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import workload
 from benchmarks.marks import BUILD, Marks
 from benchmarks.side_prospect import prepared, real_tokens, with_reference
-from prospect.engine import forward
+from prospect.engine import forward, packing
 from prospect.engine import head as logprobs
-from prospect.engine import packing as forest
 from prospect.training import gradient, z0
 from prospect.training.batch import cut_step
 from prospect.training.optimizer import make_optimizer
@@ -83,7 +82,7 @@ def main() -> None:
             take(step)
         whole = time.perf_counter() - began
     tokens = sum(real_tokens(job.dataset, step.rows) for step in steps[1 : 1 + options.steps])
-    print(f"{whole / options.steps:.3f} s a step, {tokens / whole:,.0f} real tokens/s, {forest.__name__} engine")
+    print(f"{whole / options.steps:.3f} s a step, {tokens / whole:,.0f} real tokens/s, {packing.__name__} engine")
     for name, seconds in spent.items():
         print(f"{100 * seconds / whole:5.1f} %  {name}")
     with profile(activities=[ProfilerActivity.CPU]) as found:

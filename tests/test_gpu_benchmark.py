@@ -84,10 +84,10 @@ def test_what_the_sides_are_told() -> None:
 
 @pytest.mark.parametrize("branches", [1, 4])
 def test_all_attentions_compute_the_same(branches: int) -> None:
-    forest = gpu_parts.forest_of(torch.device("cpu"), True, branches)
+    packed = gpu_parts.packed_trees(torch.device("cpu"), True, branches)
     torch.manual_seed(0)
-    states = [torch.randn(1, heads, forest.tokens, 16) for heads in (4, 2, 2)]
-    blocks = gpu_parts._tree(states, forest, False)
-    flex = gpu_parts._flex(states, gpu_parts._block_mask(forest), vars(gpu_parts)["flex_attention"])
+    states = [torch.randn(1, heads, packed.tokens, 16) for heads in (4, 2, 2)]
+    blocks = gpu_parts._tree(states, packed, False)
+    flex = gpu_parts._flex(states, gpu_parts._block_mask(packed), vars(gpu_parts)["flex_attention"])
     torch.testing.assert_close(flex, blocks, rtol=0, atol=1e-5)
     assert vars(attention)["suits"](states[0], states[2], torch.bfloat16, None) is False

@@ -211,17 +211,17 @@ def test_a_query_with_one_key_has_no_gradient() -> None:
 
 def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
     """Inside autocast a rotation has widened queries and keys, but not values; each gets a gradient of its own kind."""
-    forest = pack(trees([(5, [4, 1, 9]), (1, [1]), (200, [230, 7])]))
-    inputs = states(torch.float32, forest.tokens, shared=2)
+    packed = pack(trees([(5, [4, 1, 9]), (1, [1]), (200, [230, 7])]))
+    inputs = states(torch.float32, packed.tokens, shared=2)
     inputs[2] = inputs[2].detach().bfloat16().requires_grad_()
     rounded = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
-    pull = torch.randn(1, forest.tokens, 4, 8).bfloat16()
+    pull = torch.randn(1, packed.tokens, 4, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert computed_in(inputs[0]) == torch.bfloat16
         query, key, value = inputs
-        mine, _ = attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)
+        mine, _ = attend(torch.nn.Module(), query, key, value, None, segments=packed.segments)
     query, key, value = rounded
-    exact, _ = attend(torch.nn.Module(), query, key, value, None, segments=forest.segments)
+    exact, _ = attend(torch.nn.Module(), query, key, value, None, segments=packed.segments)
     assert mine.dtype == torch.bfloat16
     found = [mine, *torch.autograd.grad(mine, inputs, pull)]
     assert [x.dtype for x in found[1:]] == [x.dtype for x in inputs]
@@ -234,13 +234,13 @@ def test_states_as_models_give_them(trees: Callable[..., Any]) -> None:
 def test_the_definition_and_what_computes_it(
     trees: Callable[..., Any], window: int | None, softcap: float | None
 ) -> None:
-    forest = pack(trees([(5, [4, 1, 9]), (1, [1]), (20, [23, 7])]))
-    inputs = states(torch.float64, forest.tokens, shared=2, sizes=(8, 5))
+    packed = pack(trees([(5, [4, 1, 9]), (1, [1]), (20, [23, 7])]))
+    inputs = states(torch.float64, packed.tokens, shared=2, sizes=(8, 5))
     scoring = Scoring(torch.float64, 0.3, window, softcap)
     results = []
     for output in (
-        attend_blocks(*inputs, forest.segments.spans, scoring),
-        attend_plainly(*inputs, forest.segments, scoring),
+        attend_blocks(*inputs, packed.segments.spans, scoring),
+        attend_plainly(*inputs, packed.segments, scoring),
     ):
         results.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)

@@ -43,11 +43,11 @@ def flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 def test_values_and_gradients_are_those_of_the_blocks(
     trees: Build, flash: None, monkeypatch: pytest.MonkeyPatch, shapes: Any, heads: int, window: int | None
 ) -> None:
-    forest = pack(trees(shapes))
+    packed = pack(trees(shapes))
     torch.manual_seed(0)
     sizes = (4, heads, heads)
-    states = [torch.randn(1, h, forest.tokens, 8, dtype=torch.float64, requires_grad=True) for h in sizes]
-    options: Any = {"segments": forest.segments, "sliding_window": window, "scaling": 0.3}
+    states = [torch.randn(1, h, packed.tokens, 8, dtype=torch.float64, requires_grad=True) for h in sizes]
+    options: Any = {"segments": packed.segments, "sliding_window": window, "scaling": 0.3}
     found = []
     for on in (True, False):
         monkeypatch.setattr(attention, "suits", lambda *_, on=on: on)
@@ -115,28 +115,28 @@ def test_who_is_suited(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, i
 
 def test_inside_autocast_states_are_narrowed(trees: Build, flash: None) -> None:
     """Norms on queries and keys widen them; SDPA would narrow them by itself, the flash kernel refuses."""
-    forest = pack(trees(SHAPES))
-    query = torch.randn(1, 4, forest.tokens, 8)
+    packed = pack(trees(SHAPES))
+    query = torch.randn(1, 4, packed.tokens, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert computed_in(query) == torch.bfloat16
-        output, _ = attend(torch.nn.Module(), query, query, query.bfloat16(), None, segments=forest.segments)
+        output, _ = attend(torch.nn.Module(), query, query, query.bfloat16(), None, segments=packed.segments)
         assert output.dtype == torch.bfloat16
     assert computed_in(query) == torch.float32
 
 
 def test_everything_moves_in_one_copy(monkeypatch: pytest.MonkeyPatch, trees: Build) -> None:
-    """As on CUDA, with pinning left out: the same forest in one copy, and one more for the kernel's layout."""
+    """As on CUDA, with pinning left out: the same packed in one copy, and one more for the kernel's layout."""
     plain = pack(trees(SHAPES))
     moved: list[Tensor] = []
     monkeypatch.setattr(packing, "_pins", lambda tensor, device: True)
     monkeypatch.setattr(packing, "_pinned", lambda tensor: moved.append(tensor) or tensor)
-    forest = pack(trees(SHAPES))
+    packed = pack(trees(SHAPES))
     assert len(moved) == 1
     for name in ("input_ids", "position_ids", "predict", "targets"):
-        assert torch.equal(getattr(forest, name), getattr(plain, name))
-    layout = forest.segments.varlen
+        assert torch.equal(getattr(packed, name), getattr(plain, name))
+    layout = packed.segments.varlen
     assert len(moved) == 2 and layout.keys is not None and torch.equal(layout.keys, plain.segments.varlen.keys)
-    assert forest.segments.varlen is layout
+    assert packed.segments.varlen is layout
 
 
 @needs_gpu

@@ -71,9 +71,9 @@ def test_only_new_tokens_are_computed(tiny: Build, trees: Build) -> None:
     branches, more, _ = further(policy, trees)
     prompts = forward(policy, branches, want_prompts=True).prompts
     assert prompts is not None
-    forest = pack_more(prompts, more)
-    assert forest.tokens == sum(len(c) - 1 for some in more for c in some)
-    assert forest.position_ids[0, 0] == len(branches[0].prompt)
+    packed = pack_more(prompts, more)
+    assert packed.tokens == sum(len(c) - 1 for some in more for c in some)
+    assert packed.position_ids[0, 0] == len(branches[0].prompt)
 
 
 def test_single_tokens_need_no_pass(tiny: Build, trees: Build) -> None:
