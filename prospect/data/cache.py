@@ -39,9 +39,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def encode(encoder: Template, rows: Sequence[Record], cache: Path | None = None) -> Iterator[Encoded]:
-    """What `encoder.encode` makes of records, in order; with `cache` only of those that are not kept there. Raises as
-    that does. A disk that refuses costs time, no more."""
-    table, kept = None, dict[bytes, bytes]()
+    """What `encoder.encode` makes of records, in order; with `cache` only of those that are not kept there. Raises
+    as that does. A disk that refuses costs time, no more."""
+    table, rows_on_disk = None, dict[bytes, bytes]()
     name = None if cache is None else identity(encoder)
     tree = MessageTree()
     nodes = [tree.add(record.prompt) for record in rows]
@@ -52,12 +52,12 @@ def encode(encoder: Template, rows: Sequence[Record], cache: Path | None = None)
     if cache is not None and name:
         try:
             table = ValueTable(cache / "tokens" / f"{name}.sqlite")
-            kept = table.read(set(keys))
+            rows_on_disk = table.read(set(keys))
         except (RunError, OSError):
             table = None
     for part in fill(sizes, CHARACTERS, most=BATCH):
         numbers = range(len(rows))[part]
-        new = [i for i in numbers if not kept or keys[i] not in kept]
+        new = [i for i in numbers if not rows_on_disk or keys[i] not in rows_on_disk]
         encoded = dict(zip(new, encoder.encode([rows[i] for i in new]), strict=True))
         if table is not None and new:
             packed = [(keys[i], _pack(encoded[i])) for i in new]
@@ -65,7 +65,7 @@ def encode(encoder: Template, rows: Sequence[Record], cache: Path | None = None)
                 table.write((key, row) for i, (key, row) in zip(new, packed, strict=True) if _is_kept(row, goes_on[i]))
             except RunError:
                 table = None
-        yield from (encoded[i] if i in encoded else _unpack(kept[keys[i]]) for i in numbers)
+        yield from (encoded[i] if i in encoded else _unpack(rows_on_disk[keys[i]]) for i in numbers)
 
 
 def identity(encoder: Template) -> str | None:

@@ -102,15 +102,15 @@ class Shingler:
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
 
-    def __call__(self, said: Sequence[str]) -> Shingles:
+    def __call__(self, sequence: Sequence[str]) -> Shingles:
         """Sorted distinct hashes of all three-word sequences. A shorter text is one sequence, an empty one has none."""
-        if not said:
+        if not sequence:
             return EMPTY
         codes = self._codes
-        for word in said:
+        for word in sequence:
             if word not in codes:  # not hash(): it differs between processes
                 codes[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
-        code = np.array([codes[word] for word in said] + [0] * (3 - len(said)), np.uint64)
+        code = np.array([codes[word] for word in sequence] + [0] * (3 - len(sequence)), np.uint64)
         factors = _factors()[0, :3]
         mixed = code[:-2] * factors[0] + code[1:-1] * factors[1] + code[2:] * factors[2]  # wraps at 2^64
         return np.unique((mixed >> np.uint64(32)).astype(np.uint32))

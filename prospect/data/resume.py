@@ -33,23 +33,23 @@ class Unresumable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The start of round `index` of the loop `number`, `length` characters printed, `known` messages looked at."""
+    """The start of round `index` of the loop `number`, `length` characters printed, `horizon` messages looked at."""
 
     number: int
     index: int
     length: int
-    known: float
+    horizon: float
     namespaces: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class _Run:
-    """One printing. `known` counts the messages looked at, and is infinite once the end is known."""
+    """One printing. `horizon` counts the messages looked at, and is infinite once the end is known."""
 
     messages: Sequence[Message]
     text: list[str] = field(default_factory=list)
     length: int = 0
-    known: float = 0
+    horizon: float = 0
     namespaces: list[Any] = field(default_factory=list)
     origin: _Snapshot | None = None
     before: str = ""
@@ -68,9 +68,9 @@ class _Run:
         if self.origin.number != number or len(self.origin.namespaces) != self.created:
             raise Unresumable
         self.text, self.length = [self.before[: self.origin.length]], self.origin.length
-        self.known = max(self.known, self.origin.known)
+        self.horizon = max(self.horizon, self.origin.horizon)
         for namespace, values in zip(self.namespaces, self.origin.namespaces, strict=True):
-            held(namespace).update(values)
+            values_of(namespace).update(values)
         self.resumes = True
         return items.behind(self.origin.index)
 
@@ -81,10 +81,10 @@ class _Run:
         if self.resumes:
             assert self.origin is not None
             loop.index0, self.resumes = self.origin.index, False
-        elif self.known <= len(self.messages):
-            values = [dict(held(namespace)) for namespace in self.namespaces]
+        elif self.horizon <= len(self.messages):
+            values = [dict(values_of(namespace)) for namespace in self.namespaces]
             if all(isinstance(value, _PLAIN) for one in values for value in one.values()):
-                self.snapshots.append(_Snapshot(number, loop.index0, self.length, self.known, values))
+                self.snapshots.append(_Snapshot(number, loop.index0, self.length, self.horizon, values))
 
 
 class _Messages:
@@ -130,15 +130,15 @@ class _Messages:
 
     def _exists(self, i: int) -> bool:
         exists = i < len(self._run.messages)
-        self._run.known = max(self._run.known, i + 1) if exists else math.inf
+        self._run.horizon = max(self._run.horizon, i + 1) if exists else math.inf
         return exists
 
     def _all(self) -> Sequence[Message]:
-        self._run.known = math.inf
+        self._run.horizon = math.inf
         return self._run.messages[self._start :]
 
 
-def held(namespace: Any) -> dict[str, Any]:
+def values_of(namespace: Any) -> dict[str, Any]:
     """What a Jinja namespace holds."""
     values: dict[str, Any] = namespace._Namespace__attrs
     return values
@@ -174,10 +174,10 @@ class ResumableTemplate:
         """What the template prints; the first `same` messages are those of the conversation before. Raises Unresumable,
         and what the template raises."""
         same = same if variables == self._variables else 0
-        while self._snapshots and self._snapshots[-1].known > same:
+        while self._snapshots and self._snapshots[-1].horizon > same:
             self._snapshots.pop()
-        kept, self._snapshots = self._snapshots, []
-        run = _Run(messages, origin=kept[-1] if kept else None, before=self._text)
+        earlier, self._snapshots = self._snapshots, []
+        run = _Run(messages, origin=earlier[-1] if earlier else None, before=self._text)
 
         def namespace(*values: Any, **more: Any) -> Any:
             run.namespaces.append(self._namespace(*values, **more))
@@ -187,7 +187,7 @@ class ResumableTemplate:
         for piece in self._template.generate(**variables, **hooks, messages=_Messages(run)):
             run.text.append(piece)
             run.length += len(piece)
-        self._variables, self._text, self._snapshots = variables, "".join(run.text), [*kept, *run.snapshots]
+        self._variables, self._text, self._snapshots = variables, "".join(run.text), [*earlier, *run.snapshots]
         return self._text
 
     @property

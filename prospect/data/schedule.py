@@ -45,13 +45,13 @@ class Schedule:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every step of the run, in order."""
-        found: list[Step] = []
+        steps: list[Step] = []
         for epoch in range(self.epochs):
             for rows in self._epoch(epoch):
-                if self.max_steps is not None and len(found) == self.max_steps:
-                    return tuple(found)
-                found.append(Step(len(found) + 1, epoch, rows))
-        return tuple(found)
+                if self.max_steps is not None and len(steps) == self.max_steps:
+                    return tuple(steps)
+                steps.append(Step(len(steps) + 1, epoch, rows))
+        return tuple(steps)
 
     def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """One epoch's blocks, shuffled, filled into steps as close to the batch size as whole blocks allow."""
@@ -137,8 +137,8 @@ def _meet(
     largest = max(buckets, key=len)
     units = [unit for bucket in [largest, *(b for b in buckets if b is not largest)] for unit in bucket]
     h = max(len(units) // 2, len(largest))
-    met = min(h, len(units) - h)
-    blocks = [[units[i], units[i + h]] for i in range(met)]
+    couples = min(h, len(units) - h)
+    blocks = [[units[i], units[i + h]] for i in range(couples)]
 
     def fits(a: list[int], b: list[int]) -> bool:
         longest_a, longest_b = max(row_lengths[i] for i in a), max(row_lengths[i] for i in b)
@@ -158,7 +158,7 @@ def _meet(
                 if fits(*block):
                     break
     pairs = iter(tuple(blocks))
-    for unit in units[met:h] + units[met + h :]:
+    for unit in units[couples:h] + units[couples + h :]:
         home = next(pairs, None)
         blocks.append([unit]) if home is None else home.append(unit)
     return blocks

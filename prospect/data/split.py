@@ -274,25 +274,25 @@ def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[R
     Which groups are held out depends on their texts, `fraction` and `seed`, not on the order of the records. Raises
     DataError where there is one group only, or where the groups are too large for anything near the fraction.
     """
-    grouped = groups(records)
-    counts = [[0, 0, 0] for _ in range(max(grouped.group, default=-1) + 1)]
+    numbers = groups(records)
+    counts = [[0, 0, 0] for _ in range(max(numbers.group, default=-1) + 1)]
     digests: list[bytes] = [b""] * len(counts)
-    for record, group, digest in zip(records, grouped.group, prompt_digests(records), strict=True):
+    for record, group, digest in zip(records, numbers.group, prompt_digests(records), strict=True):
         for completion in record.completions:
             counts[group][CLASSES.index(completion.label)] += 1
         digests[group] = min(digests[group], digest) if digests[group] else digest
     if len(counts) < 2:
-        raise DataError(f"--eval-fraction holds out whole groups, but there is only one{_why(records, grouped)}")
+        raise DataError(f"--eval-fraction holds out whole groups, but there is only one{_why(records, numbers)}")
     order = sorted(range(len(counts)), key=lambda g: hashlib.sha256(f"split {seed} ".encode() + digests[g]).digest())
-    held = _choose(counts, order, fraction)
-    rows, apart = sum(map(sum, counts)), sum(sum(counts[g]) for g in held)
-    if not fraction / 2 <= apart / rows <= max(2 * fraction, 0.5) and apart != 1:
+    chosen = _choose(counts, order, fraction)
+    rows, count = sum(map(sum, counts)), sum(sum(counts[g]) for g in chosen)
+    if not fraction / 2 <= count / rows <= max(2 * fraction, 0.5) and count != 1:
         raise DataError(
-            f"--eval-fraction {fraction:g} comes to {100 * apart / rows:.2g} % of the rows, since it holds out whole "
-            f"groups and the largest has {100 * max(map(sum, counts)) / rows:.3g} %{_why(records, grouped)}"
+            f"--eval-fraction {fraction:g} comes to {100 * count / rows:.2g} % of the rows, since it holds out whole "
+            f"groups and the largest has {100 * max(map(sum, counts)) / rows:.3g} %{_why(records, numbers)}"
         )
-    train = [record for record, group in zip(records, grouped.group, strict=True) if group not in held]
-    return train, [record for record, group in zip(records, grouped.group, strict=True) if group in held]
+    train = [record for record, group in zip(records, numbers.group, strict=True) if group not in chosen]
+    return train, [record for record, group in zip(records, numbers.group, strict=True) if group in chosen]
 
 
 def _choose(counts: Sequence[Sequence[int]], order: Sequence[int], fraction: float) -> set[int]:
@@ -307,21 +307,21 @@ def _choose(counts: Sequence[Sequence[int]], order: Sequence[int], fraction: flo
         return sum(abs(a - b) for a, b in zip(sums, targets, strict=True))
 
     sums: list[float] = [0.0] * len(CLASSES)
-    held: set[int] = set()
+    chosen: set[int] = set()
     for group in order:
         after = [a + b for a, b in zip(sums, counts[group], strict=True)]
-        if distance(after) < distance(sums) and len(held) < len(order) - 1:
+        if distance(after) < distance(sums) and len(chosen) < len(order) - 1:
             sums = after
-            held.add(group)
-    return held or {min(order, key=lambda group: distance(counts[group]))}
+            chosen.add(group)
+    return chosen or {min(order, key=lambda group: distance(counts[group]))}
 
 
-def _why(records: Sequence[Record], grouped: Groups) -> str:
+def _why(records: Sequence[Record], numbers: Groups) -> str:
     """What makes the largest group one, and what to do about it."""
-    group, _ = Counter(grouped.group).most_common(1)[0]
-    members = [i for i, g in enumerate(grouped.group) if g == group]
+    group, _ = Counter(numbers.group).most_common(1)[0]
+    members = [i for i, g in enumerate(numbers.group) if g == group]
     names = Counter(name for i in members for name in records[i].conversations)
-    talks = len({grouped.conversation[i] for i in members})
+    talks = len({numbers.conversation[i] for i in members})
     if len(members) == 1:
         why = "one prompt has them all"
     elif names and (most := names.most_common(1)[0])[1] > len(members) / 2:

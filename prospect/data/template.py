@@ -108,7 +108,7 @@ class Printer:
     def __init__(self, tokenizer: Any, *, prompt: bool) -> None:
         self._tokenizer, self._prompt = tokenizer, prompt
         self._messages: list[Message] = []
-        self._handed: list[Message] = []  # as transformers hands them to templates
+        self._inputs: list[Message] = []  # as transformers hands them to templates
         self._template: ResumableTemplate | None = None
         self._compared = 0  # messages of the last text that was compared with `apply`; -1: it differs, or cannot resume
 
@@ -116,7 +116,7 @@ class Printer:
         """What `apply` returns."""
         same = in_common(self._messages, messages)
         self._messages = messages
-        del self._handed[same:]
+        del self._inputs[same:]
         if same < LONG:
             self._template, self._compared = None, 0
         elif self._compared >= 0:
@@ -127,12 +127,12 @@ class Printer:
         return apply(self._tokenizer, messages, tools, kwargs, prompt=self._prompt)
 
     def _resume(self, messages: list[Message], tools: list[dict[str, Any]] | None, kwargs: Mapping[str, Any]) -> str:
-        same = len(self._handed)
+        same = len(self._inputs)
         if any(arguments_of(message) for message in messages[same:]):
             raise Unresumable  # whether arguments are printed as objects is seen on the whole text
         for message in messages[same:]:
             text = self._tokenizer.apply_chat_template([message], chat_template=_AS_HANDED, tokenize=False)
-            self._handed.append(json.loads(text))
+            self._inputs.append(json.loads(text))
         template = self._template = self._template or resumable(self._tokenizer.get_chat_template(None, tools))
         variables = {
             **self._tokenizer.special_tokens_map,
@@ -141,7 +141,7 @@ class Printer:
             "documents": None,
             "add_generation_prompt": self._prompt,
         }
-        text = within(SECONDS, lambda: template.render(self._handed, variables, same))
+        text = within(SECONDS, lambda: template.render(self._inputs, variables, same))
         if not template.resumes:
             raise Unresumable
         if len(messages) >= 2 * self._compared:

@@ -94,9 +94,9 @@ class TextIds:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        added = list(tokenizer.added_tokens_decoder.values())
-        self.special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
-        self.atoms = {t for t in (*map(str, added), *self.special) if t.strip()}
+        added_tokens = list(tokenizer.added_tokens_decoder.values())
+        self.special = {str(t) for t in added_tokens if t.special} | set(tokenizer.all_special_tokens)
+        self.atoms = {t for t in (*map(str, added_tokens), *self.special) if t.strip()}
         self._atom_ids = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
         # No alternative at all would match everywhere; (?!) matches nowhere.
         spelled = "|".join(map(re.escape, sorted(self.atoms, key=len, reverse=True))) or "(?!)"
@@ -172,12 +172,12 @@ class TextIds:
 @dataclass(frozen=True, slots=True)
 class Start:
     """A prompt's `ids`, read-only where it is long. Its last piece begins at the character `head` and has the ids
-    `tail`; `lost` says whether the tokenizer does not give back what stands before."""
+    `tail`; `lossy` says whether the tokenizer does not give back what stands before."""
 
     head: int
     ids: Ids
     tail: list[int]
-    lost: bool
+    lossy: bool
 
 
 class GrowingIds:
@@ -189,16 +189,16 @@ class GrowingIds:
     first time, and whenever a text is twice as long as the last one compared.) Arrays share their memory: an array of
     ids that goes on where another one ends is that array, longer.
 
-    `_starts[i]` characters and `_counts[i]` ids stand before piece i of the last text, and `_lost[i]` says whether the
+    `_starts[i]` characters and `_counts[i]` ids stand before piece i of the last text, and `_lossy[i]` says whether the
     tokenizer does not give back some piece before it.
     """
 
     def __init__(self, texts: TextIds) -> None:
         self._texts = texts
-        added = list(texts.tokenizer.added_tokens_decoder.values())
-        firm = [t for t in added if not t.normalized]
+        added_tokens = list(texts.tokenizer.added_tokens_decoder.values())
+        firm = [t for t in added_tokens if not t.normalized]
         self._cutting = {t.content for t in firm if t.special and not (t.lstrip or t.rstrip) and t.content.strip()}
-        if any(t.single_word for t in added) or getattr(texts.tokenizer, "backend_tokenizer", None) is None:
+        if any(t.single_word for t in added_tokens) or getattr(texts.tokenizer, "backend_tokenizer", None) is None:
             self._cutting = set()
         spelled = sorted((t.content for t in firm if t.content), key=len, reverse=True)
         self._token = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
@@ -209,7 +209,7 @@ class GrowingIds:
     def _forget(self, text: str, quotes: Quotes) -> None:
         """Begin anew, with a text of which nothing is known."""
         self._text, self._quotes, self._compared = text, quotes, 0
-        self._starts, self._counts, self._lost = [0], [0], [False]
+        self._starts, self._counts, self._lossy = [0], [0], [False]
 
     def start(self, text: str, quotes: Quotes) -> Start | None:
         """The ids of a text; None where it is short, is unlike the text before, or has no special token."""
@@ -229,7 +229,7 @@ class GrowingIds:
         self._write(count, tail)
         ids = self._memory[: count + len(tail)]
         ids.flags.writeable = False
-        return Start(head, ids, tail, self._lost[-1])
+        return Start(head, ids, tail, self._lossy[-1])
 
     def _go_on(self, text: str) -> None:
         """Keep the pieces that the text shares with the one before, and tokenise the others but the last."""
@@ -238,7 +238,7 @@ class GrowingIds:
             common = bisect_right(self._starts, 0, key=lambda start: not text.startswith(self._text[:start])) - 1
         # Whether a special token stands at the last of these cuts is seen from the one before.
         common = max(0, common - 1)
-        for values in (self._starts, self._counts, self._lost):
+        for values in (self._starts, self._counts, self._lossy):
             del values[common + 1 :]
         first = self._starts[-1]
         cuts = [m.start() for m in self._token.finditer(text, first) if m.group() in self._cutting]
@@ -249,7 +249,7 @@ class GrowingIds:
             self._write(self._counts[-1], one)
             self._starts.append(cut)
             self._counts.append(self._counts[-1] + len(one))
-            self._lost.append(self._lost[-1] or not self._texts.same(self._quotes.unquote(piece), again))
+            self._lossy.append(self._lossy[-1] or not self._texts.same(self._quotes.unquote(piece), again))
         self._text = text
 
     def _write(self, start: int, ids: list[int]) -> None:

@@ -281,23 +281,23 @@ class Template:
         end = self._texts.last_atom(ending)
         return _Answer(body + ending, self._eos() if end is None else end, shown, flaws)
 
-    def _changes(self, message: Message, said: str, body: str) -> Flaw:
+    def _changes(self, message: Message, answer: str, body: str) -> Flaw:
         """How the printed answer differs from the one in the row. Blanks do not count, nor do special tokens that the
         template puts around any answer."""
         trained = _squashed(body)
         if set(message) - {"role", "content"}:
             calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
-            parts = [said, *map(message.get, REASONING), *(function_of(call).get("name") for call in calls)]
-            lost = any(isinstance(part, str) and _squashed(part) not in trained for part in parts)
-            return Flaw.DROPPED if lost else Flaw(0)
-        said = _squashed(said)
-        before, same, after = trained.partition(said) if said else ("", "", trained)
-        if same or not said:
-            added = before + after
-            for token in self._texts.atom.findall(added):
-                added = added.replace(token, "") if token in self._texts.special and "/" not in token else added
-            return Flaw.ADDED if added else Flaw(0)
-        return Flaw.DROPPED if trained in said else Flaw.DROPPED | Flaw.ADDED
+            parts = [answer, *map(message.get, REASONING), *(function_of(call).get("name") for call in calls)]
+            lossy = any(isinstance(part, str) and _squashed(part) not in trained for part in parts)
+            return Flaw.DROPPED if lossy else Flaw(0)
+        answer = _squashed(answer)
+        before, same, after = trained.partition(answer) if answer else ("", "", trained)
+        if same or not answer:
+            extra = before + after
+            for token in self._texts.atom.findall(extra):
+                extra = extra.replace(token, "") if token in self._texts.special and "/" not in token else extra
+            return Flaw.ADDED if extra else Flaw(0)
+        return Flaw.DROPPED if trained in answer else Flaw.DROPPED | Flaw.ADDED
 
     def _spelled(self, record: Record, completion: Completion | None = None) -> list[str]:
         """The control tokens that the prompt's own text spells, or the completion's."""
@@ -444,14 +444,14 @@ class Template:
             for answer, ids in zip(row.answers, one.completions, strict=True)
         ]
         again = iter(self._texts.decode([*(start.tail for start in starts), *answers]))
-        lost = [
-            not self._texts.same(row.quotes.unquote(row.prompt[start.head :]), next(again)) or start.lost
+        lossy = [
+            not self._texts.same(row.quotes.unquote(row.prompt[start.head :]), next(again)) or start.lossy
             for row, start in zip(rows, starts, strict=True)
         ]
-        for row, one, prompt_lost in zip(rows, encoded, lost, strict=True):
+        for row, one, prompt_lossy in zip(rows, encoded, lossy, strict=True):
             for i, answer in enumerate(row.answers):
                 same = self._texts.same(self._ends.sub("", row.quotes.unquote(answer.text)), next(again))
-                one.flaws[i] |= Flaw(0) if same and not prompt_lost else Flaw.LOSSY
+                one.flaws[i] |= Flaw(0) if same and not prompt_lossy else Flaw.LOSSY
 
     def _ended(self, ids: list[int], end: int | None) -> list[int]:
         """`ids` with exactly one `end` at its end, or none. Collected answers often carry their end token as text."""
@@ -507,29 +507,29 @@ def _first_tag(text: str) -> str:
     return match.group() if match else ""
 
 
-def _behind(said: str, opening: str) -> str:
+def _behind(answer: str, opening: str) -> str:
     """An answer without the opening of its thought where the prompt already has that."""
-    bare = said.lstrip()
+    bare = answer.lstrip()
     for start in (opening, opening.strip()):
         if start and bare.startswith(start):
             return bare[len(start) :]
-    return said
+    return answer
 
 
-def _goes_on(said: str, opening: str, complete: bool) -> bool:
+def _goes_on(answer: str, opening: str, complete: bool) -> bool:
     """Whether an answer goes on where the prompt ends: in the thought that `opening` begins, or behind it."""
     tag = _first_tag(opening)
     if not tag or _closing(tag) in opening:
-        return bool(tag) and (said.startswith(opening) or _first_tag(said) != tag)
-    return _first_tag(said) == tag or _closing(tag) in said or not complete
+        return bool(tag) and (answer.startswith(opening) or _first_tag(answer) != tag)
+    return _first_tag(answer) == tag or _closing(tag) in answer or not complete
 
 
-def _is_own_thought(said: str, body: str, opening: str, complete: bool) -> bool:
+def _is_own_thought(answer: str, body: str, opening: str, complete: bool) -> bool:
     """Whether an answer has a thought that it does not end, so that the template printed `body` with another one."""
     tag = _first_tag(opening)
     if tag and _closing(tag) not in opening:
-        return _closing(tag) not in said and (_first_tag(said) == tag or not complete)
-    return bool(_first_tag(body)) and _first_tag(said) == _first_tag(body) and _squashed(said) in _squashed(body)
+        return _closing(tag) not in answer and (_first_tag(answer) == tag or not complete)
+    return bool(_first_tag(body)) and _first_tag(answer) == _first_tag(body) and _squashed(answer) in _squashed(body)
 
 
 # Texts and errors
