@@ -1,5 +1,5 @@
 """Norms and gated activations that keep less for backward, and inputs that are cast once. Without
-them a small Llama keeps 45 % more for 1,000 tokens.
+them a small Llama keeps 370 MiB for 1,000 tokens, not 268.
 
 Written operator by operator, as models have them, a norm keeps its quotient beside its input, and a gated activation
 the activated gate and the product beside gate and up. These compute that again in backward, which is cheap. The
