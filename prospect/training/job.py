@@ -70,18 +70,18 @@ class Job:
 
     def compute(self, trees: Sequence[Branches], reference: Reference | None = None) -> Completions:
         """The completions of trees, against the run's reference or another one."""
-        loss = self.objective.loss
-        want_p2 = "token_sum_p2" in loss.reads
-        return compute(self.policy, trees, reference or self.reference, sum_p2=want_p2, value=loss.value_head)
+        return compute(self.policy, trees, reference or self.reference, **self._columns())
 
     def compute_with(
         self, trees: Sequence[Branches], further: Sequence[Sequence[Ids]]
     ) -> tuple[Completions, Completions]:
         """The same and, without gradient, `further[k]`: other completions of the prompt of tree k, which is not
         computed again. The engine must be able to (`shares_prompts`)."""
-        loss = self.objective.loss
-        want_p2 = "token_sum_p2" in loss.reads
-        return compute_with(self.policy, trees, further, self.reference, sum_p2=want_p2, value=loss.value_head)
+        return compute_with(self.policy, trees, further, self.reference, **self._columns())
+
+    def _columns(self) -> dict[str, bool]:
+        """The columns of completions that the loss reads beside the log-probs."""
+        return {"sum_p2": self.objective.reads_sum_p2, "value": self.objective.loss.value_head}
 
     def shares_prompts(self, trees: Sequence[Branches]) -> bool:
         """Whether the engine can score further completions of these prompts without computing them again."""

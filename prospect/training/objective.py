@@ -50,6 +50,7 @@ class Objective:
         self.changes: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes != "weight"]
         self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
         self.pairs = loss.view == "pairs"
+        self.reads_sum_p2 = "token_sum_p2" in loss.reads
 
     @property
     def beta(self) -> float:

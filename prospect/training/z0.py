@@ -139,7 +139,7 @@ def _passes(job: Job, step: Step, micro_batches: Sequence[Sequence[MicroBatch]])
         shares = cut_answers(dataset, step.rows, _answers(job, step), job.ranks, budget)
     elif averages == "token_kl" and kl_tokens(job.policy) < job.token_budget:
         shares = cut_step(dataset, step.rows, job.ranks, kl_tokens(job.policy))
-    elif job.estimator.partners:
+    elif averages in ("partners", "partner_logp"):
         if once:
             both = [[(mismatched_with(dataset, partners, m, job.policy.context), m) for m in s] for s in micro_batches]
             trees = [tree for share in both for pair in share for part in pair for tree in part.trees]
