@@ -164,10 +164,18 @@ def _values(arguments: dict[str, Any]) -> str:
 
 def _plain(row: Loss) -> dict[str, Any]:
     """A row for machines."""
-    plain = {name: getattr(row, name) for name in ("name", "family", "view", "title", "paper", "halo", "learning_rate")}
-    return plain | {
+    paper, _, equation = row.paper.partition(", ")
+    return {
+        "name": row.name,
+        "family": row.family,
+        "view": row.view,
+        "title": row.title,
+        "paper": paper,
+        "equation": equation,
+        "halo": row.halo,
         "reads": sorted(row.reads),
         "reference": row.needs_reference,
         "reference_point": row.reference_point.name if row.reference_point else None,
         "arguments": defaults(row),
+        "learning_rate": row.learning_rate,
     }

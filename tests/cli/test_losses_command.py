@@ -43,6 +43,11 @@ def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(LOSSES) and rows[0]["arguments"]["beta"] == 0.1
+    assert (rows[0]["paper"], rows[0]["equation"]) == ("arXiv 2402.01306", "Eq. 8")
+    assert list(rows[0]) == [
+        *("name", "family", "view", "title", "paper", "equation", "halo", "reads", "reference", "reference_point"),
+        *("arguments", "learning_rate"),
+    ]
 
 
 def test_an_unknown_one_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
