@@ -221,6 +221,11 @@ def _reference_point(config: TrainConfig, loss: Loss) -> ReferencePoint | None:
         )
     if loss.view == "pairs" and point.name == "prompt_mean":
         raise ConfigError("prompt_mean gives every answer its own z0, but a pair has one: take batch_mean")
+    if point.averages in ("partners", "matched") and not loss.needs_reference:
+        raise ConfigError(
+            f"{point.name} averages log-ratios, but {loss.name} reads none, since it has no reference: take "
+            "mismatched_logp or zero"
+        )
     if config.z0_gradient and point.averages == "samples":
         raise ConfigError("no gradient flows through answers that were sampled: leave out --z0-gradient")
     return point
@@ -245,8 +250,8 @@ def reference_table(
     queries: list[Query] = []
     if loss.needs_reference and not loss.motion:
         queries += job.dataset.answered(numbers)
-    if job.estimator is not None and job.estimator.averages == "partners" and not loss.motion:
-        queries += job.dataset.mismatched(numbers, job.schedule.partners, job.policy.context)
+        if job.estimator is not None and job.estimator.partners:
+            queries += job.dataset.mismatched(numbers, job.schedule.partners, job.policy.context)
     queries += heldout
     if policy is not job.policy:
         require_comparable(job.policy, policy, queries)

@@ -230,6 +230,10 @@ def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
         ({"loss": "kto", "modify": ("wpoo",)}, 'no modifier "wpoo".*"wpo"'),
         ({"loss": "dpo", "z0_gradient": True}, "has no reference point: leave out --z0-gradient"),
         ({"loss": "bco_pair", "reference_point": "mismatched"}, "asks for single answers"),
+        (
+            {"loss": "kto_surprisal", "reference_point": "running_mean"},
+            "averages log-ratios, but kto_surprisal reads none",
+        ),
         ({"loss": "kto", "loss_args": {"value": "logistics"}}, 'no "logistics".*"logistic"'),
         ({"loss": "cdpo", "loss_args": {"epsilon": 0.6}}, "epsilon must be from 0 to below 0.5"),
     ],

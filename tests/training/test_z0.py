@@ -18,7 +18,7 @@ from tests.helpers.training import MakeJob, close, gradients, job_of, move, thum
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])
-@pytest.mark.parametrize("point", [p for p in REFERENCE_POINTS if p not in ("mismatched_logp",)])
+@pytest.mark.parametrize("point", REFERENCE_POINTS)
 def test_every_reference_point_in_the_loop(make_job: MakeJob, name: str, point: str) -> None:
     """It does not depend on micro-batches."""
     whole = job_of(make_job, name, reference_point=point)
