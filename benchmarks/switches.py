@@ -415,7 +415,7 @@ NOT_MEASURED: dict[str, str] = {
     "tables of token ids, garbage collector told to wait": "before the first step: benchmarks.rows",
     "reference table of an earlier run": "benchmarks.micro --only sweep",
     "activation checkpointing, LoRA's frozen weights as stored": "the user's options",
-    "one wait for the device per step": "the arithmetic is written that way: tests/train/test_waits.py",
+    "one wait for the device per step": "the arithmetic is written that way: tests/training/test_waits.py",
     "one message per dtype over ranks": "several processes",
 }
 """What exists for speed or memory, too, and why the table lacks it."""

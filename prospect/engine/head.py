@@ -29,6 +29,9 @@ KEPT = {"cpu": 1 << 27, "cuda": 1 << 32}
 """Bytes of derivatives by logits that forward keeps for backward, which then has no product to repeat. The head in the
 dtype of the products is kept beside them."""
 
+VOCABULARY_PART = 1 << 13
+"""Tokens of the vocabulary whose gradient is summed at once."""
+
 Scores = tuple[Tensor, Tensor | None]
 """Log-probs (M,) and, where asked for, the sum over the vocabulary of p^2 (M,)."""
 
@@ -217,7 +220,7 @@ class _TokenLogp(torch.autograd.Function):
                     by_hidden.append(reduce(torch.add, [(slope @ head).to(wide).mul_(f) for f, slope in terms]))
                 for factor, slope in terms:
                     if wants_weight:
-                        by_weight = _plus(by_weight, slope.T @ (h * factor).to(dtype), wide)
+                        by_weight = _plus_product(by_weight, slope, (h * factor).to(dtype), wide)
                     for part in _chunks(slope, len(weight), CHUNK) if wants_bias else ():
                         by_bias = _plus(by_bias, (slope[part].to(wide) * factor[part]).sum(0), wide)
         by_inputs = torch.cat(by_hidden) if wants_hidden else None, by_weight, by_bias
@@ -227,6 +230,16 @@ class _TokenLogp(torch.autograd.Function):
 
 def _plus(total: Tensor | None, part: Tensor, wide: torch.dtype) -> Tensor:
     return part.to(wide) if total is None else total.add_(part)
+
+
+def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+    """`total` (V, H) and the product of slope (m, V) and hidden (m, H) over m, some of the vocabulary at a time: no
+    second matrix of this size is needed."""
+    if total is None:
+        total = hidden.new_zeros(slope.shape[1], hidden.shape[1], dtype=wide)
+    for part in range(0, len(total), VOCABULARY_PART):
+        total[part : part + VOCABULARY_PART] += slope[:, part : part + VOCABULARY_PART].T @ hidden
+    return total
 
 
 def _parts(hidden: Tensor, vocabulary: int, whole: bool) -> Iterator[slice]:
