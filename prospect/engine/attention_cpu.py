@@ -99,28 +99,29 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, every: tuple[Block, ...], scoring: Scoring
     ) -> Tensor:
-        narrow = [states[0].to(scoring.dtype) for states in (query, key, value)]
-        ctx.save_for_backward(*narrow)
+        q, k, v = (states[0].to(scoring.dtype) for states in (query, key, value))
+        ctx.save_for_backward(q, k, v)
         ctx.blocks, ctx.scoring, ctx.dtypes = every, scoring, [x.dtype for x in (query, key, value)]
-        q, k, v = (states.to(scoring.wide) for states in narrow)
-        output = narrow[0].new_empty(q.shape[1], q.shape[0], v.shape[2])
+        output = q.new_empty(q.shape[1], q.shape[0], v.shape[2])
         with torch.autocast(q.device.type, enabled=False):
             for block in every:
                 weights, *_ = _weights(q, k, block, scoring)
-                output[block.queries] = torch.bmm(weights, _keys(v, block)).view(len(q), -1, v.shape[2]).transpose(0, 1)
+                output[block.queries] = (
+                    torch.bmm(weights, _keys(v, block, scoring.wide)).view(len(q), -1, v.shape[2]).transpose(0, 1)
+                )
         return output[None]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scoring = ctx.scoring
-        q, k, v, by_output = (states.to(scoring.wide) for states in (*ctx.saved_tensors, grad[0].transpose(0, 1)))
-        by_query, by_key, by_value = (torch.zeros_like(states) for states in (q, k, v))
+        (q, k, v), scoring, by_output = ctx.saved_tensors, ctx.scoring, grad[0].transpose(0, 1)
+        by_query = torch.empty_like(q, dtype=ctx.dtypes[0])
+        by_key, by_value = (torch.zeros_like(states, dtype=scoring.wide) for states in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             for block in ctx.blocks:
                 weights, bent, queries, keys = _weights(q, k, block, scoring)
-                pull = _queries(by_output, block, len(k))
-                slope = torch.bmm(pull, _keys(v, block).transpose(1, 2))
+                pull = _queries(by_output, block, len(k), scoring.wide)
+                slope = torch.bmm(pull, _keys(v, block, scoring.wide).transpose(1, 2))
                 slope.sub_((slope * weights).sum(-1, keepdim=True)).mul_(weights)
                 if bent is not None:
                     slope.mul_(1 - bent.square())
@@ -133,7 +134,8 @@ class _Attention(torch.autograd.Function):
 
 def _weights(q: Tensor, k: Tensor, block: Block, scoring: Scoring) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Of a block the weights (G, H / G * Q, K), tanh of soft-capped scores, the scaled queries, and the keys."""
-    queries, keys, bent = _queries(q, block, len(k)) * scoring.scaling, _keys(k, block), None
+    queries, keys = _queries(q, block, len(k), scoring.wide) * scoring.scaling, _keys(k, block, scoring.wide)
+    bent = None
     scores = torch.bmm(queries, keys.transpose(1, 2))
     if scoring.softcap is not None:
         bent = scores.div_(scoring.softcap).tanh_()
@@ -153,14 +155,14 @@ def _later(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((size, size), float("-inf"), dtype=dtype, device=device).triu(1)
 
 
-def _queries(states: Tensor, block: Block, key_heads: int) -> Tensor:
+def _queries(states: Tensor, block: Block, key_heads: int, dtype: torch.dtype) -> Tensor:
     """(H, T, D) -> (G, H / G * Q, D): heads that share keys, one behind the other."""
-    return states[:, block.queries].reshape(key_heads, -1, states.shape[2])
+    return states[:, block.queries].to(dtype).reshape(key_heads, -1, states.shape[2])
 
 
-def _keys(states: Tensor, block: Block) -> Tensor:
+def _keys(states: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
     """(G, S, D) -> (G, K, D)"""
-    parts = [states[:, rows] for rows in block.keys]
+    parts = [states[:, rows].to(dtype) for rows in block.keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
