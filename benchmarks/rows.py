@@ -31,7 +31,7 @@ from prospect.engine.packing import Query, pack
 from prospect.engine.reference import ReferenceTable, row_key
 from prospect.feedback.load import load
 from prospect.losses import registry
-from prospect.training import setup as prepare
+from prospect.training import setup
 from prospect.training.batch import cut_step
 from prospect.training.config import from_dict
 from prospect.training.runlog import RunLog
@@ -80,17 +80,17 @@ def measured(path: Path, cache: Path) -> Facts:
     given = {"model": model, "data": str(path), "out": str(SCRATCH / "out"), "cache": str(cache)}
     config = from_dict(given | {"batch_size": 32, "precision": "fp32", "device": "cpu"}, "rows")
     loss = registry.find("kto")
-    policy = prepare.load_policy(config, model, frozen=False)
+    policy = setup.load_policy(config, model, frozen=False)
     feedback = timed("reading", lambda: load(path))
-    dataset, _ = timed("tokenising", lambda: prepare.rows(config, loss, feedback, None, policy))
-    options = prepare.data_options(config, policy)
+    dataset, _ = timed("tokenising", lambda: setup.rows(config, loss, feedback, None, policy))
+    options = setup.data_options(config, policy)
     timed("checking", lambda: check_run(feedback, None, policy.tokenizer, loss.view, options))
     (SCRATCH / "out").mkdir(parents=True, exist_ok=True)
-    job = timed("planning", lambda: prepare.prepare(config, loss, policy, dataset, RunLog(SCRATCH / "out")))
+    job = timed("planning", lambda: setup.prepare(config, loss, policy, dataset, RunLog(SCRATCH / "out")))
     if not (cache / "reference").exists():
         with mock.patch.object(ReferenceTable, "fill", zeros):
-            prepare.reference_table(job)
-    kept = timed("look-up", lambda: prepare.reference_table(job))
+            setup.reference_table(job)
+    kept = timed("look-up", lambda: setup.reference_table(job))
     assert kept.forwards == 0
     for kind in ("", " cpu"):
         found["after load" + kind] = sum(found[stage + kind] for stage in STAGES[1:])

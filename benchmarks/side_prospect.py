@@ -26,8 +26,7 @@ from prospect.data.dataset import Dataset
 from prospect.data.schedule import Step
 from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
-from prospect.training import loop, process
-from prospect.training import setup as prepare
+from prospect.training import loop, process, setup
 from prospect.training.config import TrainConfig, from_dict
 from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
@@ -75,7 +74,7 @@ def prepared(job: Facts, marks: Marks) -> Job:
     config = config_of(job)
     loss = registry.find(config.loss)
     torch.manual_seed(config.seed)
-    policy = prepare.load_policy(config, config.model, frozen=False)
+    policy = setup.load_policy(config, config.model, frozen=False)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     marks.loaded(
@@ -84,9 +83,9 @@ def prepared(job: Facts, marks: Marks) -> Job:
         precision=policy.precision,
         versions={name: importlib.import_module(name).__version__ for name in ("torch", "transformers", "prospect")},
     )
-    training, _ = prepare.rows(config, loss, load_feedback(config.data), None, policy)
+    training, _ = setup.rows(config, loss, load_feedback(config.data), None, policy)
     log = ToldLog(folder, marks, training)
-    found = prepare.prepare(config, loss, policy, training, log)
+    found = setup.prepare(config, loss, policy, training, log)
     log.steps = found.schedule.steps
     marks("prepared", rows=len(training.examples), tokens=real_tokens(training, range(len(training.examples))))
     return found
@@ -96,13 +95,13 @@ def with_reference(job: Job) -> Job:
     """The table filled, as a run does it."""
     if not job.objective.loss.needs_reference:
         return job
-    return replace(job, reference=prepare.reference_table(job))
+    return replace(job, reference=setup.reference_table(job))
 
 
 def timed(job: Facts, marks: Marks) -> None:
     """The first epoch, after loading: tokenise, plan, reference pass, preflight, token budget, steps."""
     ready = with_reference(prepared(job, marks))
-    ready.policy.checkpoint_activations(prepare.checkpointing(ready.config, ready.policy))
+    ready.policy.checkpoint_activations(setup.checkpointing(ready.config, ready.policy))
     loop.preflight(ready)
     settle_budget(ready)
     with mock.patch("prospect.training.checkpoint.save"):  # no side writes any, and its 18 GB take 40 s

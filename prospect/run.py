@@ -49,9 +49,9 @@ from prospect.training import (
     loop,
     process,
     ranks,
+    run_folder,
+    setup,
 )
-from prospect.training import folder as runfolder
-from prospect.training import setup as prepare
 from prospect.training.config import TrainConfig, from_dict, to_dict
 from prospect.training.job import Job
 from prospect.training.memory import settle_budget
@@ -87,7 +87,7 @@ class Run:
             self.policy,
             config.reference or config.model,
             data,
-            prepare.data_options(config, self.policy),
+            setup.data_options(config, self.policy),
             beta=self.beta,
         )
 
@@ -111,7 +111,7 @@ def train(
         name = tuple(map(str, data)) if isinstance(data, list | tuple) else str(data or "")
     if loss is not None:
         options["loss"] = loss
-    folder = str(out) if out is not None else runfolder.new_folder(loss or TrainConfig.loss)
+    folder = str(out) if out is not None else run_folder.new_folder(loss or TrainConfig.loss)
     config = from_dict({"model": str(model), "data": name, "out": folder, **options}, "prospect.train")
     return run(config, in_memory, typed=frozenset(options))
 
@@ -137,35 +137,33 @@ def run(
 def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozenset[str], claims: ExitStack) -> Run:
     """Everything; what is entered into `claims` lasts to the end."""
     began = time.monotonic()
-    config, resumed = runfolder.settle(config, typed)
+    config, resumed = run_folder.settle(config, typed)
     folder, loss = Path(config.out), registry.modified(registry.find(config.loss), config.modify)
     Objective(loss, registry.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None
     ranks.start(config.device)
     if resumed is not None and ranks.rank() == 0:
-        claims.enter_context(runfolder.claim(folder, new=False))
+        claims.enter_context(run_folder.claim(folder, new=False))
     log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
     with log.bar("reading the feedback"):
         feedback = load_feedback(config.data if data is None else data, format=config.format)
         held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
     with log.bar("loading the model"):
-        policy = prepare.load_policy(config, config.model, frozen=config.lora is not None)
-    inputs = runfolder.digests(config, policy.tokenizer, held_feedback)
+        policy = setup.load_policy(config, config.model, frozen=config.lora is not None)
+    inputs = run_folder.digests(config, policy.tokenizer, held_feedback)
     if resumed is not None:
-        runfolder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest} | inputs)
+        run_folder.unchanged(folder, resumed, {"data": feedback.digest, "model": policy.digest} | inputs)
     with log.bar("turning the feedback into tokens"):
-        training, held = prepare.rows(config, loss, feedback, held_feedback, policy)
-        job = prepare.prepare(config, loss, policy, training, log)
+        training, held = setup.rows(config, loss, feedback, held_feedback, policy)
+        job = setup.prepare(config, loss, policy, training, log)
     if resumed is None and ranks.rank() == 0:
-        claims.enter_context(runfolder.claim(folder, new=True))
+        claims.enter_context(run_folder.claim(folder, new=True))
     try:
         if ranks.rank() == 0:
             with log.bar("checking the feedback"):
                 if resumed is None:
-                    values = prepare.description(job, feedback, held) | runfolder.provenance(
-                        command, str(policy.device)
-                    )
-                    runfolder.write_config(folder, values | {"inputs": inputs})
+                    values = setup.description(job, feedback, held) | run_folder.provenance(command, str(policy.device))
+                    run_folder.write_config(folder, values | {"inputs": inputs})
                     _say_findings(job, feedback, _findings(job, feedback, held_feedback))
                 else:
                     write_check(folder, lambda: _findings(job, feedback, held_feedback))
@@ -174,7 +172,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
         log.track(config.track)
         if note := no_cache(config.cache):
             log.say(note, warning=True)
-        prepare.announce(job, held)
+        setup.announce(job, held)
         with loop.interruptible() as stop:
             _run(job, held, adapter, stop, began)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -186,7 +184,7 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     except (Interrupted, KeyboardInterrupt) as error:
         if ranks.rank() == 0:
             with suppress(OSError, ConfigError):  # stopped before config.json was there, say
-                runfolder.note_time(folder, time.monotonic() - began, finished=False)
+                run_folder.note_time(folder, time.monotonic() - began, finished=False)
         message = str(error) or "stopped at once; what was saved before stays"
         raise Interrupted(f"{message}. {_go_on(config)}") from None
     except (UserError, MissingExtra):
@@ -206,12 +204,12 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     partners = scoring.mismatched_partners(held, policy.context) if held is not None else ()
     groups = held.groups() if held is not None else ()
     queries = scoring.queries(held.trees, held.examples, partners, policy.context) if held is not None else []
-    reference = prepare.reference_table(job, queries, stop)
+    reference = setup.reference_table(job, queries, stop)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
     if job.objective.loss.value_head:
         policy.add_value_head(config.seed)
-    policy.checkpoint_activations(prepare.checkpointing(config, policy))
+    policy.checkpoint_activations(setup.checkpointing(config, policy))
     loss = job.objective.loss
     live = LiveReference(policy) if loss.motion or (job.estimator is not None and job.estimator.live) else None
 
@@ -250,7 +248,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     with job.log.bar("preflight"):
         loop.preflight(job)
         if first and settle_budget(job) and ranks.rank() == 0:
-            runfolder.note_budget(folder, job.token_budget)
+            run_folder.note_budget(folder, job.token_budget)
     before = _before(job)
     if first or (before is None and held is not None):  # the weights are still those of the start
         before = _noted(job, 0, evaluate())
@@ -273,7 +271,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
             with job.log.bar("saving the model"):
                 save(policy, folder / "model", dtype=config.save_dtype, ends=job.dataset.ends(policy.tokenizer))
             heldout.write_evaluation(folder, config, job.objective.beta, before, after)
-            runfolder.note_time(folder, time.monotonic() - began, finished=True)
+            run_folder.note_time(folder, time.monotonic() - began, finished=True)
         job.log.log("end", step=end)
     if ranks.rank() == 0 and not (ended and (folder / "report.html").exists()):
         write_report(folder)
@@ -315,7 +313,7 @@ def _mend(job: Job) -> None:
         log.say(f"the checkpoint {path} is damaged and left out", warning=True)
     if damaged:
         log.say(f"the last good checkpoint is {last}" if last else "no good checkpoint is left: the run starts again")
-    lost = runfolder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
+    lost = run_folder.rewind_samples(folder, -1 if last is None else checkpoint.step_of(last))
     if lost:
         log.say(f"{folder / 'samples.jsonl'} was damaged: {lost} of its lines are left out", warning=True)
 
@@ -333,11 +331,11 @@ def _say_findings(job: Job, feedback: Feedback, findings: Findings) -> None:
 def _discard_unused(job: Job, resumed: dict[str, Any] | None) -> None:
     """What was refused before its first step leaves no folder that would block the next start."""
     if resumed is None and ranks.rank() == 0 and not any(line["event"] == "step" for line in job.log.metrics):
-        runfolder.discard(Path(job.config.out))
+        run_folder.discard(Path(job.config.out))
 
 
 def _go_on(config: TrainConfig) -> str:
-    trust = " --trust-run" if runfolder.code_of(config) else ""
+    trust = " --trust-run" if run_folder.code_of(config) else ""
     return f"Go on with: prospect train --resume --out {config.out}{trust}"
 
 
@@ -362,10 +360,10 @@ def _sample(job: Job, dataset: Dataset, step: int) -> None:
         {"step": step, "prompt": readable(record.prompt), "completion": answer.text}
         for record, answer in zip(dataset.records, answers, strict=False)
     ]
-    runfolder.write_samples(Path(job.config.out), step, lines)
+    run_folder.write_samples(Path(job.config.out), step, lines)
 
 
 def _findings(job: Job, feedback: Feedback, held_feedback: Feedback | None) -> Findings:
     """What the doctor says of the run's feedback."""
-    options = prepare.data_options(job.config, job.policy)
+    options = setup.data_options(job.config, job.policy)
     return check_run(feedback, held_feedback, job.policy.tokenizer, job.objective.loss.view, options)

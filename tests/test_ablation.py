@@ -18,7 +18,7 @@ from benchmarks import ablation, gpu, side_prospect, workload
 from benchmarks.marks import Facts
 from benchmarks.switches import OPTIMISATIONS, place
 from prospect.engine import attention_cpu, head
-from prospect.training import setup as prepare
+from prospect.training import setup
 
 IN_THE_LOOP = ["optimizer's state reserved", "AdamW in one kernel"]
 ON_CPU = [one for one in OPTIMISATIONS if not one.lacking("cpu")]
@@ -41,7 +41,7 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the command line; and limits as small as the model and its rows, so that they are met."""
     monkeypatch.setattr(workload, "TOKENS", 600)
     monkeypatch.setitem(gpu.SHAPES, "tiny", gpu.SHAPES["tiny"] | {"vocab_size": 600})
-    monkeypatch.setattr(prepare, "CPU_TOKENS", 1200)  # the step has 1,174 tokens, the reference pass 1,272
+    monkeypatch.setattr(setup, "CPU_TOKENS", 1200)  # the step has 1,174 tokens, the reference pass 1,272
     monkeypatch.setattr(attention_cpu, "QUERIES", 32)
     monkeypatch.setattr(head, "IN_CACHE", {"cpu": 600 * 64})
     there = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]

@@ -70,7 +70,7 @@ def chat(arguments: list[str]) -> int:
     """`prospect chat`"""
     options = parse(ChatOptions, model_first(arguments), "chat")
     from prospect.engine.load import load
-    from prospect.training import folder
+    from prospect.training import run_folder
 
     options, run = as_in_run(options, "chat_template", "special_tokens")
     compare = options.compare
@@ -78,7 +78,7 @@ def chat(arguments: list[str]) -> int:
         compare = run.reference
         if compare is None:
             raise ConfigError(f"--compare start needs a run folder, and {options.model} is none: name the second model")
-    names = [run.model] if compare is None else [run.model, folder.trained(compare).model]
+    names = [run.model] if compare is None else [run.model, run_folder.trained(compare).model]
     quiet_loading()
     conversations = []
     for name in names:

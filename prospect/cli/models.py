@@ -161,10 +161,10 @@ def merge(arguments: list[str]) -> int:
     """`prospect merge`"""
     options = parse(MergeOptions, arguments, "merge")
     from prospect.engine.lora import merge as merge_adapter
-    from prospect.training import folder as runfolder
+    from prospect.training import run_folder
 
     refuse_existing(options.out)
-    adapter = runfolder.trained(options.adapter).model
+    adapter = run_folder.trained(options.adapter).model
     quiet_loading()
     off = merge_adapter(adapter, options.out, dtype=options.save_dtype)
     print(

@@ -45,10 +45,10 @@ def train(arguments: list[str]) -> int:
     flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"}
 
     from prospect.run import run
-    from prospect.training import folder as runfolder
+    from prospect.training import run_folder
 
     if path is not None and of_a_run:
-        runfolder.require_trust(config, _config(arguments, loss_args, TrainConfig()), Path(path))
+        run_folder.require_trust(config, _config(arguments, loss_args, TrainConfig()), Path(path))
     quiet_loading()
     run(config, command=command, typed=frozenset(options) | flags | ({"loss_args"} if loss_args else set()))
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prospect.data import cache
+from prospect.data import token_cache
 from prospect.data.options import DataOptions, OverLong
 from prospect.data.schedule import Schedule, plan
 from prospect.data.split import groups
@@ -247,7 +247,7 @@ def tokenise(
 ) -> tuple[Template, list[Encoded]]:
     """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
     template = Template(tokenizer, options.chat_template, options.special_tokens)
-    return template, list(cache.encode(template, records, options.cache))
+    return template, list(token_cache.encode(template, records, options.cache))
 
 
 def trees_of(

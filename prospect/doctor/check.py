@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prospect.data import cache as tokentable
-from prospect.data import store, tokens
+from prospect.data import store, token_cache, tokens
 from prospect.data.options import DataOptions
 from prospect.data.split import groups
 from prospect.data.tokens import Template
@@ -87,7 +86,7 @@ def check_run(
 ) -> Findings:
     """`check` of a run's feedback; the findings on the same feedback with the same options are in the cache folder."""
     cache, path = options.cache, None
-    name = tokentable.identity(Template(tokenizer, options.chat_template, options.special_tokens))
+    name = token_cache.identity(Template(tokenizer, options.chat_template, options.special_tokens))
     if cache is not None and name is not None:
         identity = (name, replace(options, cache=None), view, _identity(feedback), heldout and _identity(heldout))
         key = hashlib.sha256(repr(identity).encode("utf-8", "replace"))

@@ -32,7 +32,7 @@ from prospect.losses.registry import LOSSES, MODIFIERS, defaults
 from prospect.training import runlog
 from prospect.training.config import TrainConfig, advice, other_names, same_flag, to_dict
 from prospect.training.console import hushed, quiet
-from prospect.training.folder import Trained, trained
+from prospect.training.run_folder import Trained, trained
 from prospect.training.runlog import RunLog
 from tests.helpers.models import tiny
 from tests.helpers.tokenizers import CHATML

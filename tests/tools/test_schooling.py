@@ -17,7 +17,7 @@ from prospect.engine.load import load
 from prospect.engine.policy import Policy
 from prospect.errors import ConfigError
 from prospect.feedback.records import Completion, Record
-from tools import schooling as build
+from tools import schooling
 from tools.schooling import Course, School
 
 TINY = School(hidden=32, layers=1, heads=2, feed_forward=48, batch=8, vocabulary_sample=2_000)
@@ -28,7 +28,7 @@ SMALL = replace(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build.build(tmp_path_factory.mktemp("build") / "assistant", 0, SMALL, lambda _: None)
+    return schooling.build(tmp_path_factory.mktemp("build") / "assistant", 0, SMALL, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def shipped() -> Policy:
 
 
 def test_a_seed_and_settings_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
-    again = build.build(tmp_path / "again", 0, SMALL, lambda _: None)
-    other = build.build(tmp_path / "other", 1, SMALL, lambda _: None)
+    again = schooling.build(tmp_path / "again", 0, SMALL, lambda _: None)
+    other = schooling.build(tmp_path / "other", 1, SMALL, lambda _: None)
     assert (again / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
     assert (again / "tokenizer.json").read_bytes() == (small / "tokenizer.json").read_bytes()
     assert (other / "model.safetensors").read_bytes() != (small / "model.safetensors").read_bytes()
@@ -46,14 +46,14 @@ def test_a_seed_and_settings_give_the_same_bytes(small: Path, tmp_path: Path) ->
 
 def test_an_existing_folder_is_never_overwritten(small: Path) -> None:
     with pytest.raises(ConfigError, match="never overwritten"):
-        build.build(small, 0, SMALL)
+        schooling.build(small, 0, SMALL)
 
 
 def test_schooling_lowers_the_loss() -> None:
     said: list[str] = []
-    tokenizer = build.make_tokenizer(0, TINY.vocabulary_sample)
-    model = build.make_model(tokenizer, 0, TINY)
-    build.teach(model, tokenizer, Course("school", 200, 2e-3, answers.WEB), TINY.batch, 0, said.append)
+    tokenizer = schooling.make_tokenizer(0, TINY.vocabulary_sample)
+    model = schooling.make_model(tokenizer, 0, TINY)
+    schooling.teach(model, tokenizer, Course("school", 200, 2e-3, answers.WEB), TINY.batch, 0, said.append)
     losses = [float(line.split("loss ")[1].split()[0]) for line in said]
     assert len(losses) == 2 and losses[1] < losses[0]
 
@@ -61,13 +61,13 @@ def test_schooling_lowers_the_loss() -> None:
 def test_schooling_never_shows_a_reserved_question() -> None:
     rng = random.Random(3)
     reserved = {question.text for question in world.ask_reserved(rng, 3_000)}
-    schooled = build.examples(random.Random(4), answers.FORUM)
+    schooled = schooling.examples(random.Random(4), answers.FORUM)
     assert not reserved & {next(schooled)[0] for _ in range(3_000)}
 
 
 def test_books_come_first_and_are_right() -> None:
     rng = random.Random(5)
-    lessons = build.examples(rng, answers.WEB, books=300, hours={"refusal": 1.0})
+    lessons = schooling.examples(rng, answers.WEB, books=300, hours={"refusal": 1.0})
     admitted = [any(a in answer for a in answers._ADMITTED) for _, answer in (next(lessons) for _ in range(600))]
     assert all(admitted[:300]) and not all(admitted[300:])
 
@@ -110,7 +110,7 @@ def test_the_template_ends_answers_and_only_complete_ones(shipped: Policy) -> No
     prompt = ({"role": "user", "content": "What is 1 + 2?"},)
     done, cut = Completion("r/0", "It is 3."), Completion("r/1", "It is", complete=False)
     record = Record("r", prompt, (done, cut))
-    end = shipped.tokenizer.convert_tokens_to_ids(build.END)
+    end = shipped.tokenizer.convert_tokens_to_ids(schooling.END)
     assert shipped.tokenizer.decode(template.prompt_ids(record)) == "<|user|>What is 1 + 2?<|end|><|assistant|>"
     assert template.completion_ids(record, done)[-1] == end
     assert end not in template.completion_ids(record, cut)

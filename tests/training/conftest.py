@@ -10,7 +10,7 @@ import pytest
 from prospect.engine.reference import ReferenceTable
 from prospect.feedback.load import load
 from prospect.losses import registry
-from prospect.training import setup as prepare
+from prospect.training import setup
 from prospect.training.config import from_dict
 from prospect.training.job import Job
 from prospect.training.runlog import RunLog
@@ -39,9 +39,9 @@ def make_job(model: Path, tmp_path: Path) -> MakeJob:
         given = {"model": str(model), "data": "(test)", "out": str(out), "precision": "fp64", "batch_size": 8}
         config = from_dict(given | {"learning_rate": 1e-2} | options)
         loss = registry.modified(registry.find(config.loss), config.modify)
-        policy = prepare.load_policy(config, config.model, frozen=False)
-        training, _ = prepare.rows(config, loss, load(rows), None, policy)
-        job = prepare.prepare(config, loss, policy, training, RunLog(out))
+        policy = setup.load_policy(config, config.model, frozen=False)
+        training, _ = setup.rows(config, loss, load(rows), None, policy)
+        job = setup.prepare(config, loss, policy, training, RunLog(out))
         job.reference = filled(job) if loss.needs_reference else None
         return job
 

@@ -31,8 +31,7 @@ from prospect.errors import (
 from prospect.evaluate.heldout import read_evaluation
 from prospect.losses import registry
 from prospect.run import train
-from prospect.training import folder as runfolder
-from prospect.training import loop
+from prospect.training import loop, run_folder
 from prospect.training.config import TrainConfig
 from tests.helpers.runs import OPTIONS, lines, same_run, stop_at
 from tests.helpers.training import make_model, thumbs, write_rows
@@ -337,7 +336,7 @@ def relabel(folder: Path, **options: Any) -> None:
     path = folder / "config.json"
     written = json.loads(path.read_text())
     del written["checksum"]
-    runfolder.write_config(folder, written | {"config": written["config"] | options})
+    run_folder.write_config(folder, written | {"config": written["config"] | options})
 
 
 def test_settings_are_compared_by_what_they_mean(
@@ -355,19 +354,19 @@ def test_settings_are_compared_by_what_they_mean(
         for values, fits in ((same, True), (another, False)):
             asked = TrainConfig(out=str(stopped), resume=True, **values)
             with nullcontext() if fits else pytest.raises(ConfigError, match="--resume goes on with the settings"):
-                runfolder.settle(asked, frozenset(values))
+                run_folder.settle(asked, frozenset(values))
     relabel(stopped, lora="r=8,alpha=16")
-    runfolder.settle(TrainConfig(out=str(stopped), resume=True, lora="alpha=16, r=8"), frozenset({"lora"}))
+    run_folder.settle(TrainConfig(out=str(stopped), resume=True, lora="alpha=16, r=8"), frozenset({"lora"}))
     with pytest.raises(ConfigError, match="where lora is"):
-        runfolder.settle(TrainConfig(out=str(stopped), resume=True, lora="r=8"), frozenset({"lora"}))
+        run_folder.settle(TrainConfig(out=str(stopped), resume=True, lora="r=8"), frozenset({"lora"}))
 
 
 def test_a_default_that_was_typed_contradicts_the_run(stopped: Path) -> None:
-    config = runfolder.settle(TrainConfig(out=str(stopped), resume=True))[0]
+    config = run_folder.settle(TrainConfig(out=str(stopped), resume=True))[0]
     for name, value in (("batch_size", 32), ("keep_best", False), ("save_every", 0), ("loss", "dpo")):
         asked = TrainConfig(out=str(stopped), resume=True, **{name: value})
         with pytest.raises(ConfigError, match=f"where {name} is .*, not {value!r}"):
-            runfolder.settle(asked, frozenset({name}))
+            run_folder.settle(asked, frozenset({name}))
     assert config.batch_size == 8
     relabel(stopped, loss="dpo")
     with pytest.raises(ConfigError, match="where loss is 'dpo', not 'kto'"):
@@ -423,9 +422,9 @@ def test_an_argument_that_was_typed_vouches_for_no_other(stopped: Path, capsys: 
 
 
 def test_two_runs_never_share_a_folder(runs: Runs, stopped: Path, tmp_path: Path) -> None:
-    with runfolder.claim(stopped, new=False), pytest.raises(ConfigError, match="another run is at work in"):
+    with run_folder.claim(stopped, new=False), pytest.raises(ConfigError, match="another run is at work in"):
         train(out=stopped, resume=True)
-    with runfolder.claim(tmp_path / "new", new=True), pytest.raises(ConfigError, match="another run is at work in"):
+    with run_folder.claim(tmp_path / "new", new=True), pytest.raises(ConfigError, match="another run is at work in"):
         train(runs.model, runs.data, tmp_path / "new", **FAST)
     train(runs.model, runs.data, tmp_path / "new", **FAST)
 
@@ -434,8 +433,8 @@ def test_a_killed_run_leaves_no_lock(stopped: Path, runs: Runs) -> None:
     code = f"""
 import os
 from pathlib import Path
-from prospect.training import folder as runfolder
-with runfolder.claim(Path({str(stopped)!r}), new=False):
+from prospect.training import run_folder
+with run_folder.claim(Path({str(stopped)!r}), new=False):
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from prospect.errors import ConfigError
-from prospect.training import ranks
-from prospect.training import setup as prepare
+from prospect.training import ranks, setup
 from prospect.training.config import TrainConfig
 from tests.helpers.training import thumbs, write_rows
 
@@ -117,7 +116,7 @@ def test_each_rank_has_its_gpu_and_the_setting_stays_as_it_was_typed(monkeypatch
     def load(name: str, *, device: str, **_: Any) -> None:
         seen[name] = device
 
-    monkeypatch.setattr(prepare, "load", load)
+    monkeypatch.setattr(setup, "load", load)
     config = TrainConfig(device="cuda")
-    prepare.load_policy(config, "a-model", frozen=True)
+    setup.load_policy(config, "a-model", frozen=True)
     assert (seen, config.device) == ({"a-model": "cuda:1"}, "cuda")

@@ -20,7 +20,7 @@ from prospect.engine import folders
 from prospect.errors import ConfigError
 from prospect.feedback.load import load
 from prospect.training.config import TrainConfig, to_dict
-from prospect.training.folder import (
+from prospect.training.run_folder import (
     digests,
     note_time,
     provenance,
