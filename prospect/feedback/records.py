@@ -104,11 +104,11 @@ def as_chat(record: Record) -> Record:
 
 def readable(content: Prompt | Message) -> str:
     """A prompt, message or answer for people: text as it is, a message as its reasoning, text and tool calls, a
-    conversation as its messages with their roles (a lone one without)."""
+    conversation as its messages with their roles (a lone one without, unless it is a system message)."""
     if isinstance(content, str):
         return content
     if not isinstance(content, dict):
-        if len(content) == 1:
+        if len(content) == 1 and content[0].get("role") != "system":
             return readable(content[0])
         return "\n".join(f"{message.get('role')}: {readable(message)}" for message in content)
     texts = [text for key in ("reasoning_content", "content") if isinstance(text := content.get(key), str) and text]

@@ -176,6 +176,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         ((QUESTION,), "2 + 2?"),
         ((QUESTION, CALL), 'user: 2 + 2?\nassistant: add({"a": 2})'),
         ((CALL,), 'add({"a": 2})'),
+        (({"role": "system", "content": "Be brief."},), "system: Be brief."),
         ((), ""),
     ],
 )
