@@ -14,7 +14,7 @@ SpecialTokens = Literal["text", "token"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """Options of `dataset.build`, of the evaluation and of the doctor.
+    """Options of `build_dataset`, of the evaluation and of the doctor.
 
     `threshold` turns scores into thumbs ("mean", "median" or a number); `max_length` is the most tokens that prompt and
     completion have together, None without a limit; `chat_template` is None for the tokenizer's own, "plain", or the

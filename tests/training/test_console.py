@@ -44,9 +44,10 @@ def test_json_keeps_everything() -> None:
 
 
 def test_a_console_sends_its_own_colours_and_no_others() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, color_system="standard", width=200)
     console.print(Text(EVIL, style="red"))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
     assert shown.startswith("\x1b[31ma\u241b]52;") and shown.count("\x1b") == 2
 
 
@@ -88,9 +89,10 @@ def test_chat_shows_answers_as_they_are_and_obeys_none(
 
     monkeypatch.setattr(generate, "stream", stream)
     policy = load(assistant, frozen=True)
-    console = Console(file=io.StringIO(), width=200)
+    terminal = io.StringIO()
+    console = Console(file=terminal, width=200)
     chat.converse([chat.Conversation(name, policy, chat.ChatOptions(name)) for name in names], ["hi"], console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
     assert harmless(shown) and shown.count("[/INST] \\[x\\] [bold]a\u241b]52;") == len(names)
     assert len(names) == 1 or all(name in shown for name in names)
 
