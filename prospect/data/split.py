@@ -23,8 +23,7 @@ import numpy.typing as npt
 from prospect.data.near_duplicates import EMPTY, Components, Shingler, Shingles, join_near, signatures, words
 from prospect.errors import DataError
 from prospect.feedback.load import collector_paused
-from prospect.feedback.prompts import MessageTree, prompt_digests, prompt_or_text
-from prospect.feedback.records import Message, Record, readable
+from prospect.feedback.records import Message, MessageTree, Record, prompt_digests, prompt_or_text, readable
 
 TELLING_WORDS = 8
 """An answer of so many words that stands in another prompt shows one conversation; a shorter one only together with

@@ -22,8 +22,7 @@ from prospect.data.store import ValueTable
 from prospect.data.tokens import Encoded, Flaw, Template
 from prospect.errors import RunError
 from prospect.feedback import messages, records
-from prospect.feedback.prompts import MessageTree
-from prospect.feedback.records import Record
+from prospect.feedback.records import MessageTree, Record
 
 CODE = (tokens, template, resume, textids, messages, records)
 """Modules that decide the ids of a record: other code is another table."""

@@ -25,8 +25,7 @@ from prospect.doctor.labels import Thumb
 from prospect.doctor.lengths import Lengths
 from prospect.errors import ModelError, UserError
 from prospect.feedback.load import Feedback
-from prospect.feedback.prompts import prompt_numbers
-from prospect.feedback.records import Record, View, binary, threshold_of
+from prospect.feedback.records import Record, View, binary, prompt_numbers, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

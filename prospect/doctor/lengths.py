@@ -12,8 +12,7 @@ import numpy as np
 from prospect.data.dataset import TokenReport, tokenise, trees_of
 from prospect.data.options import DataOptions, OverLong, SpecialTokens
 from prospect.doctor.findings import Measurement, of
-from prospect.feedback.prompts import prompt_sizes
-from prospect.feedback.records import Completion, Record, at, cite_end, readable
+from prospect.feedback.records import Completion, Record, at, cite_end, prompt_sizes, readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

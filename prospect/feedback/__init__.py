@@ -4,8 +4,6 @@ load          a source, whatever it is, to Feedback: problems put aside, records
 sources       files, folders, the Hub or memory to numbered rows
 layouts       the table of layouts; which one a file has; columns renamed, left out, or suspicious
 readers       one function per layout: a FeedbackLine to records
-messages      JSON, text, chat messages and tool calls of a row, checked
-labels        thumbs in one vocabulary per file
-records       Record, Completion, Pair, Example, and the views that losses read
-prompts       prompts as one tree: which are equal, and which begin others
+messages      JSON, text, chat messages, tool calls and thumbs of a row, checked; one vocabulary of thumbs per file
+records       Record, Completion, Pair, Example; the views that losses read; prompts as one tree
 """

@@ -15,7 +15,7 @@ from typing import Any
 from prospect.errors import ConfigError, DataError, nearest
 from prospect.feedback import messages as chat
 from prospect.feedback import readers
-from prospect.feedback.labels import thumb
+from prospect.feedback.messages import thumb
 from prospect.feedback.readers import COMMON, CONVERSATION_IDS, SIDE_SCORES, SIDES, THUMBS, FeedbackLine
 from prospect.feedback.records import Record
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from prospect.errors import DataError, brief
-from prospect.feedback.labels import Labels
 from prospect.feedback.layouts import LAYOUTS, ColumnChoice, Layout, layout_of
-from prospect.feedback.messages import is_context, judges_turns, plain_text, turns_of
-from prospect.feedback.prompts import prompt_digests, prompt_numbers
+from prospect.feedback.messages import Labels, is_context, judges_turns, plain_text, turns_of
 from prospect.feedback.readers import FeedbackLine
-from prospect.feedback.records import Completion, Pair, Record
+from prospect.feedback.records import Completion, Pair, Record, prompt_digests, prompt_numbers
 from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
 
 FORMATS = ("auto", *LAYOUTS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from prospect.errors import DataError, nearest, written
 from prospect.feedback import messages as chat
-from prospect.feedback.labels import Labels
+from prospect.feedback.messages import Labels
 from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
 
 COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete")

@@ -21,10 +21,9 @@ from prospect.data.near_duplicates import (
 )
 from prospect.data.split import groups
 from prospect.data.write import write
-from prospect.feedback import prompts
+from prospect.feedback import records as records_module
 from prospect.feedback.load import load
-from prospect.feedback.prompts import MessageTree
-from prospect.feedback.records import Completion, Message, Record
+from prospect.feedback.records import Completion, Message, MessageTree, Record
 
 STORY = "Please tell me a long story about a small boat that crossed the wide river at night, and nobody saw it."
 RETOLD = "please tell me a long story about a small boat that crossed the wide river at night; and nobody heard it"
@@ -257,7 +256,7 @@ def test_a_chat_of_many_rated_turns_is_read_once(monkeypatch: pytest.MonkeyPatch
     work = []
     for size in (200, 400):
         with monkeypatch.context() as patch:
-            dumped, cut = counted(patch, prompts, "dumps"), counted(patch, grouping, "words")
+            dumped, cut = counted(patch, records_module, "dumps"), counted(patch, grouping, "words")
             records = load([rated_turns(1, size)]).records
             assert len(set(groups(records).group)) == 1
             work.append((dumped[0], dumped[1], cut[0], cut[1]))

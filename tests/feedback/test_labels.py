@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prospect.errors import DataError
-from prospect.feedback.labels import Labels, thumb
+from prospect.feedback.messages import Labels, thumb
 
 
 def strays(*values: Any) -> dict[int, str]:

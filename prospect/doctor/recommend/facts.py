@@ -16,8 +16,7 @@ from prospect.doctor.findings import Finding
 from prospect.errors import DataError, ModelError
 from prospect.evaluate.statistics import wilson
 from prospect.feedback.load import Feedback
-from prospect.feedback.prompts import prompt_numbers
-from prospect.feedback.records import Record, binary, pair_count, text, threshold_of
+from prospect.feedback.records import Record, binary, pair_count, prompt_numbers, text, threshold_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
