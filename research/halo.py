@@ -145,6 +145,7 @@ class _World:
             "desirable": torch.tensor(DESIRABLE),
             "score": scores,
             "margin": scores - scores.roll(-1),
+            "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
         }
         return facts[name][side].repeat(copies)
 

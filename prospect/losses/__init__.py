@@ -10,8 +10,9 @@ from prospect.losses import (
     reference_free,
     reference_point,
     registry,
+    scored,
     tokenwise,
     unpaired,
 )
 
-registry.collect(unpaired, likelihood, tokenwise, paired, reference_free, modifiers, reference_point)
+registry.collect(unpaired, scored, likelihood, tokenwise, paired, reference_free, modifiers, reference_point)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prospect.losses.numerics import log, segment_mean
+from prospect.losses.numerics import log, segment_mean, segment_quantile
 from prospect.losses.registry import modifier
 
 if TYPE_CHECKING:
@@ -90,10 +90,33 @@ def gate(log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: f
 
     Gradient: g times the loss's: an answer that has become unlikely is not pushed down further.
 
-    Choice: this is the first of two published forms; in the second, p is the 10 % quantile of the token probabilities.
-    The paper's constants are not known to us, so both are required. The formula is from a summary of the paper.
+    Choice: this is the first of two published forms; `gate_q10` is the second. The paper's constants are not known to
+    us, so both are required.
     """
-    probability = segment_mean(token_logp.detach(), offsets).exp()
+    return _gated(log_ratio, segment_mean(token_logp.detach(), offsets).exp(), sharpness, threshold)
+
+
+@modifier(
+    "log_ratio", "Weaken the push on rejected answers with very unlikely tokens", "arXiv 2605.02626", rows="undesirable"
+)
+def gate_q10(
+    log_ratio: Tensor, token_logp: Tensor, offsets: Tensor, *, sharpness: float, threshold: float, quantile: float = 0.1
+) -> Tensor:
+    """Gate-DPO's second form: g as in `gate`, with p the 10 % quantile of the completion's token probabilities.
+
+    `log_ratio` (N,) in nats; `token_logp` (T,) with `offsets` (N+1,). Between two tokens the quantile is interpolated
+    linearly. g carries no gradient.
+    Source: arXiv 2605.02626 and the authors' description of their code.
+
+    Gradient: g times the loss's: a few tokens that have become unlikely are enough to stop the push.
+
+    Choice: sharpness and threshold are not published for this form either, so both are required.
+    """
+    return _gated(log_ratio, segment_quantile(token_logp.detach().exp(), offsets, quantile), sharpness, threshold)
+
+
+def _gated(log_ratio: Tensor, probability: Tensor, sharpness: float, threshold: float) -> Tensor:
+    """The log-ratio with its gradient multiplied by sigmoid(sharpness * (probability - threshold))."""
     g = (sharpness * (probability - threshold)).sigmoid()
     fixed = log_ratio.detach()
     return fixed + g * (log_ratio - fixed)

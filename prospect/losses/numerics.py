@@ -100,3 +100,15 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     """Means of such runs: (N, ...). An empty run has no mean: NaN."""
     lengths = offsets.diff().to(values.device)
     return segment_sum(values, offsets) / lengths.view(-1, *[1] * (values.ndim - 1))
+
+
+def segment_quantile(values: Tensor, offsets: Tensor, share: float) -> Tensor:
+    """Quantiles of such runs of `values` (T,), between two values interpolated linearly: (N,). No run is empty."""
+    index = segment_index(offsets, values)
+    order = values.argsort(stable=True)
+    ordered = values[order[index[order].argsort(stable=True)]]
+    starts, lengths = offsets[:-1].to(values.device), offsets.diff().to(values.device)
+    place = share * (lengths - 1).to(values.dtype)
+    below = place.floor().long()
+    low, high = ordered[starts + below], ordered[starts + (below + 1).minimum(lengths - 1)]
+    return low.lerp(high, place - below)

@@ -38,7 +38,7 @@ Unit = Literal["examples", "pairs", "tokens"]
 Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "z0", "token_logp",
-    "token_log_ratio", "offsets", "token_sum_p2", "value",
+    "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once."""
@@ -128,7 +128,6 @@ class Loss:
     constants: Constants | None = None
     couples: Literal["none", "step"] = "none"
     learning_rate: float = 5e-6
-    value_head: bool = False
     density_weights: bool = False
     control_tokens: bool = False
     modifiers: tuple[Modifier, ...] = ()
@@ -143,6 +142,11 @@ class Loss:
     def needs_reference(self) -> bool:
         """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
         return bool({"log_ratio", "reference_logp", "token_log_ratio"} & self.reads)
+
+    @property
+    def value_head(self) -> bool:
+        """True where a learned value is read."""
+        return bool({"value", "prompt_value"} & self.reads)
 
     @property
     def motion(self) -> Function | None:
@@ -219,7 +223,6 @@ def loss(
             constants=constants,
             couples=couples,
             learning_rate=learning_rate,
-            value_head="value" in inputs,
             density_weights=density_weights,
             control_tokens=control_tokens,
         )
@@ -326,7 +329,6 @@ def find(name: str) -> Loss:
         title="Mixture of " + ", ".join(row.name for row in rows),
         couples="step" if any(row.couples == "step" for row in rows) else "none",
         learning_rate=min(row.learning_rate for row in rows),
-        value_head=any(row.value_head for row in rows),
         density_weights=any(row.density_weights for row in rows),
         control_tokens=any(row.control_tokens for row in rows),
         **shared,
@@ -482,12 +484,13 @@ def _choice(argument: str, name: Any) -> Function:
 
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("beta", "tau", "temperature", "clip"), ("a positive number", lambda x: x > 0)),
+    **dict.fromkeys(("beta", "tau", "temperature", "clip", "max_weight"), ("a positive number", lambda x: x > 0)),
     **dict.fromkeys(
         ("desirable_weight", "undesirable_weight", "nll_weight", "value_weight", "kl_weight", "regularization"),
         ("0 or more", lambda x: x >= 0),
     ),
     "epsilon": ("from 0 to below 0.5", lambda x: 0 <= x < 0.5),
+    "quantile": ("from 0 to 1", lambda x: 0 <= x <= 1),
 }
 """What an argument must be, in words and as a condition; else it may be any number."""
 

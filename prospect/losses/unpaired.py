@@ -1,9 +1,7 @@
-"""Losses on single completions with a thumb or a score. N completions; log-ratios in nats; every result is (N,),
-unreduced."""
+"""Losses on single completions with a thumb. N completions; log-ratios in nats; every result is (N,), unreduced."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,11 +27,6 @@ def balanced_weights(rows: Sequence[Example]) -> dict[str, float]:
     if up == 0 or down == 0:
         return {"desirable_weight": 1.0, "undesirable_weight": 1.0}
     return {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
-
-
-def median_score(rows: Sequence[Example]) -> dict[str, float]:
-    """TGO's threshold: the median score of the training rows (arXiv 2605.04653)."""
-    return {"threshold": float(statistics.median(row.score for row in rows if row.score is not None))}
 
 
 @loss(
@@ -151,9 +144,10 @@ def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) 
 
     Use: clean thumbs with both classes on similar prompts.
 
-    Choice: the paper's delta is, from memory, the mean of the two classes' mean beta * r, kept as a moving average; TRL
-    takes the running mean over both classes together, which differs where one class is larger. The estimator of the
-    reference point decides, in nats; the loss only multiplies it by beta.
+    Choice: the paper's delta is the mean of the two classes' mean beta * r, kept as a moving average (`class_means`);
+    TRL takes the running mean over both classes together, which differs where one class is larger. The estimator of the
+    reference point decides, in nats; the loss only multiplies it by beta. With `zero` and beta 0.01 it is UNA on thumbs
+    (arXiv 2408.15339).
     """
     gain = (log_ratio - z0).where(desirable, z0 - log_ratio)
     return softplus(-beta * gain)
@@ -180,29 +174,6 @@ def npo(log_ratio: Tensor, *, beta: float = 0.1) -> Tensor:
     Choice: log-probs are summed, as in the authors' code, not averaged.
     """
     return 2 / beta * softplus(beta * log_ratio)
-
-
-@loss("scores", "Threshold-guided optimization of scored answers", "arXiv 2605.04653", constants=median_score)
-def tgo(
-    log_ratio: Tensor, score: Tensor, *, beta: float = 1.0, threshold: float = 0.0, confidence: float = 5.0
-) -> Tensor:
-    """TGO: the cross-entropy of beta * r against "score >= threshold", with w = 1 + confidence * |score - threshold|.
-
-        at or above  -w * log sigmoid(beta * r)
-        below        -w * log sigmoid(-beta * r)
-
-    `log_ratio` (N,) in nats, `score` (N,) on any scale.
-    Source: arXiv 2605.04653.
-
-    Gradient: -+ w * beta / 2 at the start. The weight grows with the score's distance from the threshold, so put scores
-    on a scale of about 1 or lower `confidence`.
-
-    Use: ratings rather than thumbs, when pairs would throw most of them away. The median score is the usual threshold.
-
-    Choice: formula and defaults are known from a summary of the paper, not from its text.
-    """
-    gain = log_ratio.where(score >= threshold, -log_ratio)
-    return (1 + confidence * (score - threshold).abs()).to(log_ratio.dtype) * softplus(-beta * gain)
 
 
 def _class_weight(desirable: Tensor, like: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:

@@ -188,6 +188,12 @@ class Completions:
         assert self.token_reference_logp is not None, "who reads its log-probs has a reference"
         return segment_sum(self.token_reference_logp, self.offsets)
 
+    @property
+    def prompt_value(self) -> Tensor:
+        """The learned value where the prompt of each completion ends (N,)."""
+        assert self.value is not None, "who reads it has a value head"
+        return self.value[self.offsets[:-1]]
+
     def map(self, change: Callable[[Tensor], Tensor], bounds: Tensor) -> Completions:
         """With every column of tokens changed, and these bounds."""
         columns = (self.token_reference_logp, self.token_sum_p2, self.value)

@@ -81,7 +81,7 @@ class Job:
 
     def _columns(self) -> dict[str, bool]:
         """The columns of completions that the loss reads beside the log-probs."""
-        return {"sum_p2": self.objective.reads_sum_p2, "value": self.objective.loss.value_head}
+        return {"sum_p2": self.objective.reads_sum_p2, "value": self.objective.reads_value}
 
     def shares_prompts(self, trees: Sequence[Branches]) -> bool:
         """Whether the engine can score further completions of these prompts without computing them again."""

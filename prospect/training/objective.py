@@ -51,6 +51,7 @@ class Objective:
         self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
         self.pairs = loss.view == "pairs"
         self.reads_sum_p2 = "token_sum_p2" in loss.reads
+        self.reads_value = loss.value_head
 
     @property
     def beta(self) -> float:

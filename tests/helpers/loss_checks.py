@@ -1,7 +1,8 @@
 """What every loss must satisfy, as functions that the tests of each module call on their own losses.
 
 A case is a loss with its arguments filled in and the kinds of its positional inputs, one letter each:
-r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, t token log-prob.
+r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, t token log-prob, V
+value of the prompt; without gradient c log-ratio, v value of the prompt.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ EXTREMES: dict[str, list[float]] = {
     "y": [0, 1],
     "s": [-1e4, 0.0, 1e4],
     "m": [0.0, 1e-6, 1.0, 1e4],
+    "c": [-1e4, 0.0, 1e4],
+    "v": [-1e4, 0.0, 1e4],
+    "V": [-1e4, 0.0, 1e4],
 }
-LEARNT = "rLt"
+LEARNT = "rLtV"
 """The kinds that carry gradient."""
 
 
@@ -55,6 +59,9 @@ def draw(kinds: str, rows: int = 8, dtype: torch.dtype = torch.float64, seed: in
         "z": lambda: torch.tensor(0.3, dtype=dtype),
         "s": lambda: uniform(-1, 1),
         "m": lambda: uniform(0.1, 4),
+        "c": lambda: uniform(-12, 12),
+        "v": lambda: uniform(-1, 1),
+        "V": lambda: uniform(-1, 1),
     }
     return [makers[kind]() for kind in kinds]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prospect.errors import ConfigError
 from prospect.feedback.records import Example
-from prospect.losses import likelihood, paired, reference_free, registry, tokenwise, unpaired
+from prospect.losses import likelihood, paired, reference_free, registry, scored, tokenwise, unpaired
 from prospect.losses.likelihood import sft
 from prospect.losses.paired import dpo
 from prospect.losses.reference_point import (
@@ -29,7 +29,8 @@ from prospect.losses.reference_point import (
     zero,
 )
 from prospect.losses.registry import LOSSES, Loss, arguments, defaults
-from prospect.losses.unpaired import balanced_weights, kto, median_score
+from prospect.losses.scored import median_score
+from prospect.losses.unpaired import balanced_weights, kto
 
 R = torch.tensor([3.0, -1.5], dtype=torch.float64)
 UP_DOWN = torch.tensor([True, False])
@@ -229,7 +230,7 @@ def test_unknown_names_get_the_nearest() -> None:
         registry.estimator("mismatch")
 
 
-@pytest.mark.parametrize("module", [unpaired, paired, reference_free, likelihood, tokenwise])
+@pytest.mark.parametrize("module", [unpaired, scored, paired, reference_free, likelihood, tokenwise])
 def test_every_function_has_a_row(module: ModuleType) -> None:
     """A loss that the documentation names can be trained with; and a function that computes constants is a row's."""
     public = {

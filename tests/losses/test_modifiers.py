@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from prospect.losses.modifiers import gate, humanline, wpo
+from prospect.losses.modifiers import gate, gate_q10, humanline, wpo
 from prospect.losses.paired import dpo
 from tests.helpers.loss_checks import Case, f64, general_properties
 
@@ -74,8 +78,34 @@ def test_gate_scales_a_losss_gradient_and_takes_none_itself() -> None:
     assert tokens is None
 
 
+def test_both_gates_on_published_token_probabilities() -> None:
+    """Geometric mean 0.20597510, 10 % quantile 0.04613464 of e^(-.1, -2.3, -.7, -4.6, -.2): where the threshold is
+    that, the gate is half open."""
+    logp, offsets = f64(-0.1, -2.3, -0.7, -4.6, -0.2), torch.tensor([0, 5])
+    for function, probability in ((gate, 0.20597510), (gate_q10, 0.04613464)):
+        r = f64(1.0).requires_grad_()
+        gated = function(r, logp, offsets, sharpness=1.0, threshold=probability)
+        (g,) = torch.autograd.grad(gated.sum(), r)
+        assert g.item() == pytest.approx(0.5, abs=1.3e-9)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.1, 0.37, 1.0])
+def test_the_quantile_is_each_answers_own(quantile: float) -> None:
+    """As numpy's, answer by answer, one of them of a single token, and whatever the order of the tokens."""
+    draw = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, 1, 9, 12])
+    logp = -3 * torch.rand(12, generator=draw, dtype=torch.float64)
+    r = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    gated = gate_q10(r, logp, offsets, sharpness=2.0, threshold=0.3, quantile=quantile)
+    (g,) = torch.autograd.grad(gated.sum(), r)
+    ends = offsets.tolist()
+    p = [np.quantile(logp[a:b].exp().numpy(), quantile) for a, b in pairwise(ends)]
+    assert g.tolist() == pytest.approx([1 / (1 + math.exp(-2 * (x - 0.3))) for x in p], rel=1e-14)
+
+
+@pytest.mark.parametrize("gate", [gate, partial(gate_q10, quantile=0.1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gate_extremes_and_nothing(dtype: torch.dtype) -> None:
+def test_gate_extremes_and_nothing(dtype: torch.dtype, gate: Callable[..., torch.Tensor]) -> None:
     r = torch.tensor([-1e4, 1e4], dtype=dtype, requires_grad=True)
     logp = torch.tensor([-1e4, -1e4, 0, 0, 0], dtype=dtype)
     gated = gate(r, logp, OFFSETS, sharpness=1e4, threshold=0.5)

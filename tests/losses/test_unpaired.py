@@ -1,4 +1,4 @@
-"""Losses on thumbs and scores: published values, gradients, invariances, and what they become in limits."""
+"""Losses on thumbs: published values, gradients, invariances, and what they become in limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from prospect.losses.unpaired import (
     kto,
     kto_surprisal,
     npo,
-    tgo,
 )
 from prospect.losses.values import (
     hinge,
@@ -37,7 +36,6 @@ CASES = {
     "apo_zero_unpaired": Case(partial(apo_zero_unpaired, desirable_weight=1.5), "ry"),
     "bco": Case(bco, "ryz"),
     "npo": Case(npo, "r"),
-    "tgo": Case(partial(tgo, threshold=0.1), "rs"),
 }
 R = f64(3, -1.5)
 UP_DOWN = torch.tensor([True, False])
@@ -75,7 +73,6 @@ NOTHING = f64(0, 0)
         (apo_zero_unpaired(NOTHING, UP_DOWN), [0.5, 0.5]),
         (bco(NOTHING, UP_DOWN, f64(0)[0]), [math.log(2)] * 2),
         (npo(NOTHING), [20 * math.log(2)] * 2),
-        (tgo(NOTHING, f64(1, -1), confidence=2.0), [3 * math.log(2)] * 2),
         (kto_surprisal(f64(-4, -8), torch.tensor([4, 8]), UP_DOWN, f64(-1)[0]), [0.875, 0.5]),
     ],
 )
@@ -90,7 +87,6 @@ def test_at_the_reference(loss: torch.Tensor, expected: list[float]) -> None:
         (apo_zero_unpaired, -0.025, 0.025),
         (lambda r, y: bco(r, y, f64(0)[0]), -0.05, 0.05),
         (lambda r, y: npo(r), 1.0, 1.0),
-        (lambda r, y: tgo(r, torch.where(y, 1.0, -1.0), confidence=0.0), -0.5, 0.5),
     ],
 )
 def test_slopes_at_the_reference(loss: Callable[..., Tensor], up: float, down: float) -> None:
@@ -149,11 +145,3 @@ def test_npo_tends_to_gradient_ascent() -> None:
     left, right = npo(f64(-5, 5), beta=1e-6)
     assert (right - left).item() == pytest.approx(10, abs=1e-4)
     assert slopes(npo, -200.0) == pytest.approx([0], abs=1e-8)
-
-
-def test_tgo_by_hand() -> None:
-    def loss(u: float) -> float:
-        return math.log1p(math.exp(-u))
-
-    got = tgo(f64(2, 2, 2), f64(0.9, 0.5, 0.1), beta=0.3, threshold=0.5)
-    assert got.tolist() == pytest.approx([3 * loss(0.6), loss(0.6), 3 * loss(-0.6)])

@@ -53,6 +53,7 @@ def test_the_first_condition_that_fails_is_the_reason() -> None:
     npo = judge("binary", [term(unpaired.npo, ("log_ratio",), "undesirable")])
     assert npo.invariant and npo.relative and npo.monotone and npo.concave is False
     assert verdict(LOSSES["ipo"]).monotone is False
+    assert verdict(LOSSES["una"], {"lowest": -2.0, "highest": 2.0}).monotone is False
     assert verdict(LOSSES["aot"]).relative is False
     assert verdict(LOSSES["dpop"]).relative is False
     assert verdict(LOSSES["ld_dpo"]).relative is False

@@ -13,7 +13,7 @@ from torch import Tensor
 from prospect.errors import ConfigError, DataError
 from prospect.losses.registry import LOSSES, Read, bound
 from prospect.training import loop
-from prospect.training.batch import Batch, Completions
+from prospect.training.batch import Batch, Completions, batch_of
 from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
 from prospect.training.objective import OF_ROWS
@@ -24,6 +24,7 @@ from tests.helpers.training import (
     gradients,
     job_of,
     logp,
+    micro_batches,
     move,
     pairs,
     thumbs,
@@ -71,6 +72,7 @@ def independent(job: Job, start: Job) -> Tensor:
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
+                    "prompt_value": lambda a=mine: torch.zeros(len(a), dtype=torch.float64, **there),
                 }
                 found.append(ways[name]())
         values = bound(term.function, job.objective.arguments)(*found)
@@ -123,6 +125,8 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         ("ppo", ("humanline",), {}),
         ("dpo", ("gate",), {"sharpness": 5.0, "threshold": 0.1}),
         ("kto", ("gate",), {"sharpness": 5.0, "threshold": 0.1}),
+        ("dpo", ("gate_q10",), {"sharpness": 5.0, "threshold": 0.1}),
+        ("kto", ("gate_q10",), {"sharpness": 5.0, "threshold": 0.1}),
         ("kto", ("tr",), {}),
         ("dpo:0.8,bco_pair:0.2,sft:1", (), {}),
         ("kto:0.5,sft:0.1", (), {}),
@@ -211,6 +215,28 @@ def test_the_value_head_learns(make_job: MakeJob) -> None:
     assert job.policy.value_head is not None
     last = list(job.policy.value_head.parameters())[-2]
     assert last.abs().max() > 0
+
+
+def test_the_value_of_a_prompt_is_that_of_its_last_token(make_job: MakeJob) -> None:
+    """As the model computes it on the prompt alone; and the slope in the head's bias is the mean error."""
+    job = job_of(make_job, "dro_v")
+    move(job)
+    assert job.policy.value_head is not None
+    *_, bias = job.policy.value_head.parameters()
+    (micro,) = micro_batches(job)
+    answers = job.compute(micro.trees)
+    expected = []
+    for tree in micro.trees:
+        ids = torch.tensor([tree.prompt.tolist()], device=job.policy.device)
+        with job.policy.autocast():
+            last = job.policy.decoder(input_ids=ids)[0][0, -1:]
+        expected += job.policy.values(last).tolist() * len(tree.completions)
+    assert answers.prompt_value.tolist() == pytest.approx(expected, rel=1e-11)
+    gradients(job)
+    rows = batch_of(job.dataset, micro, answers)
+    assert rows.score is not None and bias.grad is not None
+    error = rows.score - rows.sides[0].prompt_value - rows.sides[0].log_ratio
+    assert bias.grad.item() == pytest.approx(-error.mean().item(), rel=1e-10)
 
 
 def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:

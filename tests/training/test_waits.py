@@ -161,11 +161,12 @@ def test_the_engine(make_job: MakeJob, checkpointed: bool) -> None:
 
 POINTS = sorted(REFERENCE_POINTS.keys() - {"mismatched_logp", "on_policy"})
 """KTO's; not the one that lets the policy speak: it waits for every word."""
+GATES = ("gate", "gate_q10")
 GATE = {"sharpness": 5.0, "threshold": 0.1}
 WAYS: list[dict[str, Any]] = [
     *({"name": loss} for loss in LOSSES),
-    *({"name": "kto", "modify": (name,)} for name in MODIFIERS if name != "gate"),
-    *({"name": loss, "modify": ("gate",), "loss_args": GATE} for loss in ("kto", "dpo")),
+    *({"name": "kto", "modify": (name,)} for name in MODIFIERS if name not in GATES),
+    *({"name": loss, "modify": (gate,), "loss_args": GATE} for loss in ("kto", "dpo") for gate in GATES),
     {"name": "dpo", "modify": ("wpo", "humanline")},
     {"name": "kto:0.5,ppo:0.5", "z0_gradient": True},
     *({"name": "kto", "reference_point": name, "z0_gradient": on} for name in POINTS for on in (False, True)),
