@@ -146,6 +146,7 @@ class _World:
             "score": scores,
             "margin": scores - scores.roll(-1),
             "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
+            "win_rate": torch.tensor((0.8, 0.3, 0.6, 0.1), dtype=torch.float64),
         }
         return facts[name][side].repeat(copies)
 

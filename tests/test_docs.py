@@ -106,6 +106,7 @@ def loss_arguments() -> set[str]:
     every = {name for loss in LOSSES.values() for name in defaults(loss)}
     every |= {name for value in CHOICES["value"] for name in defaults(LOSSES["kto"], {"value": value})}
     every |= {name for chosen in CHOICES["divergence"] for name in defaults(LOSSES["fdpo"], {"divergence": chosen})}
+    every |= {name for chosen in CHOICES["generator"] for name in defaults(LOSSES["bpo"], {"generator": chosen})}
     every |= {name for modifier in MODIFIERS.values() for name in defaults(modifier)}
     return every | {"steepness"}
 

@@ -4,9 +4,12 @@ The tables of `registry.py` are what the functions of these files declare, in th
 """
 
 from prospect.losses import (
+    density_ratio,
     likelihood,
     modifiers,
     paired,
+    paired_coupled,
+    paired_scores,
     reference_free,
     reference_point,
     registry,
@@ -15,4 +18,6 @@ from prospect.losses import (
     unpaired,
 )
 
-registry.collect(unpaired, scored, likelihood, tokenwise, paired, reference_free, modifiers, reference_point)
+registry.collect(unpaired, scored, likelihood, tokenwise)
+registry.collect(paired, paired_scores, paired_coupled, density_ratio, reference_free)
+registry.collect(modifiers, reference_point)

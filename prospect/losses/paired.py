@@ -164,7 +164,8 @@ def sppo_hard(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
     Use: rounds of self-play, where the pair are the best and the worst of the policy's own samples.
 
-    Choice: beta 0.1 is TRL's default. The authors train with 0.001, whose targets lie 500 nats from the reference.
+    Choice: beta 0.1 is TRL's default. The authors train with 0.001, whose targets lie 500 nats from the reference, and
+    with win rates in the place of 0 and 1, which is `sppo`.
     """
     target = 1 / (2 * beta)
     return (chosen - target) ** 2 + (rejected + target) ** 2
@@ -243,36 +244,51 @@ def dpop(chosen: Tensor, rejected: Tensor, *, beta: float = 0.3, penalty: float 
     return softplus(-beta * (chosen - rejected - penalty * (-chosen).relu()))
 
 
-@loss("pairs", "DPO with an offset from the scores", "arXiv 2402.10571", learning_rate=5e-7, halo=True)
-def odpo(chosen: Tensor, rejected: Tensor, margin: Tensor, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
-    """DPO with an offset: -log sigmoid(z - alpha * log margin), z = beta * (r_chosen - r_rejected).
+@loss("pairs", "Calibrated DPO: the implied rewards are held at a scale", "arXiv 2412.14516", learning_rate=5e-7)
+def cal_dpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """Cal-DPO: -log sigmoid(r_chosen - r_rejected) + ((r_chosen - m)^2 + (r_rejected + m)^2) / 2, m = 1 / (2 * beta).
 
-    `chosen`, `rejected` (P,) log-ratios in nats; `margin` (P,) > 0, the chosen answer's score minus the rejected one's.
-    Source: arXiv 2402.10571.
+    `chosen`, `rejected` (P,) log-ratios in nats. The logistic term has no beta.
+    Source: arXiv 2412.14516. Strength: A, the authors' code.
 
-    Gradient: DPO's, as if the pair began alpha * log margin behind: pairs far apart in score must be apart in
-    likelihood too, pairs with a margin below 1 less than DPO asks. A margin of 0 gives no loss.
+    Gradient: the square's, which is linear in the distance from the targets m and -m, so that the chosen answer's
+    likelihood may not fall; the logistic term's is at most 1.
 
-    Use: pairs that come with scores.
-
-    Choice: the logarithm is the default in the authors' code. For an offset linear in the scores see `margin_dpo`.
+    Choice: the authors' configuration has beta 0.002, whose targets lie 250 nats from the reference; 0.1 is what a
+    later comparison (arXiv 2605.02626) took in its place.
     """
-    return softplus(alpha * margin.log().to(chosen.dtype) - beta * (chosen - rejected))
+    target = 1 / (2 * beta)
+    return softplus(rejected - chosen) + ((chosen - target) ** 2 + (rejected + target) ** 2) / 2
 
 
-@loss("pairs", "DPO with a margin linear in the scores", "arXiv 2307.09288", learning_rate=5e-7, halo=True)
-def margin_dpo(chosen: Tensor, rejected: Tensor, margin: Tensor, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
-    """DPO with a linear margin: -log sigmoid(z - alpha * margin), z = beta * (r_chosen - r_rejected).
+@loss("pairs", "DPO that asks more where the reference is unsure", "arXiv 2605.20834", learning_rate=5e-7)
+def cpo_constrained(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_reference_logp: Tensor,
+    rejected_reference_logp: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    *,
+    beta: float = 0.1,
+    gamma: float = 0.02,
+) -> Tensor:
+    """Constrained preference optimization: -log sigmoid(z - gamma * (1 / p_chosen + 1 / p_rejected)).
 
-    `chosen`, `rejected` (P,) log-ratios in nats; `margin` (P,), the chosen answer's score minus the rejected one's.
-    Source: the margin of Llama 2's reward model (arXiv 2307.09288), applied to DPO; arXiv 2402.10571 without its
-    logarithm.
+    `chosen`, `rejected` (P,) log-ratios in nats, summed; `chosen_reference_logp`, `rejected_reference_logp` (P,) the
+    reference's log-probs, summed; lengths (P,) in tokens; p is the geometric mean of the reference's probabilities.
+    Source: arXiv 2605.20834, whose Eq. 17 puts the reference's probabilities in the place of the optimal policy's.
+    Strength: C, an independent derivation with code. It is not CPO (`cpo`).
 
-    Gradient: DPO's, as if the pair began alpha * margin behind. At margin 0 it is DPO.
+    Gradient: DPO's, as if the pair began behind by its margin, which is larger for answers that the reference finds
+    unlikely. gamma = 0 is DPO.
 
-    Use: pairs that come with scores on a scale of a few units.
+    Choice: token means are ours. The paper has whole answers' probabilities, whose inverse overflows beyond some dozen
+    tokens. gamma 0.02 is that of the independent derivation, which found no gain, and an exact objective that has no
+    lower bound for gamma > 0. The inverse of p is continued by its tangent below e^-30.
     """
-    return softplus(alpha * margin.to(chosen.dtype) - beta * (chosen - rejected))
+    up, down = chosen_reference_logp / chosen_length, rejected_reference_logp / rejected_length
+    return softplus(gamma * (exp(-up) + exp(-down)) - beta * (chosen - rejected))
 
 
 @loss("pairs", "f-DPO: other divergences than the reverse KL", "arXiv 2309.16240", learning_rate=5e-7, halo=True)
@@ -294,54 +310,6 @@ def fdpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, divergence: Div
     1 minus the paper's.
     """
     return softplus(-beta * (divergence(chosen) - divergence(rejected)))
-
-
-@loss(
-    "pairs", "Alignment via Optimal Transport, sorted margins", "arXiv 2406.05882", learning_rate=5e-7, couples="step"
-)
-def aot(
-    chosen_logp: Tensor,
-    rejected_logp: Tensor,
-    chosen_reference_logp: Tensor,
-    rejected_reference_logp: Tensor,
-    *,
-    beta: float = 0.1,
-    epsilon: float = 0.0,
-) -> Tensor:
-    """AOT on pairs: the policy's k-th smallest margin against the reference's k-th smallest, for every k.
-
-        d = sorted(L_chosen - L_rejected) - sorted(L_ref_chosen - L_ref_rejected)
-        (1 - epsilon) * l(beta * d) + epsilon * l(-beta * d),    l(u) = -log sigmoid(u)
-
-    All inputs (P,): log-probs in nats, summed over the completion, of the policy and the reference.
-    Source: arXiv 2406.05882: first-order stochastic dominance of the margins, by optimal transport in one dimension.
-    Coupled: one pair's loss depends on the ranks of all others, so it must see the whole optimizer step at once.
-
-    Gradient: DPO's per rank instead of per pair: a pair's own reference margin does not matter, only the distribution.
-
-    Choice: result i belongs to pair i, whose margin has some rank, so that weights and order mean what they mean
-    elsewhere; the mean is that of the sorted differences. The scope is the whole optimizer step; TRL sorts within the
-    micro-batch of a device.
-    """
-    margin = chosen_logp - rejected_logp
-    return _smoothed(margin - _same_rank(chosen_reference_logp - rejected_reference_logp, margin), beta, epsilon)
-
-
-@loss("pairs", "Alignment via Optimal Transport, sorted sides", "arXiv 2406.05882", learning_rate=5e-7, couples="step")
-def aot_unpaired(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon: float = 0.0) -> Tensor:
-    """AOT on two sets: the k-th smallest log-ratio of the chosen answers against the k-th smallest of the rejected.
-
-        d = sorted(r_chosen) - sorted(r_rejected)
-        (1 - epsilon) * l(beta * d) + epsilon * l(-beta * d),    l(u) = -log sigmoid(u)
-
-    `chosen`, `rejected` (P,) log-ratios in nats; who was paired with whom does not matter.
-    Source: arXiv 2406.05882, its unpaired variant. Coupled, as `aot` is.
-
-    Gradient: DPO's between answers of the same rank.
-
-    Choice: result i belongs to the chosen answer i. Both sides need as many answers, which pairs always give.
-    """
-    return _smoothed(chosen - _same_rank(rejected, chosen), beta, epsilon)
 
 
 @loss("pairs", "Identity Preference Optimization on token means", "arXiv 2310.12036", learning_rate=5e-7)
@@ -452,16 +420,6 @@ def ld_dpo(
     up = _desensitised(chosen_token_log_ratio, chosen_offsets, shorter, alpha)
     down = _desensitised(rejected_token_log_ratio, rejected_offsets, shorter, alpha)
     return softplus(-beta * (up - down))
-
-
-def _same_rank(values: Tensor, like: Tensor) -> Tensor:
-    """The element of `values` that has the rank in `values` which like[i] has in `like`, for every i."""
-    return values.sort(stable=True).values[like.argsort(stable=True).argsort(stable=True)]
-
-
-def _smoothed(difference: Tensor, beta: float, epsilon: float) -> Tensor:
-    z = beta * difference
-    return (1 - epsilon) * softplus(-z) + epsilon * softplus(z)
 
 
 def _desensitised(token_log_ratio: Tensor, offsets: Tensor, shorter: Tensor, alpha: float) -> Tensor:

@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Function)
 Unit = Literal["examples", "pairs", "tokens"]
 Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
-    "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "z0", "token_logp",
+    "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
@@ -170,7 +170,7 @@ class Loss:
 LOSSES: dict[str, Loss] = {}
 MODIFIERS: dict[str, Modifier] = {}
 REFERENCE_POINTS: dict[str, ReferencePoint] = {}
-CHOICES: dict[str, dict[str, Function]] = {"value": {}, "divergence": {}}
+CHOICES: dict[str, dict[str, Function]] = {name: {} for name in ("value", "divergence", "distance", "generator")}
 """Arguments that are functions themselves, chosen by name or as "file.py:name"; their own keyword-only arguments
 become arguments of the loss."""
 
@@ -484,9 +484,20 @@ def _choice(argument: str, name: Any) -> Function:
 
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("beta", "tau", "temperature", "clip", "max_weight"), ("a positive number", lambda x: x > 0)),
     **dict.fromkeys(
-        ("desirable_weight", "undesirable_weight", "nll_weight", "value_weight", "kl_weight", "regularization"),
+        ("beta", "tau", "temperature", "clip", "max_weight", "scale", "reward_scale"),
+        ("a positive number", lambda x: x > 0),
+    ),
+    **dict.fromkeys(
+        (
+            "desirable_weight",
+            "undesirable_weight",
+            "nll_weight",
+            "value_weight",
+            "kl_weight",
+            "regularization",
+            "power",
+        ),
         ("0 or more", lambda x: x >= 0),
     ),
     "epsilon": ("from 0 to below 0.5", lambda x: 0 <= x < 0.5),

@@ -60,7 +60,8 @@ def tgo(
 
     Use: ratings rather than thumbs, when pairs would throw most of them away. The median score is the usual threshold.
 
-    Choice: formula and defaults are known from a summary of the paper, not from its text.
+    Choice: formula and defaults are known from two summaries of the paper, which agree, not from its text. The paper
+    tests it on image models alone.
     """
     gain = log_ratio.where(score >= threshold, -log_ratio)
     return (1 + confidence * (score - threshold).abs()).to(log_ratio.dtype) * softplus(-beta * gain)

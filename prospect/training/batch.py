@@ -242,6 +242,8 @@ class Batch:
     """(N,): of an answer, or of a pair the difference of its scores."""
     z0: Tensor | None = None
     """A scalar or (N,), in nats."""
+    win_rate: Tensor | None = None
+    """(N, answers of a row): how often each wins against others, which is what its score says."""
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -264,14 +266,15 @@ class Batch:
             tuple(self.thumbs[k] for k in rows),
             None if self.score is None else take(self.score, rows),
             take(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
+            None if self.win_rate is None else take(self.win_rate, rows),
         )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device, or on the CPU, which waits for it; before it has a z0."""
         assert self.z0 is None, "z0 is known on every rank"
         sides = tuple(side.map(lambda column: move(column, device), side.bounds) for side in self.sides)
-        score = None if self.score is None else move(self.score, device)
-        return Batch(sides, move(self.weight, device), self.thumbs, score)
+        score, rate = (None if x is None else move(x, device) for x in (self.score, self.win_rate))
+        return Batch(sides, move(self.weight, device), self.thumbs, score, win_rate=rate)
 
 
 def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z0: Tensor | None = None) -> Batch:
@@ -279,13 +282,16 @@ def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z
     rows = [dataset.examples[i] for i in micro_batch.rows]
     device, dtype = computed.token_logp.device, computed.token_logp.dtype
     scores = [row.score for row in rows]
+    judged = None not in scores
+    rates = [[dataset.records[row.tree].completions[b].score for b in row.branches] for row in rows if judged]
     sides = range(len(micro_batch.numbers[0]))
     return Batch(
         tuple(computed.take([numbers[side] for numbers in micro_batch.numbers]) for side in sides),
         move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
         tuple(bool(row.desirable) for row in rows),
-        None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
+        move(torch.tensor(scores, dtype=dtype), device) if judged else None,
         None if z0 is None else z0.to(device, dtype),
+        move(torch.tensor(rates, dtype=dtype), device) if judged else None,
     )
 
 

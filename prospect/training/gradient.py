@@ -135,11 +135,13 @@ def _in_order(parts: Sequence[tuple[Sequence[int], Batch]], z0: StepZ0) -> Batch
     places = [place for part, _ in parts for place in part]
     batches = [batch for _, batch in parts]
     scores = [batch.score for batch in batches if batch.score is not None]
+    rates = [batch.win_rate for batch in batches if batch.win_rate is not None]
     joined = Batch(
         tuple(join(side) for side in zip(*(batch.sides for batch in batches), strict=True)),
         torch.cat([batch.weight for batch in batches]),
         tuple(thumb for batch in batches for thumb in batch.thumbs),
         torch.cat(scores) if len(scores) == len(parts) else None,
+        win_rate=torch.cat(rates) if len(rates) == len(parts) else None,
     )
     value = z0.of(sorted(places))
     ordered = joined.take(sorted(range(len(places)), key=places.__getitem__))

@@ -24,6 +24,8 @@ Function = Callable[..., Tensor]
 
 OF_ROWS = {"desirable", "score", "margin", "z0"}
 """Inputs that a row has once, be it a pair."""
+OF_ANSWERS = {"win_rate"}
+"""Inputs that each answer of a row has."""
 SATURATED = 4.0
 """|implied reward - reference point| beyond which the gradient of a logistic loss is below 7 % of its largest."""
 SUMS = (
@@ -109,6 +111,8 @@ class Objective:
         value: Tensor | None
         if name in OF_ROWS:
             value = getattr(batch, name)
+        elif name in OF_ANSWERS:
+            value = getattr(batch, name)[:, side]
         elif name == "log_ratio" and any(change.changes == "token_log_ratio" for change, _ in self.changes):
             value = segment_sum(self._input("token_log_ratio", batch, side), completions.offsets)
         else:
@@ -175,7 +179,8 @@ class Objective:
 
         sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
-        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1))
+        rates = torch.tensor([[1.0, 0.25], [0.5, 0.5], [0.75, 0.0], [0.5, 0.25]])[:, : len(sides)]
+        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), rates)
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         what = f"the loss {self.loss.name}" + (f" with {values}" if values else "")
         try:

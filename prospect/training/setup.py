@@ -22,6 +22,7 @@ from prospect.feedback.load import Feedback
 from prospect.feedback.records import (
     Record,
     View,
+    at,
     examples,
     threshold_of,
 )
@@ -128,9 +129,9 @@ def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
 
 
 def _require_scores(loss: Loss, training: Dataset) -> None:
-    """A loss that reads scores gets one for every row."""
+    """A loss that reads scores gets one for every row, and win rates where it reads those."""
     reads = loss.reads
-    if not {"score", "margin"} & reads:
+    if not {"score", "margin", "win_rate"} & reads:
         return
     for row in training.examples:
         if row.score is None:
@@ -141,6 +142,12 @@ def _require_scores(loss: Loss, training: Dataset) -> None:
                 f"{loss.name} reads by how much the chosen answer is scored higher, but in row {row.id} it is by "
                 f"{row.score:g}. Leave such pairs out, or use dpo"
             )
+        for answer in [training.records[row.tree].completions[branch] for branch in row.branches]:
+            if "win_rate" in reads and not 0 <= (answer.score or 0.0) <= 1:
+                raise DataError(
+                    f"{loss.name} reads how often an answer wins, a score from 0 to 1, but {at(answer)} has "
+                    f"{answer.score:g}. Divide the wins by the comparisons, or use reward_aware"
+                )
 
 
 def held_out_view(records: Sequence[Record], threshold: str | None) -> View:

@@ -1,7 +1,7 @@
 """What every loss must satisfy, as functions that the tests of each module call on their own losses.
 
 A case is a loss with its arguments filled in and the kinds of its positional inputs, one letter each:
-r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, t token log-prob, V
+r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, w win rate, t token log-prob, V
 value of the prompt; without gradient c log-ratio, v value of the prompt.
 """
 
@@ -25,6 +25,7 @@ EXTREMES: dict[str, list[float]] = {
     "c": [-1e4, 0.0, 1e4],
     "v": [-1e4, 0.0, 1e4],
     "V": [-1e4, 0.0, 1e4],
+    "w": [0.0, 0.5, 1.0],
 }
 LEARNT = "rLtV"
 """The kinds that carry gradient."""
@@ -62,6 +63,7 @@ def draw(kinds: str, rows: int = 8, dtype: torch.dtype = torch.float64, seed: in
         "c": lambda: uniform(-12, 12),
         "v": lambda: uniform(-1, 1),
         "V": lambda: uniform(-1, 1),
+        "w": lambda: uniform(0, 1),
     }
     return [makers[kind]() for kind in kinds]
 

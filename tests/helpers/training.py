@@ -147,10 +147,10 @@ def data(name: str) -> list[dict[str, Any]]:
     if view == "scores":
         draw = random.Random(4)
         return [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(8, per_prompt=2))]
-    if name in ("odpo", "margin_dpo"):
+    if {"margin", "win_rate"} & LOSSES[name].reads:
         draw = random.Random(4)
-        rows = [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(12, per_prompt=2))]
-        return rows
+        low, high = (0.0, 1.0) if "win_rate" in LOSSES[name].reads else (-2.0, 2.0)
+        return [{**row, "score": draw.uniform(low, high)} for row in without_label(thumbs(12, per_prompt=2))]
     return pairs(6) if view == "pairs" else thumbs(8 if view == "binary" else 16, per_prompt=2, weights=True)
 
 

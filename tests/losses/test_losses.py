@@ -15,7 +15,18 @@ from torch import Tensor
 
 from prospect.errors import ConfigError
 from prospect.feedback.records import Example
-from prospect.losses import likelihood, paired, reference_free, registry, scored, tokenwise, unpaired
+from prospect.losses import (
+    density_ratio,
+    likelihood,
+    paired,
+    paired_coupled,
+    paired_scores,
+    reference_free,
+    registry,
+    scored,
+    tokenwise,
+    unpaired,
+)
 from prospect.losses.likelihood import sft
 from prospect.losses.paired import dpo
 from prospect.losses.reference_point import (
@@ -230,16 +241,21 @@ def test_unknown_names_get_the_nearest() -> None:
         registry.estimator("mismatch")
 
 
-@pytest.mark.parametrize("module", [unpaired, scored, paired, reference_free, likelihood, tokenwise])
+@pytest.mark.parametrize(
+    "module",
+    [unpaired, scored, paired, paired_scores, paired_coupled, density_ratio, reference_free, likelihood, tokenwise],
+)
 def test_every_function_has_a_row(module: ModuleType) -> None:
-    """A loss that the documentation names can be trained with; and a function that computes constants is a row's."""
+    """A loss that the documentation names can be trained with; a function that computes constants is a row's, and one
+    that an argument can be is in its table."""
     public = {
         function
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }
     used = {term.function for loss in LOSSES.values() for term in loss.terms}
-    assert public and public <= used | {loss.constants for loss in LOSSES.values()}
+    chosen = {function for table in registry.CHOICES.values() for function in table.values()}
+    assert public and public <= used | chosen | {loss.constants for loss in LOSSES.values()}
 
 
 def test_inputs_are_the_names_of_arguments() -> None:

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from prospect.losses.paired import (
-    aot,
-    aot_unpaired,
     apo_down,
     apo_zero,
     bco_pair,
+    cal_dpo,
     cdpo,
+    cpo_constrained,
     discopop,
     dpo,
     dpop,
     exo,
     fdpo,
     hinge,
-    margin_dpo,
     nca,
-    odpo,
     robust,
     sppo_hard,
 )
+from prospect.losses.paired_coupled import aot, aot_unpaired
+from prospect.losses.paired_scores import margin_dpo, odpo
 from prospect.losses.values import (
     alpha_divergence,
     forward_kl,
@@ -46,13 +46,14 @@ DIVERGENCES = {
     "alpha_divergence": alpha_divergence,
 }
 SIMPLE: dict[str, Loss] = {
-    f.__name__: f for f in (dpo, cdpo, robust, hinge, exo, nca, sppo_hard, apo_zero, apo_down, discopop, dpop)
+    f.__name__: f for f in (dpo, cdpo, robust, hinge, exo, nca, sppo_hard, apo_zero, apo_down, discopop, dpop, cal_dpo)
 }
 CASES = {
     **{name: Case(loss, "rr") for name, loss in SIMPLE.items()},
     **{f"fdpo {name}": Case(partial(fdpo, divergence=s), "rr") for name, s in DIVERGENCES.items()},
     "fdpo alpha 1.5": Case(partial(fdpo, divergence=partial(alpha_divergence, alpha=1.5)), "rr"),
     "bco_pair": Case(bco_pair, "rrz"),
+    "cpo_constrained": Case(cpo_constrained, "rrLLnn"),
     "odpo": Case(odpo, "rrm"),
     "margin_dpo": Case(margin_dpo, "rrm"),
     "aot": Case(partial(aot, epsilon=0.1), "LLLL", coupled=True),
@@ -109,6 +110,7 @@ def test_golden_point(loss: Loss, expected: float) -> None:
         (apo_down, 1, 0, 0.025),
         (discopop, (LN2 + 1) / 2, -0.1 * (0.75 - (1 - LN2) / 0.2), 0.1 * (0.75 - (1 - LN2) / 0.2)),
         (dpop, LN2, -0.15, 0.15),
+        (cal_dpo, LN2 + 25, -5.5, 5.5),
         (fdpo, LN2, -0.05, 0.05),
         (partial(fdpo, divergence=forward_kl), LN2, -0.05, 0.05),
         (partial(fdpo, divergence=jensen_shannon), LN2, -0.025, 0.025),
@@ -220,3 +222,27 @@ def test_aot_with_ties() -> None:
     """Equal margins everywhere: every pair is compared with an equal reference."""
     same = torch.full((5,), -3.0, dtype=torch.float64)
     assert aot(same, 2 * same, same, 2 * same).tolist() == pytest.approx([LN2] * 5)
+
+
+def test_golden_cal_dpo() -> None:
+    """(3, -1.5), (-1, 1.5), (0, 0) at beta 0.1; the slopes of the squares are held apart from the logistic's."""
+    got = cal_dpo(f64(3, -1, 0), f64(-1.5, 1.5, 0))
+    assert got.tolist() == pytest.approx([8.13604774, 41.70388973, 25.69314718], abs=5e-9)
+    wide = slopes(partial(cal_dpo, beta=0.002), 250.0, -250.0)
+    assert wide == pytest.approx([0, 0], abs=1e-200), (
+        "at both targets only the logistic term is left, which is satisfied"
+    )
+
+
+def test_golden_cpo_constrained() -> None:
+    """Answers of one token, whose probability is the reference's own; gamma 0.05, beta 1. At gamma 0 it is DPO."""
+    ratios = f64(0.5 + math.log(3), -0.5, 0)
+    up, down = f64(0.25, 0.5, 0.5).log(), f64(0.75, 0.5, 0.5).log()
+    one = torch.ones(3, dtype=torch.int64)
+    loss = partial(cpo_constrained, beta=1.0, gamma=0.05)
+    got = loss(ratios, f64(0, 0, 0), up, down, one, one)
+    assert got.tolist() == pytest.approx([0.23425217, 1.10318605, 0.79813887], abs=5e-9)
+    inputs = draw("rrLLnn")
+    assert torch.equal(partial(cpo_constrained, gamma=0.0)(*inputs), dpo(*inputs[:2]))
+    longer = loss(ratios, f64(0, 0, 0), 7 * up, 7 * down, 7 * one, 7 * one)
+    torch.testing.assert_close(longer, got)

@@ -16,7 +16,7 @@ from prospect.training import loop
 from prospect.training.batch import Batch, Completions, batch_of
 from prospect.training.gradient import step_gradient
 from prospect.training.job import Job
-from prospect.training.objective import OF_ROWS
+from prospect.training.objective import OF_ANSWERS, OF_ROWS
 from tests.helpers.training import (
     MakeJob,
     close,
@@ -61,6 +61,10 @@ def independent(job: Job, start: Job) -> Tensor:
                 found.append({"desirable": up[keep], "z0": z0, "score": scores, "margin": scores}[name])
                 continue
             for side in every:
+                if name == "win_rate":
+                    rates = [job.dataset.records[rows[k].tree].completions[rows[k].branches[side]].score for k in keep]
+                    found.append(torch.tensor(rates, dtype=torch.float64, **there))
+                    continue
                 mine, theirs = [tokens[side][k] for k in keep], [before[side][k] for k in keep]
                 lengths = torch.tensor([len(x) for x in mine], **there)
                 ways: dict[str, Callable[..., Tensor]] = {
@@ -244,6 +248,9 @@ def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
         make_job(thumbs(8), loss="tgo")
     with pytest.raises(DataError, match="odpo reads a score for both answers"):
         make_job(pairs(4), loss="odpo")
+    rows = [{"prompt": "w2 ", "completion": f"w{k + 3}", "score": score} for k, score in enumerate((2.0, 0.5))]
+    with pytest.raises(DataError, match=r"sppo reads how often an answer wins, a score from 0 to 1, but .* has 2"):
+        make_job(rows, loss="sppo")
 
 
 @pytest.mark.parametrize(
@@ -287,9 +294,9 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
 
 def test_what_losses_read_are_properties() -> None:
     """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
-    rows = {"desirable", "score", "margin", "z0"}
+    rows, answers = {"desirable", "score", "margin", "z0"}, {"win_rate"}
     columns = {"token_logp", "token_sum_p2", "value"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
-    assert rows == OF_ROWS and {f.name for f in dataclasses.fields(Completions)} >= columns
-    assert all(hasattr(Batch, name) or name in {f.name for f in dataclasses.fields(Batch)} for name in rows)
-    assert set(get_args(Read)) == rows | columns | properties
+    assert rows == OF_ROWS and answers == OF_ANSWERS and {f.name for f in dataclasses.fields(Completions)} >= columns
+    assert all(hasattr(Batch, name) or name in {f.name for f in dataclasses.fields(Batch)} for name in rows | answers)
+    assert set(get_args(Read)) == rows | answers | columns | properties

@@ -1,0 +1,87 @@
+"""Losses that match a density ratio: published values, the identity they come from, and what they reduce to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from prospect.losses.density_ratio import Generator, basu, bpo, kliep, logistic, lsif, scaled_basu
+from prospect.losses.paired import dpo
+from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
+
+GENERATORS: dict[str, Generator] = {
+    "logistic": logistic,
+    "kliep": kliep,
+    "lsif": lsif,
+    "basu": basu,
+    "scaled_basu": scaled_basu,
+    "scaled_basu 0.5": partial(scaled_basu, power=0.5),
+}
+CASES = {name: Case(partial(bpo, generator=generator), "rr") for name, generator in GENERATORS.items()}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_general_properties(case: Case) -> None:
+    general_properties(case)
+
+
+@pytest.mark.parametrize(
+    ("generator", "expected"),
+    [
+        (logistic, [0.49324895, 0.82593942, 0.69314718]),
+        (kliep, [0.18762815, 1.53402542, 1]),
+        (lsif, [-2.73005471, 0.09111970, -1]),
+        (partial(basu, power=0.5), [-3.24781173, -1.19249929, -2]),
+        (partial(scaled_basu, power=0.5), [-0.54130195, -0.19874988, -1 / 3]),
+        (scaled_basu, [0.04690704, 0.38350635, 0.25]),
+    ],
+)
+def test_golden_points(generator: Generator, expected: list[float]) -> None:
+    """(3, -1.5), (-1, 1.5), (0, 0) at beta 0.1, so that u is -0.45, 0.25, 0."""
+    got = bpo(f64(3, -1, 0), f64(-1.5, 1.5, 0), generator=generator)
+    assert got.tolist() == pytest.approx(expected, abs=5e-9)
+
+
+@pytest.mark.parametrize(
+    ("generator", "h"),
+    [
+        (kliep, lambda x: x * x.log() - x),
+        (lsif, lambda x: x**2),
+        (basu, lambda x: (x**1.5 - x) / 0.5),
+        (partial(scaled_basu, power=0.5), lambda x: (x**1.5 - x) / 0.5 / 6),
+    ],
+)
+def test_each_is_its_bregman_divergence(generator: Generator, h: Callable[[Tensor], Tensor]) -> None:
+    """h'(R) R - h(R) - h'(1 / R) but for a constant."""
+    u = torch.linspace(-2, 2, 41, dtype=torch.float64)
+    ratio = u.exp()
+
+    def slope(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(h(x).sum(), x)[0]
+
+    expected = slope(ratio) * ratio - h(ratio) - slope(1 / ratio)
+    difference = generator(u) - expected
+    torch.testing.assert_close(difference, difference[:1].expand(41), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("generator", GENERATORS.values(), ids=GENERATORS)
+def test_a_wrong_pair_always_costs_more(generator: Generator) -> None:
+    """Every one rises in u, even where it is continued; LSIF as released would not."""
+    u = torch.linspace(-400, 400, 801, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(generator(u).sum(), u)
+    assert (slope >= 0).all() and slope[400] > 0
+
+
+def test_reductions() -> None:
+    chosen, rejected = draw("rr")
+    assert torch.equal(bpo(chosen, rejected, generator=logistic), dpo(chosen, rejected))
+    near, at = (basu(f64(0.3), power=power) + shift for power, shift in ((1e-7, 1e7 + 1), (0.0, 0.0)))
+    assert near.item() == pytest.approx(at.item(), abs=1e-6)
+    assert slopes(bpo, 0.0, 0.0) == pytest.approx([-0.05, 0.05], abs=1e-15), "DPO's slope at the start"
+    assert math.isclose(bpo(f64(0), f64(0)).item(), 0.25)
