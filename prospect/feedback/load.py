@@ -205,14 +205,15 @@ def _summary(errors: Sequence[DataError], path: str | Path | None, several: bool
 
 
 def merge(records: Iterable[Record]) -> tuple[Record, ...]:
-    """One record per prompt (with its tools and template keywords), in order of first appearance, with unique ids.
+    """One record per prompt (with its tools, template keywords and reference scores), in order of first appearance,
+    with unique ids.
 
     A record without a prompt stays alone: two texts that both begin with nothing have nothing in common.
     """
     every = list(records)
-    groups: dict[int, list[Record]] = {}
+    groups: dict[tuple[int, tuple[float, ...]], list[Record]] = {}
     for i, (record, number) in enumerate(zip(every, prompt_numbers(every), strict=True)):
-        groups.setdefault(number if record.prompt else -1 - i, []).append(record)
+        groups.setdefault((number if record.prompt else -1 - i, record.reference_scores), []).append(record)
     record_ids, completion_ids = _UniqueNames(), _UniqueNames()
     return tuple(_with_unique_ids(_join(group), record_ids, completion_ids) for group in groups.values())
 
@@ -243,7 +244,7 @@ def _join(group: Sequence[Record]) -> Record:
 
 
 def _identity(c: Completion) -> str:
-    return dumps([c.content, c.label, c.score, c.weight, c.complete])
+    return dumps([c.content, c.label, c.score, c.weight, c.complete, c.target])
 
 
 class _UniqueNames:
@@ -291,6 +292,7 @@ def to_json(record: Record) -> dict[str, Any]:
         tools=record.tools,
         template_kwargs=record.template_kwargs,
         conversation_id=conversations if len(conversations) > 1 else next(iter(conversations), None),
+        reference_scores=record.reference_scores or None,
     )
 
 
@@ -300,6 +302,7 @@ def _completion_json(c: Completion) -> dict[str, Any]:
         score=c.score,
         weight=None if c.weight == 1 else c.weight,
         complete=None if c.complete else False,
+        target=dict(c.target) or None,
     )
 
 

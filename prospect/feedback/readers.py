@@ -15,9 +15,9 @@ from typing import Any
 from prospect.errors import DataError, nearest, written
 from prospect.feedback import messages as chat
 from prospect.feedback.messages import Labels
-from prospect.feedback.records import Completion, Message, Pair, Prompt, Record
+from prospect.feedback.records import Completion, Message, Pair, Prompt, Record, cite
 
-COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete")
+COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete", "reference_scores")
 """Optional columns of every layout."""
 
 _OTHER_CONVERSATION_IDS = "conversation_hash conv_id convo_id chat_id thread_id session_id dialog_id dialogue_id"
@@ -29,8 +29,8 @@ THUMBS = ("label", "kto_tag", "rating")
 
 SIDES, SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
-_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete")
-_BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete")
+_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target")
+_BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete", "target")
 """Columns of a flat line that have no meaning beside a list of completions."""
 
 
@@ -74,13 +74,22 @@ class FeedbackLine:
             tools=_tools(self.get("tools")),
             template_kwargs=_template_kwargs(self.values),
             conversations=_conversations(self.values),
+            reference_scores=_reference_scores(self.get("reference_scores")),
         )
 
     def completion(
-        self, id: str, content: str | Message, label: bool | None, score: float | None, values: Mapping[str, Any]
+        self,
+        id: str,
+        content: str | Message,
+        label: bool | None,
+        score: float | None,
+        values: Mapping[str, Any],
+        target: Any = None,
     ) -> Completion:
         """An answer with the weight and completeness that `values` give."""
-        return Completion(id, content, label, score, weight(values), complete(values), self.number)
+        return Completion(
+            id, content, label, score, weight(values), complete(values), _target(target), line=self.number
+        )
 
     def single(
         self,
@@ -89,10 +98,11 @@ class FeedbackLine:
         column: str,
         thumb: str | None = None,
         score: str | None = None,
+        target: str | None = None,
         required: bool = True,
     ) -> list[Record]:
         """One record with one answer, `value` in `column`; its judgement stands in the columns `thumb` and `score`,
-        which are `required` where other lines have them."""
+        which are `required` where other lines have them, and its `target` in that column."""
         _require_same_form(prompt, value, column)
         content = chat.answer(value, column)
         columns = self.columns if required else self.values
@@ -100,7 +110,8 @@ class FeedbackLine:
         grade = number(self.values, score)
         if required and grade is None and label is None and score in self.columns:
             raise DataError(f"{score} is missing, though other rows have one. Score the row or leave it out")
-        return [self.record(prompt, (self.completion(self.id, content, label, grade, self.values),))]
+        aim = None if target is None else self.get(target)
+        return [self.record(prompt, (self.completion(self.id, content, label, grade, self.values, aim),))]
 
     def pair(
         self,
@@ -170,6 +181,50 @@ def complete(values: Mapping[str, Any]) -> bool:
     if value is not None and not isinstance(value, bool):
         raise DataError(f"complete must be true or false, not {chat.excerpt(value)}")
     return value is not False
+
+
+def _reference_scores(value: Any) -> tuple[float, ...]:
+    if value is None or value == "":
+        return ()
+    value = chat.from_json(value, "reference_scores")
+    if not isinstance(value, list | tuple) or not value:
+        raise DataError(
+            "reference_scores must be a list of numbers, the scores of the reference model's own answers to the "
+            f"prompt, not {chat.excerpt(value)}"
+        )
+    if None in value:
+        raise DataError(f"reference_scores[{value.index(None)}] is null. Score that answer or leave it out")
+    by_name = {f"reference_scores[{i}]": score for i, score in enumerate(value)}
+    return tuple(number(by_name, name) or 0.0 for name in by_name)
+
+
+def _target(value: Any) -> tuple[tuple[str, float], ...]:
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = chat.from_json(value, "target")
+    if not isinstance(value, dict):
+        raise DataError(
+            'target must be an object of answers and their probabilities, such as {"Yes": 0.7, "No": 0.3}, not '
+            f"{chat.excerpt(value)}. A column that means something else: prospect convert IN OUT.jsonl --ignore target"
+        )
+    probabilities: list[tuple[str, float]] = []
+    for answer, share in value.items():
+        if share is None:  # tables give every row the keys of all rows
+            continue
+        name = f"the probability of {cite(chat.plain_text(answer, 'an answer of target'))} in target"
+        probability = number({name: share}, name) or 0.0
+        if not 0 <= probability <= 1:
+            raise DataError(f"{name} must be from 0 to 1, not {probability:g}")
+        probabilities.append((answer, probability))
+    total = sum(probability for _, probability in probabilities)
+    if value and not probabilities:
+        return ()
+    if len(probabilities) < 2:
+        raise DataError("target needs two answers or more, since it says how likely each is beside the others")
+    if abs(total - 1) > 1e-6:
+        raise DataError(f"the probabilities of target must sum to 1, not {total:g}. Divide each by their sum")
+    return tuple(probabilities)
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -249,12 +304,14 @@ def _own_completion(line: FeedbackLine, index: int, value: Any) -> Completion:
         raise DataError(f"{where} must be an object with content, not {chat.excerpt(value)}")
     for key in value:
         if key not in _COMPLETION_KEYS:
-            raise DataError(f'{where} has an unknown key "{key}".{nearest(key, _COMPLETION_KEYS)}')
+            absent = () if {"content", "message"} & value.keys() else ("content", "message")
+            hint = nearest(key, absent) or nearest(key, _COMPLETION_KEYS)
+            raise DataError(f'{where} has an unknown key "{key}".{hint}')
     if ("content" in value) == ("message" in value):
         raise DataError(f"{where} needs content (text) or message (an assistant message), and not both")
     id, answer = identifier(value.get("id"), f"{line.id}/{index}"), value.get("content", value.get("message"))
     label = None if value.get("label") is None else line.labels.read(value["label"])
-    return line.completion(id, chat.answer(answer, where), label, number(value, "score"), value)
+    return line.completion(id, chat.answer(answer, where), label, number(value, "score"), value, value.get("target"))
 
 
 def _own_pair(value: Any, count: int) -> Pair:
@@ -272,10 +329,10 @@ def _own_pair(value: Any, count: int) -> Pair:
 
 
 def flat(line: FeedbackLine) -> list[Record]:
-    """{"prompt", "completion"} with "label", "score", both or neither."""
+    """{"prompt", "completion"} with "label", "score", both or neither, and perhaps a "target"."""
     mixed = "completions" in line.columns  # Prospect's own file, where every line may be judged or not
     prompt, answer = chat.prompt(line.get("prompt")), line.get("completion")
-    return line.single(prompt, answer, "completion", "label", "score", required=not mixed)
+    return line.single(prompt, answer, "completion", "label", "score", "target", required=not mixed)
 
 
 def halos(line: FeedbackLine) -> list[Record]:

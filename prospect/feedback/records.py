@@ -38,7 +38,8 @@ class Completion:
 
     `content` is text, or an assistant message where it carries more than text. `label` is the thumb (True desirable,
     False undesirable, None unknown), `score` a graded judgement, `weight` its importance (>= 0), `complete` False if
-    the generator was cut off, `line` where it stands in its file (1-based, 0 unknown; it plays no part in equality).
+    the generator was cut off, `target` how likely which answers are to be where they first differ, `line` where it
+    stands in its file (1-based, 0 unknown; it plays no part in equality).
     """
 
     id: str
@@ -47,6 +48,7 @@ class Completion:
     score: float | None = None
     weight: float = 1.0
     complete: bool = True
+    target: tuple[tuple[str, float], ...] = ()
     line: int = field(default=0, compare=False)
 
     @property
@@ -82,7 +84,7 @@ class Pair:
 class Record:
     """One prompt (text or chat messages) with every completion judged for it. `tools` and `template_kwargs` go to the
     chat template. `conversations` are the ids of the conversations that it comes from: they stay on one side of a
-    split."""
+    split. `reference_scores` are those of answers that the reference model itself gave to the prompt."""
 
     id: str
     prompt: Prompt
@@ -92,6 +94,7 @@ class Record:
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] | None = None
     conversations: tuple[str, ...] = ()
+    reference_scores: tuple[float, ...] = ()
 
 
 def as_chat(record: Record) -> Record:
