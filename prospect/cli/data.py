@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from prospect.cli.options import as_in_run, parse, quiet_loading, refuse_existing
 from prospect.data.options import DataOptions
 from prospect.errors import ConfigError, UserError
+from prospect.feedback.readers import JudgedBy
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class CheckOptions:
     """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question."""
     ignore: str = ""
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
+    judgement: str = ""
+    """Of an application's export, the name of the score, question or key to read, where it has several."""
+    judged_by: JudgedBy = "person"
+    """Whose judgements of an export count: a person's, a model's (an evaluator's scores), or any."""
     any_size: bool = False
     """Read a packed file even if it unpacks to a large multiple of its size."""
     threshold: str | None = None
@@ -71,7 +76,7 @@ def check(arguments: list[str]) -> int:
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
-    columns = ColumnChoice.parse(options.map, options.ignore)
+    columns = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by)
     reading: dict[str, Any] = {"format": options.format, "choice": columns, "any_size": options.any_size}
     feedback = load(options.files, keep_going=True, **reading)
     heldout = None if options.heldout is None else load(options.heldout, **reading)
@@ -142,6 +147,10 @@ class ConvertOptions:
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
     chat: bool = False
     """Write prompts of text as messages of a user, as a chat model expects them."""
+    judgement: str = ""
+    """Of an application's export, the name of the score, question or key to read, where it has several."""
+    judged_by: JudgedBy = "person"
+    """Whose judgements of an export count: a person's, a model's (an evaluator's scores), or any."""
     any_size: bool = False
     """Read a packed file even if it unpacks to a large multiple of its size."""
 
@@ -159,7 +168,7 @@ def convert(arguments: list[str]) -> int:
         raise ConfigError("expected prospect convert IN OUT.jsonl: the feedback, and the file to create")
     *inputs, output = options.files
     refuse_existing(output)
-    choice = ColumnChoice.parse(options.map, options.ignore)
+    choice = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by)
     feedback = load(inputs, format=options.format, choice=choice, any_size=options.any_size)
     records = [as_chat(record) for record in feedback.records] if options.chat else feedback.records
     write(records, Path(output))

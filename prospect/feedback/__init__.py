@@ -4,6 +4,7 @@ load          a source, whatever it is, to Feedback: problems put aside, records
 sources       files, folders, the Hub or memory to numbered rows
 layouts       the table of layouts; which one a file has; columns renamed, left out, or suspicious
 readers       one function per layout: a FeedbackLine to records
+imports       exports of chat apps and raw public data sets, which need more than a change of names
 messages      JSON, text, chat messages, tool calls and thumbs of a row, checked; one vocabulary of thumbs per file
 records       Record, Completion, Pair, Example; the views that losses read; prompts as one tree
 """

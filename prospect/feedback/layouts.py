@@ -8,50 +8,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from prospect.errors import ConfigError, DataError, nearest
+from prospect.feedback import imports, readers
 from prospect.feedback import messages as chat
-from prospect.feedback import readers
 from prospect.feedback.messages import thumb
-from prospect.feedback.readers import COMMON, CONVERSATION_IDS, SIDE_SCORES, SIDES, THUMBS, FeedbackLine
-from prospect.feedback.records import Record
+from prospect.feedback.readers import COMMON, ORIGIN_COLUMNS, SIDE_SCORES, SIDES, THUMBS, JudgedBy, Layout
 
 MOST_COLUMNS = 1000
 """A file with more columns than this has values where names of columns should be."""
 
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """`needs` are the columns that make it out, `reads` the optional ones beside COMMON: all that its reader looks at.
-    `judged_by` are the columns that carry its judgement; of messages with judgements of their own, `turns` is the
-    column. The reader looks at all that lies in the columns `objects`. `thumbs` gives every value of a row that may be
-    a thumb, for the vocabulary of the file. `looks` may ask a row itself."""
-
-    name: str
-    needs: tuple[str, ...]
-    read: Callable[[FeedbackLine], list[Record]]
-    reads: tuple[str, ...] = ()
-    judged_by: tuple[str, ...] = ()
-    turns: str = ""
-    objects: tuple[str, ...] = ()
-    thumbs: Callable[[Mapping[str, Any]], Iterable[Any]] = readers.thumbs_of
-    looks: Callable[[Mapping[str, Any]], bool] = lambda row: True
-
-    @property
-    def columns(self) -> str:
-        """What it needs: "instruction + output"."""
-        return " + ".join(self.needs)
-
-    def missing(self, columns: Collection[str]) -> list[str]:
-        """The needed columns that are not among `columns`."""
-        return [name for name in self.needs if name not in columns]
-
-    def unread(self, columns: frozenset[str]) -> list[str]:
-        """The columns that the layout does not read."""
-        return sorted(columns - {*self.needs, *self.reads, *COMMON, *CONVERSATION_IDS})
+HEAD = 100
+"""Rows that make out what a file is."""
 
 
 def _is_hh(row: Mapping[str, Any]) -> bool:
@@ -65,8 +37,14 @@ _OWN, _OWN_LISTS = ("completion", "label", "score", "target", "pairs"), ("comple
 _HALOS_PAIRS = ("prompt", "output_A", "output_B", "label")
 _HALOS_SCORES = ("reward_A", "reward_B", "reward_difference")
 
+
+class NoLayout(DataError):
+    """The columns of a file fit no layout: it may be no feedback at all."""
+
+
 # In order of detection: a layout stands before those whose columns it contains.
 _TABLE = (
+    *imports.LAYOUTS,
     Layout("prospect", ("prompt", "completions"), readers.prospect, _OWN, ("completions",), objects=_OWN_LISTS),
     Layout("halos-pairs", _HALOS_PAIRS, readers.halos_pairs, _HALOS_SCORES, ("label",)),
     Layout("sharegpt-pairs", ("conversations", *SIDES), readers.conversation_pairs, ("system", *SIDE_SCORES), SIDES),
@@ -99,11 +77,10 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
             f"share ({MOST_COLUMNS} at most): write what differs from row to row as values"
         )
     if format == "auto":
-        sample = rows[:100]
-        fitting = (x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, sample)))
-        layout = next(fitting, None)
-        if layout is None:
-            raise DataError(_no_layout(columns))
+        fitting = _fitting(columns, rows)
+        if fitting is None:
+            raise NoLayout(_no_layout(columns))
+        layout = fitting
     elif format in LAYOUTS:
         layout = LAYOUTS[format]
         if lacks := layout.missing(columns):
@@ -113,15 +90,31 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
     else:
         names = ("auto", *LAYOUTS)
         raise ConfigError(f'unknown format "{format}".{nearest(format, names)} Known: {", ".join(names)}')
-    absent = [name for name in (*layout.reads, *COMMON) if name not in columns and len(name) > 3]
+    optional = {*layout.reads, *COMMON}.difference(columns, ORIGIN_COLUMNS)  # a column "notes" is no slip
+    absent = [name for name in sorted(optional) if len(name) > 3 and not layout.is_export]
     for name in layout.unread(columns):
         if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.8):
             raise DataError(
                 f'unknown column "{name}" in the layout {layout.name}. Did you mean "{meant[0]}"? If not, leave it '
                 f"out: prospect convert IN OUT.jsonl --ignore {name}"
             )
-    _refuse_unread_judgements(layout, columns, rows)
+    refuse_unread_judgements(layout, columns, rows)
     return layout
+
+
+def export_of(format: str, head: Sequence[Mapping[str, Any]]) -> Layout | None:
+    """The layout named `format`, or that the first rows of a file make out, where it is an application's export: rows
+    of those are read one by one."""
+    layout = _fitting(frozenset(chain.from_iterable(head)), head) if format == "auto" else LAYOUTS.get(format)
+    return layout if layout is not None and layout.is_export else None
+
+
+def _fitting(columns: Collection[str], rows: Sequence[Mapping[str, Any]]) -> Layout | None:
+    """The first layout that `columns` and a look at some `rows` make out."""
+    return next(
+        (x for x in LAYOUTS.values() if not x.missing(columns) and any(map(x.looks, rows[:HEAD]))),
+        None,
+    )
 
 
 def _no_layout(columns: frozenset[str]) -> str:
@@ -195,7 +188,7 @@ _MESSAGE_KEY = re.compile(
 _ANSWER_COLUMNS = ("completion", "output")
 
 
-def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Raises DataError for columns, and keys of messages ("messages.vote"), that look like a judgement and that the
     layout does not read.
 
@@ -203,8 +196,10 @@ def _refuse_unread_judgements(layout: Layout, columns: frozenset[str], rows: Seq
     and some thumbs down. Where it reads one, the name must be telling and the values look like a judgement,
     so that a comment beside a thumb stays a comment. Columns of nulls say nothing.
     """
-    reads_judgement = bool(columns.intersection(layout.judged_by)) or (
-        bool(layout.turns) and any(map(chat.judges_turns, rows))
+    reads_judgement = (
+        layout.is_export
+        or bool(columns.intersection(layout.judged_by))
+        or (bool(layout.turns) and any(map(chat.judges_turns, rows)))
     )
     answers = () if reads_judgement else tuple(name for name in layout.needs if name in _ANSWER_COLUMNS)
     unread, values = frozenset(layout.unread(columns)), dict[str, list[Any]]()
@@ -316,13 +311,16 @@ def _are_thumbs_both_ways(values: Sequence[Any]) -> bool:
 @dataclass(frozen=True, slots=True)
 class ColumnChoice:
     """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. What
-    lies inside is written with its column: "messages.vote", "metadata.rating"."""
+    lies inside is written with its column: "messages.vote", "metadata.rating". Of an application's export, `judgement`
+    is the name of the score, question or key to read, and `judged_by` says whose judgements count."""
 
     rename: Mapping[str, str] = field(default_factory=dict)
     ignore: Collection[str] = ()
+    judgement: str = ""
+    judged_by: JudgedBy = "person"
 
     @classmethod
-    def parse(cls, rename: str, ignore: str) -> ColumnChoice:
+    def parse(cls, rename: str, ignore: str, judgement: str = "", judged_by: JudgedBy = "person") -> ColumnChoice:
         """From `--map NEW=COLUMN,...` and `--ignore COLUMN,...`. Raises ConfigError where an equals sign is missing."""
         pairs = {}
         for part in filter(None, rename.split(",")):
@@ -330,7 +328,7 @@ class ColumnChoice:
             if not new or not old:
                 raise ConfigError(f'--map reads NEW=COLUMN, such as --map label=vote,prompt=question, not "{part}"')
             pairs[new] = old
-        return cls(pairs, tuple(name.strip() for name in ignore.split(",") if name.strip()))
+        return cls(pairs, tuple(name.strip() for name in ignore.split(",") if name.strip()), judgement, judged_by)
 
     def apply(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rename and leave out, in place. Raises DataError where no row has the column, or one has the new name."""

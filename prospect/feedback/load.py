@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prospect.errors import DataError, brief
-from prospect.feedback.layouts import LAYOUTS, ColumnChoice, Layout, layout_of
+from prospect.feedback.layouts import HEAD, LAYOUTS, ColumnChoice, NoLayout, export_of, layout_of
 from prospect.feedback.messages import Labels, is_context, judges_turns, plain_text, turns_of
-from prospect.feedback.readers import FeedbackLine
-from prospect.feedback.records import Completion, Pair, Record, prompt_digests, prompt_numbers
+from prospect.feedback.readers import FeedbackLine, Judgements, Layout, LeftOut, Parts, SourceFile, SourceRow
+from prospect.feedback.records import ORIGIN, Completion, Pair, Record, prompt_digests, prompt_numbers
 from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
+
+T = TypeVar("T")
 
 FORMATS = ("auto", *LAYOUTS)
 AS_NAMED = ColumnChoice()
@@ -89,97 +93,206 @@ def load(
         source = source[0]
     names, notes = sources(source)
     several = len(names) > 1
-    files = [_open(name, format, choice, keep_going, any_size, several) for name in names]
+    files = []
+    strangers: list[DataError] = []
+    for name in names:
+        try:
+            files.append(_open(name, format, choice, keep_going, any_size, several))
+        except (NoLayout, _NoRows) as error:
+            strangers.append(error)
+    _refuse_strangers(strangers, files, source, notes)
+    files = _with_joins(files)
     for layout in {file.layout.name for file in files}:
         Labels.join([file.labels for file in files if file.layout.name == layout])
-    count = sum(len(file.rows) for file in files)
+    count = 0
     records: list[Record] = []
     problems: list[Problem] = []
     for file in files:
-        file_notes = _read(file, records, problems, keep_going)
-        notes += [f"{file.prefix[:-1]}: {note}" if file.prefix else note for note in file_notes]
+        count += _read(file, records, problems, keep_going)
+        notes += [f"{file.name.prefix[:-1]}: {note}" if file.name.prefix else note for note in file.all_notes()]
     path = source_path(source)
     if problems and not keep_going:
         raise _summary(problems[:MOST_PROBLEMS], path, several)
+    if not records and not keep_going and any(file.layout.is_export for file in files):
+        raise DataError(f"has no judged answer. {'; '.join(notes)}", path=path)
     by_prompt = merge(records)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
-    name = f"{type(source).__name__} in memory" if path is None else str(path)
-    return Feedback(by_prompt, name, layouts, tuple(problems), count, digest(by_prompt), tuple(notes))
+    title = f"{type(source).__name__} in memory" if path is None else str(path)
+    return Feedback(by_prompt, title, layouts, tuple(problems), count, digest(by_prompt), tuple(notes))
 
 
-@dataclass(frozen=True)
+class _NoRows(DataError):
+    """A file without a row: beside others of an export it has nothing to say."""
+
+
+@dataclass
 class _File:
     """A file whose rows are to become records, and what of all its rows each of them needs to know."""
 
-    path: str | Path | None
-    prefix: str
-    rows: list[tuple[int, dict[str, Any] | Unreadable]]
+    name: SourceFile
+    rows: Iterator[SourceRow]
     columns: frozenset[str]
     layout: Layout
     labels: Labels
     judged_turns: bool
-    notes: Sequence[str]
+    judgements: Judgements
+    notes: list[str]
+    good: int = 0
+    without_answer: int = 0
+
+    def all_notes(self) -> list[str]:
+        """What there is to tell once the file is read."""
+        if unread := self.layout.unread(self.columns):
+            self.notes.insert(0, f"columns not read: {', '.join(unread)}")
+        if self.without_answer and not self.layout.is_export:
+            share = f"{self.without_answer} of {self.good}"
+            self.notes.append(f"{share} conversations have no judged answer and were left out")
+        return self.notes + self.judgements.notes()
 
 
 def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, any_size: bool, several: bool) -> _File:
     """The rows of one file with its layout and labels. Raises DataError where the file as a whole has none."""
     path = source if isinstance(source, str | Path) else None
-    rows = list(read_rows(source, any_size=any_size, names={old: new for new, old in choice.rename.items()}))
+    name = SourceFile(path, f"{Path(path).name.partition('.')[0]}/" if several and path is not None else "")
+    unread = read_rows(source, any_size=any_size, names={old: new for new, old in choice.rename.items()})
+    rows = list(unread if choice.rename or choice.ignore else itertools.islice(unread, HEAD))
     if not rows:
-        raise DataError("has no rows", path=path)
+        raise _NoRows("has no rows", path=path)
+    export = export_of(format, [row for _, row in rows if isinstance(row, dict)])
+    if export is None:
+        rows += unread
     readable = [row for _, row in rows if isinstance(row, dict)]
     if not readable:
         errors = [Problem(row.reason, path, n, row) for n, row in rows if isinstance(row, Unreadable)]
         raise _summary(errors if keep_going else errors[:MOST_PROBLEMS], path)
     try:
         choice.apply(readable)
-        columns = frozenset(name for row in readable for name in row)
-        for name in columns:
-            plain_text(name, f"the column {name!r}")
+        columns = frozenset(column for row in readable for column in row)
+        for column in columns:
+            plain_text(column, f"the column {column!r}")
         layout = layout_of(format, columns, readable)
     except DataError as error:
-        raise DataError(_printable(error.message), path=path) from None
-    notes = []
-    if unread := layout.unread(columns):
-        notes.append(f"columns not read: {', '.join(unread)}")
-    if context_turns := sum(is_context(turn) for row in readable for turn in turns_of(row)):
-        notes.append(f"{context_turns} turns say train: false or loss: false: they are context and not trained")
-    where = f" of {_printable(str(path))}" if several and path is not None else ""
-    return _File(
-        path=path,
-        prefix=f"{Path(path).name.partition('.')[0]}/" if several and path is not None else "",
-        rows=rows,
+        raise type(error)(_printable(error.message), path=path) from None
+    file = _File(
+        name=name,
+        rows=iter(()),
         columns=columns,
         layout=layout,
-        labels=Labels(
-            (f"on line {n}{where}", value) for n, row in rows if isinstance(row, dict) for value in layout.thumbs(row)
-        ),
+        labels=Labels(()),
         judged_turns=any(map(judges_turns, readable)),
-        notes=notes,
+        judgements=Judgements(choice.judgement, choice.judged_by),
+        notes=[],
+    )
+    if layout.is_export:
+        file.rows = _with_columns(itertools.chain(_taken(rows), unread), file)
+        return file
+    if context_turns := sum(is_context(turn) for row in readable for turn in turns_of(row)):
+        file.notes.append(f"{context_turns} turns say train: false or loss: false: they are context and not trained")
+    file.labels = _labels_of(layout, ((name, n, row) for n, row in rows), several)
+    file.rows = ((name, n, row) for n, row in _taken(rows))
+    return file
+
+
+def _taken(rows: list[T]) -> Iterator[T]:
+    """The rows, each of which is let go once it is read: rows and records are never held together."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
+def _with_columns(rows: Iterable[tuple[int, Any]], file: _File) -> Iterator[SourceRow]:
+    """The rows of an export, which come one by one. Raises DataError where a later row has a judgement in a new column
+    that nobody would read."""
+    for number, row in rows:
+        if isinstance(row, dict) and not row.keys() <= file.columns:
+            file.columns |= row.keys()
+            layout_of(file.layout.name, file.columns, [row])
+        yield file.name, number, row
+
+
+def _labels_of(layout: Layout, rows: Iterable[SourceRow], several: bool) -> Labels:
+    """The vocabulary of a file's thumbs."""
+    if layout.thumbs is None:
+        return Labels(())
+
+    def where(file: SourceFile) -> str:
+        return f" of {_printable(str(file.path))}" if several and file.path is not None else ""
+
+    return Labels(
+        (f"on line {number}{where(file)}", value)
+        for file, number, row in rows
+        if isinstance(row, dict)
+        for value in layout.thumbs(row)
     )
 
 
-def _read(file: _File, records: list[Record], problems: list[Problem], keep_going: bool) -> Sequence[str]:
-    """Add the records and problems of a file, whose rows are used up; returns notes on it."""
-    most = len(problems) + (len(file.rows) if keep_going else MOST_PROBLEMS)
-    good = without_answer = 0
-    file.rows.reverse()
-    while file.rows and len(problems) < most:
-        number, row = file.rows.pop()  # what was read is let go: rows and records are never held together
+def _refuse_strangers(strangers: Sequence[DataError], files: Sequence[_File], source: Source, notes: list[str]) -> None:
+    """Raises the first of the errors of files without rows or layout, unless they came out of a folder or an archive
+    beside an application's export: then they are no feedback, and named in the notes."""
+    if not strangers:
+        return
+    if source_path(source) is None:
+        raise strangers[0]
+    named = {str(name) for name in ([source] if isinstance(source, str | Path) else source)}
+    homes = {Path(file.name.path).parent for file in files if file.layout.join and file.name.path is not None}
+    for error in strangers:
+        if error.path is None or str(error.path) in named or Path(error.path).parent not in homes:
+            raise error
+    notes.append(f"files that hold no feedback: {', '.join(Path(str(error.path)).name for error in strangers)}")
+
+
+def _with_joins(files: Sequence[_File]) -> list[_File]:
+    """The files, of which those that refer to each other are one: its rows are what their join makes of them."""
+    parts: dict[Any, list[_File]] = {}
+    for i, file in enumerate(files):
+        parts.setdefault(file.layout.join or i, []).append(file)
+    return [_joined(group) if group[0].layout.join else group[0] for group in parts.values()]
+
+
+def _joined(group: Sequence[_File]) -> _File:
+    first, join = group[0], group[0].layout.join
+    assert join is not None
+    rows = {
+        name: itertools.chain.from_iterable([file.rows for file in group if file.layout.name == name])
+        for name in dict.fromkeys(file.layout.name for file in group)
+    }
+    first.rows = _placed(join(Parts(rows, first.judgements)), first.name.path)
+    if first.layout.thumbs is not None:
+        listed = list(first.rows)
+        first.labels, first.rows = _labels_of(first.layout, listed, several=len(group) > 1), _taken(listed)
+    return first
+
+
+def _placed(rows: Iterator[T], path: str | Path | None) -> Iterator[T]:
+    """The rows; an error about files as a whole says where the first of them is."""
+    try:
+        yield from rows
+    except DataError as error:
+        raise DataError(error.message, path=error.path or path, line=error.line) from None
+
+
+def _read(file: _File, records: list[Record], problems: list[Problem], keep_going: bool) -> int:
+    """Add the records and problems of a file, and count its rows."""
+    most = math.inf if keep_going else len(problems) + MOST_PROBLEMS
+    count = 0
+    for name, number, row in file.rows:
+        count += 1
         try:
             if isinstance(row, Unreadable):
                 raise DataError(row.reason)
-            line = FeedbackLine(number, row, file.columns, file.labels, file.judged_turns, file.prefix)
+            line = FeedbackLine(number, row, file.columns, file.labels, file.judged_turns, name.prefix, file.judgements)
             new = file.layout.read(line)
+        except LeftOut as error:
+            file.judgements.leave_out(error.message, number)
         except DataError as error:
-            problems.append(Problem(error.message, file.path, number, row))
+            problems.append(Problem(error.message, name.path, number, row))
+            if len(problems) >= most:
+                break
         else:
             records += new
-            good += 1
-            without_answer += not new
-    if not without_answer:
-        return file.notes
-    return [*file.notes, f"{without_answer} of {good} conversations have no judged answer and were left out"]
+            file.good += 1
+            file.without_answer += not new
+    return count
 
 
 def _printable(text: str) -> str:
@@ -244,7 +357,7 @@ def _join(group: Sequence[Record]) -> Record:
 
 
 def _identity(c: Completion) -> str:
-    return dumps([c.content, c.label, c.score, c.weight, c.complete, c.target])
+    return dumps([c.content, c.label, c.score, c.weight, c.complete, c.target, *(getattr(c, key) for key in ORIGIN)])
 
 
 class _UniqueNames:
@@ -303,6 +416,7 @@ def _completion_json(c: Completion) -> dict[str, Any]:
         weight=None if c.weight == 1 else c.weight,
         complete=None if c.complete else False,
         target=dict(c.target) or None,
+        **{key: getattr(c, key) or None for key in ORIGIN},
     )
 
 

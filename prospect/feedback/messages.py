@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar, cast
 
 from prospect.errors import DataError, brief, nearest
 from prospect.feedback.records import Message, Prompt, function_of
@@ -51,20 +53,39 @@ _SPEAKERS = {
 # JSON that somebody else wrote: whatever is read here can be written again
 
 
+class BrokenJSON(DataError):
+    """Text that is no JSON, or not all of it: what is wrong, and at which character of the text."""
+
+    def __init__(self, error: json.JSONDecodeError) -> None:
+        super().__init__(f"broken JSON at column {error.colno}: {error.msg}", line=error.lineno)
+        self.reason, self.place = error.msg, error.pos
+
+
 def json_value(text: str) -> Any:
     """The value that `text` holds. Raises DataError with the line (within the text) where it breaks, and where it is
     nested deeper than MOST_LEVELS, has a whole number of more digits than Python converts, or names a key twice."""
+    return _checked(_DECODER.decode, text)
+
+
+def json_value_at(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; raises as `json_value` does, with the place in `text`."""
+    return cast(tuple[Any, int], _checked(_DECODER.raw_decode, text, start))
+
+
+def _checked(decode: Callable[..., Any], text: str, start: int = 0) -> Any:
+    """What `decode` reads of `text` from `start`."""
     try:
-        value = _DECODER.decode(text)
+        value = decode(text, start) if start else decode(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"broken JSON at column {error.colno}: {error.msg}", line=error.lineno) from None
+        raise BrokenJSON(error) from None
     except RecursionError:
         raise DataError(TOO_DEEP) from None
     except DataError:
         raise
     except ValueError:  # the only other one is Python's limit on the digits of a whole number
         raise DataError("JSON holds a number of more than 4,300 digits. Write it as text, or shorten it") from None
-    if text.count("[") + text.count("{") > MOST_LEVELS and too_deep(value):
+    inner, end = (value, len(text)) if decode == _DECODER.decode else value
+    if text.count("[", start, end) + text.count("{", start, end) > MOST_LEVELS and too_deep(inner):
         raise DataError(TOO_DEEP)
     return value
 
@@ -135,6 +156,36 @@ def plain_text(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{where} has half of a character pair (a lone surrogate) at position {error.start}") from None
     return value
+
+
+def moment(value: Any, where: str) -> str:
+    """A time as ISO 8601 in UTC: "2024-03-18T10:00:00Z". It may be ISO 8601, a mail's date, or a number of seconds,
+    milliseconds, microseconds or nanoseconds since 1970, told apart by size; what names no zone is UTC."""
+    value = value.get("$date", value) if isinstance(value, dict) else value  # MongoDB
+    try:
+        if isinstance(value, str):
+            time = _moment_in_words(value.strip())
+        elif isinstance(value, datetime):
+            time = value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            unit = next(unit for unit in (1, 1e3, 1e6, 1e9) if abs(value / unit) < 1e11)
+            time = datetime.fromtimestamp(value / unit, UTC)
+        else:
+            raise ValueError
+        utc = time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError, OSError, StopIteration):
+        raise DataError(
+            f"{where} must be a time such as 2024-03-18T10:00:00Z or seconds since 1970, not {excerpt(value)}"
+        ) from None
+    return utc.isoformat(timespec="milliseconds" if utc.microsecond else "seconds").replace("+00:00", "Z")
+
+
+def _moment_in_words(text: str) -> datetime:
+    with suppress(ValueError):
+        return datetime.fromisoformat(text.removesuffix(" UTC"))
+    if re.fullmatch(r"\d{9,19}(\.\d+)?", text):
+        return datetime.fromisoformat(moment(float(text), ""))
+    return parsedate_to_datetime(text)
 
 
 # Tool calls, whose arguments stand in files as objects or as JSON in text
@@ -408,6 +459,11 @@ class Labels:
                     self._numbers.add(word)
         self._vocabulary = counts.most_common(1)[0][0] if counts else ""
         self._first_place = first_place.get(self._vocabulary, "")
+
+    @property
+    def are_scores(self) -> bool:
+        """Whether some number among the values is no thumb, so that none is."""
+        return self._score is not None
 
     @staticmethod
     def join(shards: Sequence[Labels]) -> None:

@@ -8,16 +8,32 @@ records that share a prompt and checks that the file's labels speak one vocabula
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from prospect.errors import DataError, nearest, written
 from prospect.feedback import messages as chat
 from prospect.feedback.messages import Labels
-from prospect.feedback.records import Completion, Message, Pair, Prompt, Record, cite
+from prospect.feedback.records import EXAMPLES, ORIGIN, Completion, Message, Pair, Prompt, Record, cite
 
-COMMON = ("id", "source", "tools", "template_kwargs", "chat_template_kwargs", "weight", "complete", "reference_scores")
+ORIGIN_COLUMNS = ("by", "at", "model", "note")
+"""Columns that say where a row's judgement and answers come from, in any layout."""
+
+
+COMMON = (
+    "id",
+    "source",
+    "tools",
+    "template_kwargs",
+    "chat_template_kwargs",
+    "weight",
+    "complete",
+    "reference_scores",
+    *ORIGIN_COLUMNS,
+)
 """Optional columns of every layout."""
 
 _OTHER_CONVERSATION_IDS = "conversation_hash conv_id convo_id chat_id thread_id session_id dialog_id dialogue_id"
@@ -29,15 +45,76 @@ THUMBS = ("label", "kto_tag", "rating")
 
 SIDES, SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
-_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target")
+_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target", *ORIGIN)
 _BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete", "target")
 """Columns of a flat line that have no meaning beside a list of completions."""
 
 
+JudgedBy = Literal["person", "model", "any"]
+
+
+class LeftOut(DataError):
+    """A row that is sound and says nothing to learn from. It is counted with its reason, and is no problem."""
+
+
+class Judgements:
+    """Which judgements of a file are read, and what was left out of it.
+
+    `name` is the name of the score, question or key to read; "" is the only one that the file has. `by` says whose
+    judgements count: a person's, a model's, or any.
+    """
+
+    def __init__(self, name: str = "", by: JudgedBy = "person") -> None:
+        self.name, self.by = name, by
+        self._only: tuple[str, int] | None = None
+        self._left_out: dict[str, list[int]] = {}
+        self._remarks: dict[str, list[int]] = {}
+
+    def counts(self, *, by_model: bool) -> bool:
+        """Whether a judgement of a person, or of a model, is one to read."""
+        return self.by == "any" or (self.by == "model") == by_model
+
+    def choose(self, names: Iterable[str], number: int) -> str | None:
+        """The name to read among the `names` of judgements in row `number`, None where they lack it. Raises DataError
+        where there are several, here or in an earlier row, and nobody said which."""
+        present = sorted(set(names))
+        if self.name:
+            return self.name if self.name in present else None
+        if not present:
+            return None
+        name, first = self._only = self._only or (present[0], number)
+        if others := [other for other in present if other != name]:
+            every = ", ".join(f'"{one}"' for one in sorted({name, *others}))
+            raise DataError(
+                f"has judgements named {every} (the first in row {first}). Say which one to read: --judgement {name}"
+            )
+        return name
+
+    def leave_out(self, reason: str, number: int) -> None:
+        """Count row `number`, which makes no record, and name the reason."""
+        self._left_out.setdefault(reason, []).append(number)
+
+    def remark(self, remark: str, number: int) -> None:
+        """Something to tell about row `number`, which is read."""
+        self._remarks.setdefault(remark, []).append(number)
+
+    def notes(self) -> list[str]:
+        """What was left out, and why, then what there is to tell."""
+        return [f"{_rows(numbers)} left out: {reason}" for reason, numbers in self._left_out.items()] + [
+            f"{_rows(numbers)}: {remark}" for remark, numbers in self._remarks.items()
+        ]
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    """How many rows, and the first of them: "7 rows (3, 4, 9, ...)"."""
+    few = ", ".join(map(str, numbers[:EXAMPLES])) + (", ..." if len(numbers) > EXAMPLES else "")
+    return f"{len(numbers)} row{'' if len(numbers) == 1 else 's'} ({few})"
+
+
 @dataclass(frozen=True, slots=True)
 class FeedbackLine:
-    """One line, with what its reader must know of the file: all its `columns`, the vocabulary of its `labels`, and
-    whether it judges single turns. `prefix` tells the files of one source apart."""
+    """One line, with what its reader must know of the file: all its `columns`, the vocabulary of its `labels`, whether
+    it judges single turns, and which of its `judgements` to read. `prefix` tells the files of one source apart."""
 
     number: int
     values: Mapping[str, Any]
@@ -45,6 +122,7 @@ class FeedbackLine:
     labels: Labels
     judged_turns: bool = False
     prefix: str = ""
+    judgements: Judgements = field(default_factory=Judgements)
 
     @property
     def id(self) -> str:
@@ -60,6 +138,16 @@ class FeedbackLine:
             raise DataError(f"has no {column}, though other rows do. Judge the row or leave it out")
         return self.labels.read(self.values[column])
 
+    def remark(self, remark: str) -> None:
+        """Something to tell about this line, which is read."""
+        self.judgements.remark(remark, self.number)
+
+    def judgement(self, value: Any) -> tuple[bool | None, float | None]:
+        """(thumb, score) of a value that may be either: where one number of the file is no thumb, all are scores."""
+        if self.labels.are_scores and not isinstance(value, bool) and isinstance(value, int | float):
+            return None, number({"value": value}, "value")
+        return self.labels.read(value), None
+
     def record(
         self, prompt: Prompt, completions: tuple[Completion, ...], pairs: tuple[Pair, ...] = (), id: str = ""
     ) -> Record:
@@ -73,7 +161,9 @@ class FeedbackLine:
             source="" if source is None else chat.plain_text(str(source), "source"),
             tools=_tools(self.get("tools")),
             template_kwargs=_template_kwargs(self.values),
-            conversations=_conversations(self.values),
+            conversations=tuple(
+                dict.fromkeys((*_conversations(self.values), *(c.conversation for c in completions if c.conversation)))
+            ),
             reference_scores=_reference_scores(self.get("reference_scores")),
         )
 
@@ -86,10 +176,10 @@ class FeedbackLine:
         values: Mapping[str, Any],
         target: Any = None,
     ) -> Completion:
-        """An answer with the weight and completeness that `values` give."""
-        return Completion(
-            id, content, label, score, weight(values), complete(values), _target(target), line=self.number
-        )
+        """An answer with the weight, the completeness and the origin (`records.ORIGIN`) that `values` give."""
+        origin = {} if values.keys().isdisjoint(ORIGIN) else _origin(values)
+        whole = complete(values)
+        return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, **origin)
 
     def single(
         self,
@@ -124,7 +214,9 @@ class FeedbackLine:
         """One record with one pair, whose sides stand in `columns`; the line's weight is the pair's."""
         for value, column in zip((chosen, rejected), columns, strict=True):
             _require_same_form(prompt, value, column)
-        values = {"complete": self.get("complete")}
+        values = {"complete": self.get("complete")} | {
+            key: self.values[key] for key in ORIGIN_COLUMNS if key in self.values
+        }
         completions = tuple(
             self.completion(f"{self.id}/{side}", chat.answer(value, column), None, number(self.values, score), values)
             for side, value, column, score in zip(SIDES, (chosen, rejected), columns, scores, strict=True)
@@ -227,6 +319,16 @@ def _target(value: Any) -> tuple[tuple[str, float], ...]:
     return tuple(probabilities)
 
 
+def _origin(values: Mapping[str, Any]) -> dict[str, str]:
+    """Who judged an answer, when, and so on, as `values` say it."""
+    origin = {
+        key: sys.intern(identifier(values.get(key), "", key))
+        for key in ORIGIN
+        if key != "at" and values.get(key) is not None
+    }
+    return origin | ({} if values.get("at") in (None, "") else {"at": chat.moment(values["at"], "at")})
+
+
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     value = chat.from_json(value, "tools") if value != "" else None
     if value is None or value == []:
@@ -267,6 +369,70 @@ def thumbs_of(values: Mapping[str, Any]) -> Iterator[Any]:
         for part in parts if isinstance(parts, list | tuple) else ():
             if isinstance(part, dict):
                 yield from (part[key] for key in keys if key in part)
+
+
+# The declaration of a layout
+
+
+class SourceFile(NamedTuple):
+    """A file that rows come from (None: memory), and what tells its default ids from other files'."""
+
+    path: str | Path | None
+    prefix: str
+
+
+SourceRow = tuple[SourceFile, int, Any]
+"""A row with its place: its columns as a dict, or an `Unreadable`."""
+
+
+class Parts(NamedTuple):
+    """The files of an export whose rows refer to each other: per name of a layout its rows, which are read once."""
+
+    rows: Mapping[str, Iterable[SourceRow]]
+    judgements: Judgements
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`needs` are the columns that make it out ("trace_id|traceId": either name), `reads` the optional ones beside
+    COMMON: all that its reader looks at. `judged_by` are the columns that carry its judgement; of messages with
+    judgements of their own, `turns` is the column. The reader looks at all that lies in the columns `objects`. `looks`
+    may ask a row itself.
+
+    `thumbs` gives every value of a row that may be a thumb, for the vocabulary of the file. None says that the reader
+    knows the words of its application: rows are then read one by one and never held together. `join` makes the rows
+    that are read, of all files whose layouts have the same join.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    read: Callable[[FeedbackLine], list[Record]]
+    reads: tuple[str, ...] = ()
+    judged_by: tuple[str, ...] = ()
+    turns: str = ""
+    objects: tuple[str, ...] = ()
+    thumbs: Callable[[Mapping[str, Any]], Iterable[Any]] | None = thumbs_of
+    looks: Callable[[Mapping[str, Any]], bool] = lambda row: True
+    join: Callable[[Parts], Iterator[SourceRow]] | None = None
+
+    @property
+    def columns(self) -> str:
+        """What it needs: "instruction + output"."""
+        return " + ".join(need.replace("|", " or ") for need in self.needs)
+
+    @property
+    def is_export(self) -> bool:
+        """Whether its first rows make it out, so that a file need not be held to be read."""
+        return self.thumbs is None or self.join is not None
+
+    def missing(self, columns: Collection[str]) -> list[str]:
+        """The needed columns that are not among `columns`."""
+        return [need for need in self.needs if not any(name in columns for name in need.split("|"))]
+
+    def unread(self, columns: frozenset[str]) -> list[str]:
+        """The columns that the layout does not read."""
+        needs = (name for need in self.needs for name in need.split("|"))
+        return sorted(columns - {*needs, *self.reads, *self.judged_by, *COMMON, *CONVERSATION_IDS})
 
 
 # Prospect's own lines
@@ -494,5 +660,6 @@ def _turn(
     label = line.labels.read(value[thumbs[0]]) if thumbs else None
     whole = complete(value) and complete(line.values)
     values = {"weight": (value if "weight" in value else line.values).get("weight"), "complete": whole}
+    values |= {key: line.values[key] for key in ORIGIN_COLUMNS if key in line.values}
     completion = line.completion(id, chat.answer(turn, where), label, number(value, "score"), values)
     return line.record(chat.with_text(prompt, f"{where}: its prompt"), (completion,), id=id)

@@ -28,6 +28,9 @@ Message = dict[str, Any]
 Prompt = str | tuple[Message, ...]
 View = Literal["binary", "pairs", "scores", "text"]
 
+ORIGIN = ("by", "at", "model", "note", "conversation")
+"""What a completion may say of where it comes from."""
+
 EXAMPLES = 5
 """Examples that a message to people gives of whatever it counts."""
 
@@ -40,6 +43,8 @@ class Completion:
     False undesirable, None unknown), `score` a graded judgement, `weight` its importance (>= 0), `complete` False if
     the generator was cut off, `target` how likely which answers are to be where they first differ, `line` where it
     stands in its file (1-based, 0 unknown; it plays no part in equality).
+    Where it comes from, empty where unknown: `by` who judged it, `at` when (ISO 8601, UTC), the `model` that wrote it,
+    the rater's `note`, and the `conversation` that it stands in.
     """
 
     id: str
@@ -50,6 +55,11 @@ class Completion:
     complete: bool = True
     target: tuple[tuple[str, float], ...] = ()
     line: int = field(default=0, compare=False)
+    by: str = ""
+    at: str = ""
+    model: str = ""
+    note: str = ""
+    conversation: str = ""
 
     @property
     def text(self) -> str:

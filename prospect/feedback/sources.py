@@ -8,6 +8,7 @@ cache of `datasets` has no bound. pyarrow, datasets and pandas are imported only
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import glob
@@ -16,6 +17,7 @@ import io
 import itertools
 import json
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
 
 from prospect.errors import DataError, written
-from prospect.feedback.messages import TOO_DEEP, json_value, too_deep
+from prospect.feedback.messages import TOO_DEEP, BrokenJSON, json_value, json_value_at, too_deep
 
 if TYPE_CHECKING:
     import datasets
@@ -50,7 +52,19 @@ VALUE = 64
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _WRAPPERS = ("data", "rows", "examples")
-"""Keys under which some JSON files hold their rows."""
+"""Keys under which some JSON files, and pages of interfaces, hold their rows."""
+
+_PAGE = frozenset(
+    (
+        *("meta", "object", "has_more", "hasMore", "has_next", "limit", "offset", "page", "pages", "total", "count"),
+        *("total_pages", "totalPages", "totalItems", "next", "previous", "cursor", "next_cursor", "nextCursor"),
+        *("first_id", "last_id", "links"),
+    )
+)
+"""What a page says of itself beside its rows."""
+
+CHUNK = 1 << 20
+"""Bytes that are read of an array of JSON at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +113,15 @@ def _files_of(name: str | Path, notes: list[str]) -> Sequence[str | Path]:
         if not matches:
             raise DataError("no file matches this pattern", path=path)
         return matches
-    if not folder or (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+    if there and not folder and path.suffix == ".zip":
+        inside = [path / entry.filename for entry in _archive(path).infolist() if not entry.is_dir()]
+    elif not folder or (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
         return [name]
-    inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    data = [entry for entry in inside if entry.name.removesuffix(".gz").endswith(KINDS)]
+    else:
+        inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        if not any(map(_is_data, inside)):  # a blob export has a folder for every table
+            inside = sorted(entry for entry in path.glob("*/*") if entry.is_file() and not entry.name.startswith("."))
+    data = [entry for entry in inside if _is_data(entry)]
     if not data:
         raise DataError(
             f"is a folder, but none that Dataset.save_to_disk wrote, and it has no file of a known kind "
@@ -112,6 +131,18 @@ def _files_of(name: str | Path, notes: list[str]) -> Sequence[str | Path]:
     if rest := [entry.name for entry in inside if entry not in data]:
         notes.append(f"files of {path} not read: {', '.join(rest)}")
     return data
+
+
+def _is_data(file: Path) -> bool:
+    return file.name.removesuffix(".gz").endswith(KINDS)
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip file. Raises DataError where it is none."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"is no readable zip file ({error}). Copy or download it again", path=path) from None
 
 
 def source_path(source: Source) -> str | Path | None:
@@ -136,8 +167,9 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
     path = Path(source)
     if path.is_dir():
         return _rows_of_folder(path)
-    if path.exists():
-        return _rows_of_file(path, any_size, names or {})
+    archive = next((outer for outer in path.parents if outer.suffix == ".zip" and outer.is_file()), None)
+    if path.exists() or archive is not None:
+        return _rows_of_file(path, archive, any_size, names or {})
     if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not source.endswith((*KINDS, ".gz", ".txt")):
         return _rows_of_hub(source)
     neighbour = f", nor a folder {path.parent}"
@@ -150,16 +182,15 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
 # Files
 
 
-def _rows_of_file(path: Path, any_size: bool, names: Mapping[str, str]) -> Rows:
-    """The rows of a file. It stays open until the last, and is read as they are taken."""
-    with _failures_named(path), _open(path) as file:
+def _rows_of_file(path: Path, archive: Path | None, any_size: bool, names: Mapping[str, str]) -> Rows:
+    """The rows of a file, which may lie in a zip. It stays open until the last, and is read as they are taken."""
+    with _failures_named(path), _open(path) if archive is None else _unzipped(path, archive, any_size) as file:
         size = file.seek(0, 2)
         content = _content_of(file, path, size, any_size)
         head = content.read(4)
         start = content.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
-        if not any(line.strip() for line in content):
+        if not _first_line_of(content, start):
             raise DataError("is empty", path=path)
-        content.seek(start)
         kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
         if kind == "parquet" or head.startswith(b"PAR1"):
             yield from parquet_rows(content.read(), path, size, any_size=any_size)
@@ -176,6 +207,8 @@ def _failures_named(path: Path) -> Iterator[None]:
     """What goes wrong on a disk or in an archive, as a DataError."""
     try:
         yield
+    except zipfile.BadZipFile as error:
+        raise DataError(f"is damaged in its zip file ({error}). Copy or download it again", path=path) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         reason = "it ends too early" if isinstance(error, EOFError) else error
         raise DataError(f"is corrupt gzip ({reason}). Copy or download it again", path=path) from None
@@ -190,6 +223,20 @@ def _open(path: Path) -> BinaryIO:
         return file
     with file:
         return io.BytesIO(file.read())
+
+
+def _unzipped(path: Path, archive: Path, any_size: bool) -> BinaryIO:
+    """A file in a zip. Raises DataError where there is none, or where it would unpack to too much."""
+    packed = _archive(archive)
+    try:
+        entry = packed.getinfo(path.relative_to(archive).as_posix())
+        file = packed.open(entry)
+    except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot be read in the zip file: {_first_line(error)}", path=path) from None
+    limit = max(SMALL, EXPANSION * entry.compress_size)
+    if entry.file_size > limit and not any_size:
+        raise _too_large(path, limit, entry.compress_size)
+    return cast(BinaryIO, file)
 
 
 def _content_of(file: BinaryIO, path: Path, size: int, any_size: bool) -> BinaryIO:
@@ -235,37 +282,143 @@ def _not_utf8(byte: int, offset: int) -> str:
     )
 
 
+def _first_line_of(content: BinaryIO, start: int) -> bytes:
+    """The first line that is not blank, or its beginning: a file may be one line. The content stands at `start` after
+    it as before."""
+    content.seek(start)
+    line = b""
+    while not (line := line.lstrip()) and (piece := content.read(1 << 16)):
+        line = piece
+    content.seek(start)
+    return line.partition(b"\n")[0].rstrip()
+
+
 def json_rows(content: BinaryIO, path: Path, start: int) -> Rows:
     """JSON lines, or one JSON document where the first line begins an array or is a brace; `start` is the offset at
     which the content stands."""
-    first = next(line.strip() for line in content if line.strip())
+    first = _first_line_of(content, start)
     if not first.startswith((b"[", b"{")):
         raise DataError(
             f"is neither JSON nor JSON lines: it begins with {first[:20]!r}. Known kinds of files: {' '.join(KINDS)}",
             path=path,
             line=1,
         )
-    content.seek(start)
-    if first.startswith(b"[") or first == b"{":
+    if first.startswith(b"["):
+        yield from _array_rows(content, path, start)
+        return
+    if first == b"{":
         try:
             value = json_value(_text_of(content.read(), path))
         except DataError as error:
             raise DataError(error.message, path=path, line=error.line) from None
-        return _rows_of_document(value)
+        yield from _rows_of_document(value)
+        return
     rows = _json_lines(content, start)
     head = list(itertools.islice(rows, 2))
     if len(head) == 1 and isinstance(head[0][1], dict):
-        return _rows_of_document(head[0][1])
-    return itertools.chain(head, rows)
+        yield from _rows_of_document(head[0][1])
+    else:
+        yield from itertools.chain(head, rows)
 
 
-def _rows_of_document(value: Any) -> Rows:
-    """The rows of a document: an array of objects, {"data": [...]}, or one object."""
-    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
-    if isinstance(inner, list) and next(iter(value)) in _WRAPPERS:
-        value = inner
-    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
-        yield number, row if isinstance(row, dict) else Unreadable(json.dumps(row, ensure_ascii=False), _no_object(row))
+def _rows_of_document(value: dict[str, Any]) -> Rows:
+    """The rows of a document: {"data": [...]}, which a page of an interface may say more about, or one object."""
+    wrapper = next((key for key in _WRAPPERS if isinstance(value.get(key), list)), None)
+    inner = value[wrapper] if wrapper is not None and value.keys() - {wrapper} <= _PAGE else [value]
+    return (_row_of_array(number, row) for number, row in enumerate(inner, 1))
+
+
+def _row_of_array(number: int, row: Any) -> tuple[int, dict[str, Any] | Unreadable]:
+    return number, row if isinstance(row, dict) else Unreadable(json.dumps(row, ensure_ascii=False), _no_object(row))
+
+
+def _array_rows(content: BinaryIO, path: Path, start: int) -> Rows:
+    """The rows of one JSON array, which is never held as a whole. Raises DataError with the line where it breaks."""
+    array = _Array(content, path, start)
+    array.expect("[")
+    if array.sign() == "]":
+        array.expect("]")
+    else:
+        for number in itertools.count(1):
+            yield _row_of_array(number, array.value())
+            if array.expect(",]") == "]":
+                break
+    if array.sign(at_end=True):
+        raise array.broken("Extra data")
+
+
+class _Array:
+    """The text of a file, read as far as the values in it are. `_text` begins at byte `_offset`, on line `_line`, after
+    `_column` characters of that line; `_place` is what comes next in it."""
+
+    def __init__(self, content: BinaryIO, path: Path, start: int) -> None:
+        self._content, self._path = content, path
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._place, self._line, self._column = "", 0, 1, 0
+        self._end, self._size = start, CHUNK
+
+    def sign(self, *, at_end: bool = False) -> str:
+        """The next character that is no white space, "" `at_end`."""
+        while (match := _NO_SPACE.search(self._text, self._place)) is None:
+            self._place = len(self._text)
+            if not self._read_on():
+                if at_end:
+                    return ""
+                raise self.broken("the array does not end")
+        self._place = match.start()
+        return self._text[self._place]
+
+    def expect(self, signs: str) -> str:
+        """The next sign, one of `signs`, which is read."""
+        sign = self.sign()
+        if sign not in signs:
+            raise self.broken(f"Expecting {' or '.join(map(repr, signs))}")
+        self._place += 1
+        return sign
+
+    def value(self) -> Any:
+        """The next value. Whether it ends where the text does, only what follows can say: more is read then, twice as
+        much every time."""
+        self.sign()
+        while True:
+            try:
+                value, end = json_value_at(self._text, self._place)
+            except BrokenJSON as error:
+                failure = self.broken(error.reason, error.place)
+                if not self._read_on():
+                    raise failure from None
+            except DataError as error:
+                raise DataError(error.message, path=self._path, line=self._position(self._place)[0]) from None
+            else:
+                length = end - self._place
+                if end < len(self._text) or not self._read_on():
+                    self._place, self._size = self._place + length, CHUNK
+                    return value
+
+    def broken(self, reason: str, place: int | None = None) -> DataError:
+        """The error for a place of the text, by default the next."""
+        line, column = self._position(self._place if place is None else place)
+        return DataError(f"broken JSON at column {column}: {reason}", path=self._path, line=line)
+
+    def _position(self, place: int) -> tuple[int, int]:
+        """Line and column, both from 1."""
+        before = self._text.rfind("\n", 0, place)
+        column = self._column + place + 1 if before < 0 else place - before
+        return self._line + self._text.count("\n", 0, place), column
+
+    def _read_on(self) -> bool:
+        """Add to the text, and drop what was read of it; says whether there was more."""
+        data = self._content.read(self._size)
+        line, column = self._position(self._place)
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            at = self._end - (len(error.object) - len(data)) + error.start
+            line = self._position(len(self._text))[0] + error.object.count(b"\n", 0, error.start)
+            raise DataError(_not_utf8(error.object[error.start], at), path=self._path, line=line) from None
+        self._text, self._place, self._line, self._column = self._text[self._place :] + text, 0, line, column - 1
+        self._end, self._size = self._end + len(data), self._size * 2
+        return bool(data)
 
 
 def _no_object(value: Any) -> str:
@@ -299,6 +452,8 @@ _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B"
 
 _STRUCTURES = ("prompt", "messages", "conversations", "completions", "pairs", "history", *_ANSWERS)
 """Columns that may hold messages, written as JSON in a cell."""
+
+_NO_SPACE = re.compile(r"[^ \t\n\r]")
 
 _MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
 """How messages begin, which no text does."""

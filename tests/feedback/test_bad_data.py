@@ -51,7 +51,7 @@ def test_a_judgement_that_would_not_be_read(column: str) -> None:
 
 
 def test_other_columns_are_noted() -> None:
-    assert load([{**GOOD, "model": "m", "margin": 2}]).notes == ("columns not read: margin, model",)
+    assert load([{**GOOD, "model_size": "8b", "margin": 2}]).notes == ("columns not read: margin, model_size",)
 
 
 def test_rows_without_columns() -> None:
@@ -174,13 +174,19 @@ WILD: tuple[Any, ...] = (
 def test_any_value_in_any_column_is_a_data_error_or_fine() -> None:
     good = bad = 0
     for name, layout in LAYOUTS.items():
-        columns = dict.fromkeys((*layout.needs, *layout.reads))
+        needs = [need.partition("|")[0] for need in layout.needs]
+        columns = dict.fromkeys((*needs, *layout.reads))
         for column in (*columns, *COMMON):
             for value in WILD:
                 for base in ("x", CHAT, [*CHAT, {"role": "assistant", "content": "x"}], ["x"]):
-                    row = {**dict.fromkeys(layout.needs, base), column: value}
-                    held = load([row], format=name, keep_going=True)
-                    assert held.rows == 1
+                    row = {**dict.fromkeys(needs, base), column: value}
+                    try:
+                        held = load([row], format=name, keep_going=True)
+                    except DataError:  # of an export whose other part is absent
+                        assert layout.join is not None
+                        bad += 1
+                        continue
+                    assert held.rows == 1 or layout.join is not None
                     good, bad = good + (not held.problems), bad + len(held.problems)
     assert good > 500
     assert bad > 1000

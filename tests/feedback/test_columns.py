@@ -56,7 +56,8 @@ def test_a_judgement_under_another_name_is_never_passed_over(row: dict[str, Any]
 
 @pytest.mark.parametrize(
     "extra",
-    [{"model": "m", "margin": 2}, {"feedback": "a comment, not a thumb"}, {"rating": None}, {"lang": "en", "votes_url": "http://x"},
+    [{"model_size": "8b", "margin": 2}, {"feedback": "a comment, not a thumb"},
+     {"rating": None}, {"lang": "en", "votes_url": "http://x"},
      {"likely_topic": "x"}, {"metadata": {"score": 0.5}}, {"turn": 1, "anony": True}],
 )  # fmt: skip
 def test_what_is_no_judgement_is_noted(extra: dict[str, Any]) -> None:
@@ -219,7 +220,7 @@ def test_where_nothing_is_judged_thumbs_up_and_down_are_telling_under_any_name(v
     "extra",
     [
         {"completion_tokens": 12, "completion_model": "m", "completion_id": "a1"},
-        {"turn": 1, "redacted": False, "language": "en", "model": "m"},
+        {"turn": 1, "redacted": False, "language": "en", "model_size": "8b"},
         {"prompt_id": "a", "index": 0, "likely_topic": "x", "text_b": "x"},
         {"metadata": {"source": "x", "cached": True}, "timestamp": 1.5},
     ],

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from prospect.errors import DataError
-from prospect.feedback.layouts import LAYOUTS, Layout
+from prospect.feedback.layouts import LAYOUTS
 from prospect.feedback.load import FORMATS, load
-from prospect.feedback.readers import FeedbackLine
+from prospect.feedback.readers import FeedbackLine, Layout
 from prospect.feedback.records import Pair, Record
 from tests.helpers.feedback import BLUE, GREEN, SKY, TOOLS, assistant, user
 
