@@ -31,6 +31,10 @@ from prospect.losses.registry import Loss, Term, bound, defaults
 LENGTHS = (2, 3, 3, 2)
 DESIRABLE = (True, False, True, False)
 """Four answers: four single ones, or two pairs, chosen first."""
+SCORES = (1.5, -0.5, 0.8, -2.0)
+GROUP_LENGTHS, GROUP_SCORES = (2, 3, 3, 2, 2, 3), (1.5, -0.5, -0.5, 0.8, -2.0, -2.0)
+"""Two groups of three answers: one above two that are equal, so that a group is one comparison."""
+GROUP = 3
 ONCE = ("z0", "margin")
 Z0 = 0.7
 SPREAD, TOKEN_SPREAD = 15.0, 1.5
@@ -83,12 +87,14 @@ class _World:
 
     def __init__(self, view: str, terms: Sequence[Term]) -> None:
         self.terms = terms
-        self.pairs = view == "pairs"
+        self.pairs, self.groups = view == "pairs", view == "groups"
         self.noise = torch.Generator().manual_seed(0)
-        self.lengths = torch.tensor(LENGTHS)
-        self.owner = torch.repeat_interleave(torch.arange(len(LENGTHS)), self.lengths)
+        self.lengths = torch.tensor(GROUP_LENGTHS if self.groups else LENGTHS)
+        self.scores = torch.tensor(GROUP_SCORES if self.groups else SCORES, dtype=torch.float64)
+        self.desirable = self.scores > 0 if self.groups else torch.tensor(DESIRABLE)
+        self.owner = torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
         self.value = 0.3 * self.normal(len(self.owner))
-        base = -300.0 + 3 * self.normal(len(LENGTHS))
+        base = -300.0 + 3 * self.normal(len(self.lengths))
         self.reference = (base / self.lengths)[self.owner]
         self.tokenwise = False  # until the first evaluation shows what the functions return
         self(self.reference[None], self.reference[None], torch.zeros(1, dtype=torch.float64))
@@ -115,7 +121,7 @@ class _World:
 
     def _sides(self, rows: str) -> list[Tensor]:
         """Answers by side: both of the pairs in turn, or those a term is about."""
-        up = torch.tensor(DESIRABLE)
+        up = self.desirable
         chosen, rejected = up.nonzero()[:, 0], (~up).nonzero()[:, 0]
         if rows == "all":
             return [chosen, rejected] if self.pairs else [torch.arange(len(up))]
@@ -133,18 +139,19 @@ class _World:
                 "value": self.value.expand_as(policy),
             }[name]
             return tokens[:, torch.isin(self.owner, side)].reshape(-1)
-        if name in ("logp", "reference_logp", "log_ratio"):
-            tokens = {"logp": policy, "reference_logp": reference, "log_ratio": policy - reference}[name]
-            sums = torch.zeros(copies, len(LENGTHS), dtype=torch.float64).index_add(1, self.owner, tokens)
+        if name in ("logp", "reference_logp", "old_logp", "log_ratio"):
+            tokens = {"logp": policy, "log_ratio": policy - reference}.get(name, reference)
+            sums = torch.zeros(copies, len(self.lengths), dtype=torch.float64).index_add(1, self.owner, tokens)
             return sums[:, side].reshape(-1)
         if name == "z0":
             return torch.repeat_interleave(z0, len(side))
-        scores = torch.tensor((1.5, -0.5, 0.8, -2.0), dtype=torch.float64)
+        if name == "group":
+            return torch.arange(0, len(side) * copies + 1, GROUP)
         facts = {
             "length": self.lengths,
-            "desirable": torch.tensor(DESIRABLE),
-            "score": scores,
-            "margin": scores - scores.roll(-1),
+            "desirable": self.desirable,
+            "score": self.scores,
+            "margin": self.scores - self.scores.roll(-1),
             "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
             "win_rate": torch.tensor((0.8, 0.3, 0.6, 0.1), dtype=torch.float64),
         }
@@ -153,7 +160,7 @@ class _World:
     @property
     def rewards(self) -> int:
         """How many log-ratios the policy is free to choose: one per answer, or one per token of a tokenwise loss."""
-        return len(self.owner) if self.tokenwise else len(LENGTHS)
+        return len(self.owner) if self.tokenwise else len(self.lengths)
 
     @property
     def reads_z0(self) -> bool:
@@ -195,7 +202,7 @@ class _Summand:
 
 def _summands(world: _World) -> list[_Summand] | str:
     """The parts of the loss, each a function of one relative reward; or why there are none."""
-    size = 2 if world.pairs and not world.tokenwise else 1
+    size = 1 if world.tokenwise else 2 if world.pairs else GROUP if world.groups else 1
     examples = [list(range(k, k + size)) for k in range(0, world.rewards, size)]
     if any(_entangled(world, example) for example in examples):
         return "the loss of one example depends on others: its reference point is no distribution over answers to x"
@@ -209,6 +216,10 @@ def _summands(world: _World) -> list[_Summand] | str:
         if not any(_difference(world, ratio) for ratio in ratios):
             return "it is neither a function of chosen minus rejected nor a sum over the two"
         return [_Summand("a pair", 0)]
+    if size == GROUP and any(_mixed(world, [i], [j]) for i, j in ((0, 1), (0, 2), (1, 2))):
+        if not _against_others(world):
+            return "it does not compare the best answer of a group with any mean reward of the others"
+        return [_Summand("a group", 0)]
     names = ("a desirable answer", "an undesirable answer")
     if world.tokenwise:
         return [_Summand(f"token {k + 1}", k) for k in range(world.rewards)]
@@ -239,7 +250,7 @@ def _entangled(world: _World, example: list[int]) -> bool:
 def _sums_only(world: _World, r: Tensor) -> bool:
     """Whether moving log-ratio from one token of an answer to another leaves the loss alone."""
     moved = 3 * world.normal(len(world.owner))
-    means = torch.zeros(len(LENGTHS), dtype=torch.float64).index_add(0, world.owner, moved) / world.lengths
+    means = torch.zeros(len(world.lengths), dtype=torch.float64).index_add(0, world.owner, moved) / world.lengths
     tokens = (r / world.lengths)[:, world.owner] + moved - means[world.owner]
     reference = world.reference.expand_as(tokens)
     z0 = torch.full((len(r),), Z0, dtype=torch.float64)
@@ -263,6 +274,23 @@ def _difference(world: _World, ratio: float) -> bool:
     along = torch.zeros(world.rewards, dtype=torch.float64)
     along[0], along[1] = ratio, 1.0
     return _same(world.at(r), world.at(r + 10 * world.normal(64, 1) * along))
+
+
+def _against_others(world: _World) -> bool:
+    """Whether the first group's loss is a function of r - m of its best answer, m between the rewards of the others.
+
+    It is where a common shift changes nothing and the others' rewards all push the other way than the best one's: then
+    the loss is the same at others that all have some reward m within theirs. Q puts that mean on the others; it may
+    depend on the policy.
+    """
+    r = world.draw(64)
+    group = (torch.arange(world.rewards) < GROUP).double()
+    still = _same(world.at(r), world.at(r + 10 * world.normal(64, 1) * group))
+    steps = torch.eye(world.rewards, dtype=torch.float64)[:GROUP]
+    pushes = [world.at(r + 5 * world.normal(64, 1).abs() * step) - world.at(r) for step in steps]
+    best, others = pushes[0], torch.stack(pushes[1:])
+    noise = CLOSE * (1 + world.at(r).abs())
+    return still and any(bool((s * best <= noise).all() and (s * others >= -noise).all()) for s in (1, -1))
 
 
 def _against_z0(world: _World, k: int, scale: float) -> bool:

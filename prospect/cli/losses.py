@@ -16,7 +16,17 @@ from prospect.cli.options import parse
 from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS, Function, Loss, defaults, find
 from prospect.training.console import Console
 
-VIEWS = {"binary": "thumbs", "pairs": "pairs", "scores": "scores", "text": "answers to imitate"}
+VIEWS = {
+    "binary": "thumbs",
+    "pairs": "pairs",
+    "scores": "scores",
+    "groups": "groups of scored answers",
+    "text": "answers to imitate",
+}
+COUPLES = {
+    "group": "one answer's loss depends on the other answers to its prompt",
+    "step": "one answer's loss depends on the whole step's",
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def _facts(row: Loss) -> dict[str, str]:
         "reference point": row.reference_point.name if row.reference_point else None,
         "learning rate": f"{row.learning_rate:g}, ten times that for LoRA",
         "arguments": _values(defaults(row)) or "none",
-        "couples": "one answer's loss depends on the whole step's" if row.couples == "step" else None,
+        "couples": COUPLES.get(row.couples),
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -80,22 +80,25 @@ def plan(
     context: int = 1 << 30,
     with_partners: bool = True,
     max_steps: int | None = None,
+    whole: bool = False,
 ) -> Schedule:
     """Blocks and partners of a run.
 
     `prompts[i]`, `prompt_lengths[i]` and `row_lengths[i]` are the token ids (as bytes) and length of row i's prompt and
-    the length of its completion. "auto" groups by prompt where a prompt has more than one row. Partners depend on the
-    data and `partner_seed`, never on `seed`, so that the reference table serves runs with other seeds; two prompts meet
-    only where both x_i + y_j fit the context, if such a meeting can be found.
+    the length of its completion. "auto" groups by prompt where a prompt has more than one row; `whole` keeps all rows
+    of a prompt in one step, in their order. Partners depend on the data and `partner_seed`, never on `seed`, so that
+    the reference table serves runs with other seeds; two prompts meet only where both x_i + y_j fit the context, if
+    such a meeting can be found.
     """
     by_prompt: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
-    grouped = group == "prompt" or (group == "auto" and len(by_prompt) < len(prompts))
+    grouped = whole or group == "prompt" or (group == "auto" and len(by_prompt) < len(prompts))
     most = max(1, min(GROUP_SIZE, batch_size // 2)) if grouped else 1
+    most = len(prompts) if whole else most
     rng = random.Random(f"partners {partner_seed}")
     buckets = list(by_prompt.values())
-    for bucket in buckets:
+    for bucket in [] if whole else buckets:
         rng.shuffle(bucket)
     rng.shuffle(buckets)
     units = [[bucket[k : k + most] for k in range(0, len(bucket), most)] for bucket in buckets]

@@ -4,8 +4,8 @@
         Completion(id="r0/0", content="4", label=True, line=1),
         Completion(id="r0/1", content="5", label=False, line=7)))
 
-Views serve the losses: `binary` (each completion with a thumb), `pairs` (chosen over rejected), `scores`; `text` serves
-SFT.
+Views serve the losses: `binary` (each completion with a thumb), `pairs` (chosen over rejected), `scores`, `groups` (all
+scored completions of a prompt); `text` serves SFT.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ Message = dict[str, Any]
 """A chat message: "role", "content" and whatever else the chat template reads ("tool_calls", "name", ...)."""
 
 Prompt = str | tuple[Message, ...]
-View = Literal["binary", "pairs", "scores", "text"]
+View = Literal["binary", "pairs", "scores", "groups", "text"]
 
 ORIGIN = ("by", "at", "model", "note", "conversation")
 """What a completion may say of where it comes from."""
 
+EQUAL = 1e-6
+"""Standard deviation of a group's scores up to which they count as equal."""
 EXAMPLES = 5
 """Examples that a message to people gives of whatever it counts."""
 
@@ -246,6 +248,21 @@ def scores(record: Record, threshold: float, tree: int = 0) -> list[Example]:
     ]
 
 
+def groups(record: Record, threshold: float, tree: int = 0) -> list[Example]:
+    """The rows of `scores` where there are at least two: all scored answers to one prompt, which losses compare."""
+    rows = scores(record, threshold, tree)
+    return rows if len(rows) > 1 else []
+
+
+def without_spread(rows: Iterable[Example]) -> set[int]:
+    """The trees of those groups among rows of `groups` whose answers all have the same score."""
+    by_tree: dict[int, list[float]] = {}
+    for row in rows:
+        assert row.score is not None, "rows of groups have scores"
+        by_tree.setdefault(row.tree, []).append(row.score)
+    return {tree for tree, values in by_tree.items() if statistics.pstdev(values) <= EQUAL}
+
+
 def text(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
     """What SFT imitates: every completion but the undesirable ones, those that pairs only reject, and those without a
     label whose score is below `threshold`."""
@@ -280,6 +297,7 @@ _NEEDS = {
     "binary": "thumbs (a label per completion; scores with --threshold; or pairs)",
     "pairs": "pairs (chosen and rejected answers to one prompt, or both labels on one prompt)",
     "scores": "a score per completion",
+    "groups": "several scored completions to one prompt",
     "text": "completions to imitate",
 }
 
@@ -291,10 +309,11 @@ def examples(records: Sequence[Record], view: View, threshold: str | None = None
     """
     if view == "pairs":
         parts = [pairs(r, k) for k, r in enumerate(records)]
-    elif view == "scores":
+    elif view in ("scores", "groups"):
         has_scores = any(c.score is not None for r in records for c in r.completions)
         middle = threshold_of(records, threshold or "median") if has_scores else 0.0
-        parts = [scores(r, middle, k) for k, r in enumerate(records)]
+        scored = scores if view == "scores" else groups
+        parts = [scored(r, middle, k) for k, r in enumerate(records)]
     else:
         limit = None if threshold is None else threshold_of(records, threshold)
         of_record = binary if view == "binary" else text

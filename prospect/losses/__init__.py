@@ -5,6 +5,7 @@ The tables of `registry.py` are what the functions of these files declare, in th
 
 from prospect.losses import (
     density_ratio,
+    group,
     likelihood,
     modifiers,
     paired,
@@ -18,6 +19,6 @@ from prospect.losses import (
     unpaired,
 )
 
-registry.collect(unpaired, scored, likelihood, tokenwise)
+registry.collect(unpaired, scored, likelihood, tokenwise, group)
 registry.collect(paired, paired_scores, paired_coupled, density_ratio, reference_free)
 registry.collect(modifiers, reference_point)

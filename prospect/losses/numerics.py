@@ -96,6 +96,16 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
 
 
+def segment_log_softmax(values: Tensor, offsets: Tensor) -> Tensor:
+    """log of e^value over the sum of e^value in its own run, (N,): finite for every finite value."""
+    import torch
+
+    index, lengths = segment_index(offsets, values), offsets.diff().to(values.device)
+    top = torch.segment_reduce(values.detach(), "max", lengths=lengths, unsafe=True)
+    shifted = values - top[index]
+    return shifted - segment_sum(shifted.exp(), offsets).log()[index]
+
+
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     """Means of such runs: (N, ...). An empty run has no mean: NaN."""
     lengths = offsets.diff().to(values.device)

@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
-Unit = Literal["examples", "pairs", "tokens"]
+Unit = Literal["examples", "pairs", "groups", "tokens"]
 Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
-    "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value",
+    "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "group", "old_logp",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
-`z0` and `margin` once."""
+`z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""
+Couples = Literal["none", "group", "step"]
 Averages = Literal["partners", "partner_logp", "matched", "token_kl", "samples", "nothing"]
 Constants: TypeAlias = "Callable[[Sequence[Example]], dict[str, float]]"
 
@@ -112,10 +113,10 @@ class Loss:
     """A loss, a mixture or a modified loss.
 
     `reference_point` is the default estimator of z0. `constants` computes arguments from the training rows, fixed
-    before the first step and written to config.json; what the user gives wins. `couples` "step" means that one row's
-    loss depends on the others'. `value_head` asks for a learned value of every token, `density_weights` for rows
-    weighed by how likely their prompts are to be liked, `control_tokens` for prompts that end with a token for the
-    thumb.
+    before the first step and written to config.json; what the user gives wins. `couples` says on what other rows a
+    row's loss depends: on none, on those of its "group", or on all of its "step". `value_head` asks for a learned
+    value of every token, `density_weights` for rows weighed by how likely their prompts are to be liked,
+    `control_tokens` for prompts that end with a token for the thumb.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Loss:
     halo: bool = False
     reference_point: ReferencePoint | None = None
     constants: Constants | None = None
-    couples: Literal["none", "step"] = "none"
+    couples: Couples = "none"
     learning_rate: float = 5e-6
     density_weights: bool = False
     control_tokens: bool = False
@@ -141,7 +142,7 @@ class Loss:
     @property
     def needs_reference(self) -> bool:
         """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
-        return bool({"log_ratio", "reference_logp", "token_log_ratio"} & self.reads)
+        return bool({"log_ratio", "reference_logp", "token_log_ratio", "old_logp"} & self.reads)
 
     @property
     def value_head(self) -> bool:
@@ -156,6 +157,8 @@ class Loss:
     @property
     def family(self) -> str:
         """The heading under which it is listed."""
+        if self.view == "groups":
+            return "groups"
         if self.view != "pairs":
             return "unpaired"
         return "paired" if self.needs_reference else "reference-free"
@@ -184,7 +187,7 @@ def loss(
     unit: Unit | None = None,
     rows: Part = "all",
     reference_point: str | Function | None = None,
-    couples: Literal["none", "step"] = "none",
+    couples: Couples = "none",
     learning_rate: float = 5e-6,
     name: str = "",
     halo: bool = False,
@@ -194,7 +197,7 @@ def loss(
     control_tokens: bool = False,
 ) -> Callable[[F], F]:
     """Make a function a loss. It gets `reads` as tensors, in order, of pairs each once per side; its keyword-only
-    arguments become --loss.NAME; it returns one number per `unit`, by default per example, or per pair.
+    arguments become --loss.NAME; it returns one number per `unit`, by default per example, per pair, or per group.
 
     `reads` are by default what its arguments are called: of pairs `chosen_length, rejected_length` and the like, while
     `chosen, rejected` alone are log-ratios. `reference_point` is the default estimator of z0, for a loss that reads it.
@@ -208,10 +211,11 @@ def loss(
         unknown = set(inputs) - set(get_args(Read))
         if unknown:
             raise ConfigError(f"a loss cannot read {', '.join(sorted(unknown))}. Known: {', '.join(get_args(Read))}")
+        _require_groups(view, inputs, unit, rows)
         point = reference_point
         if point is None and "z0" in inputs:
             point = "zero" if view == "pairs" else "mismatched"
-        term = Term(function, unit or ("pairs" if view == "pairs" else "examples"), inputs, rows=rows)
+        term = Term(function, unit or (view if view in ("pairs", "groups") else "examples"), inputs, rows=rows)
         row = Loss(
             name=name or function.__name__,
             view=view,
@@ -221,7 +225,7 @@ def loss(
             halo=halo,
             reference_point=None if point is None else estimator(point),
             constants=constants,
-            couples=couples,
+            couples="group" if couples == "none" and "group" in inputs else couples,
             learning_rate=learning_rate,
             density_weights=density_weights,
             control_tokens=control_tokens,
@@ -296,6 +300,13 @@ def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
     return cast(tuple[Read, ...], tuple(reads))
 
 
+def _require_groups(view: View, inputs: Sequence[Read], unit: Unit | None, rows: Part) -> None:
+    """What is about groups has whole groups to read."""
+    words = [*(name for name in ("group", "old_logp") if name in inputs), *(["unit"] if unit == "groups" else [])]
+    if words and (view != "groups" or rows != "all"):
+        raise ConfigError(f'{", ".join(words)}: only a loss with view="groups" and rows="all" is about groups')
+
+
 def _first_line(function: Function) -> str:
     return (function.__doc__ or function.__name__).strip().splitlines()[0].removesuffix(".")
 
@@ -327,7 +338,7 @@ def find(name: str) -> Loss:
         view=views.pop(),
         terms=tuple(replace(t, coefficient=t.coefficient * weight) for row, weight in parts for t in row.terms),
         title="Mixture of " + ", ".join(row.name for row in rows),
-        couples="step" if any(row.couples == "step" for row in rows) else "none",
+        couples=max((row.couples for row in rows), key=get_args(Couples).index),
         learning_rate=min(row.learning_rate for row in rows),
         density_weights=any(row.density_weights for row in rows),
         control_tokens=any(row.control_tokens for row in rows),
@@ -485,7 +496,7 @@ def _choice(argument: str, name: Any) -> Function:
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(
-        ("beta", "tau", "temperature", "clip", "max_weight", "scale", "reward_scale"),
+        ("beta", "tau", "temperature", "clip", "eta", "max_weight", "scale", "reward_scale"),
         ("a positive number", lambda x: x > 0),
     ),
     **dict.fromkeys(

@@ -244,6 +244,8 @@ class Batch:
     """A scalar or (N,), in nats."""
     win_rate: Tensor | None = None
     """(N, answers of a row): how often each wins against others, which is what its score says."""
+    trees: tuple[int, ...] = ()
+    """The number of each row's tree. Rows of one group have one tree and stand together."""
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -252,6 +254,17 @@ class Batch:
     def desirable(self) -> Tensor:
         """The thumbs as a mask (N,), on the device, copied there once."""
         return move(torch.tensor(self.thumbs, dtype=torch.bool), self.weight.device)
+
+    @cached_property
+    def group(self) -> Tensor:
+        """Where each group begins and the last one ends (G + 1,) int64, on the device."""
+        starts = [k for k in range(len(self.trees)) if k == 0 or self.trees[k] != self.trees[k - 1]]
+        return move(torch.tensor([*starts, len(self.trees)], dtype=torch.int64), self.weight.device)
+
+    @property
+    def old_logp(self) -> Tensor:
+        """The log-prob of each answer under the policy that gave it (N,), in nats: the reference stands for it."""
+        return self.sides[0].reference_logp
 
     @property
     def margin(self) -> Tensor | None:
@@ -267,6 +280,7 @@ class Batch:
             None if self.score is None else take(self.score, rows),
             take(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
             None if self.win_rate is None else take(self.win_rate, rows),
+            tuple(self.trees[k] for k in rows) if self.trees else (),
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -274,7 +288,7 @@ class Batch:
         assert self.z0 is None, "z0 is known on every rank"
         sides = tuple(side.map(lambda column: move(column, device), side.bounds) for side in self.sides)
         score, rate = (None if x is None else move(x, device) for x in (self.score, self.win_rate))
-        return Batch(sides, move(self.weight, device), self.thumbs, score, win_rate=rate)
+        return Batch(sides, move(self.weight, device), self.thumbs, score, win_rate=rate, trees=self.trees)
 
 
 def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z0: Tensor | None = None) -> Batch:
@@ -292,6 +306,7 @@ def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z
         move(torch.tensor(scores, dtype=dtype), device) if judged else None,
         None if z0 is None else z0.to(device, dtype),
         move(torch.tensor(rates, dtype=dtype), device) if judged else None,
+        tuple(row.tree for row in rows),
     )
 
 

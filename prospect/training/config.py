@@ -97,7 +97,10 @@ class TrainConfig:
     """Stop after this many optimizer steps."""
     group: Literal["auto", "row", "prompt"] = "auto"
     """row shuffles rows as the paper does; prompt keeps a prompt's rows in one step, so that they share its
-    computation."""
+    computation. Losses on groups keep every group whole."""
+    equal_scores: Literal["keep", "drop"] = "keep"
+    """For losses on groups: what becomes of groups whose answers all have the same score. drop leaves them out of the
+    steps and of every mean."""
     seed: int = 0
     """Order of the data and start of new adapters."""
     partner_seed: int = 0
@@ -195,6 +198,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: int
     max_steps: int | None
     group: Literal["auto", "row", "prompt"]
+    equal_scores: Literal["keep", "drop"]
     seed: int
     partner_seed: int
     learning_rate: float | None

@@ -2,11 +2,13 @@
 
 Most losses add up row by row: each micro-batch runs forward and backward once. A loss that couples rows (`couples`
 "step") first gathers every row's tokens without gradient; the loss runs once on the whole step, and its derivative by
-each token drives a second pass, micro-batch by micro-batch.
+each token drives a second pass, micro-batch by micro-batch. A loss that couples the rows of a group does so where a
+micro-batch has a part of one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,12 +61,10 @@ def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: Step
             batch = batch_of(job.dataset, micro_batch, computed, z0.of(micro_batch.places))
             share = job.objective(batch, counts) if whole is None else whole.linear(batch, micro_batch.places)
             share.backward()
-            with torch.no_grad():
-                objective = share.detach() if whole is None else torch.zeros_like(share)
-                total += job.objective.sums(batch, objective, job.rounding)
-        if whole is not None and job.rank == 0:
-            total[SUMS.index("objective")] = whole.objective
-        return total
+            if whole is None:
+                with torch.no_grad():
+                    total += job.objective.sums(batch, share.detach(), job.rounding)
+        return total if whole is None or job.rank > 0 else whole.sums
 
     total = job.on_all_ranks(add_up)
     if z0.graph is not None and z0.value is not None:
@@ -80,10 +80,10 @@ def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: Step
 
 @dataclass(frozen=True, slots=True)
 class WholeStep:
-    """The objective of a whole step at once, and its derivatives: per side by each token's log-prob and value, and by
-    z0 where a gradient flows through it."""
+    """The objective.SUMS of a whole step at once, and the objective's derivatives: per side by each token's log-prob
+    and value, and by z0 where a gradient flows through it."""
 
-    objective: Tensor
+    sums: Tensor
     by_tokens: tuple[Completions, ...]
     by_z0: Tensor | None
 
@@ -101,8 +101,8 @@ class WholeStep:
 def _whole_step(
     job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: StepZ0, counts: list[int]
 ) -> WholeStep | None:
-    """None where rows add up one by one, or where one micro-batch on one rank is the whole step already."""
-    if job.objective.loss.couples == "none" or (job.ranks == 1 and len(micro_batches) == 1):
+    """None where micro-batches add up one by one."""
+    if not _couples_micro_batches(job, step, micro_batches):
         return None
 
     @torch.no_grad()
@@ -127,7 +127,21 @@ def _whole_step(
         Completions(next(slopes), side.bounds, value=None if side.value is None else next(slopes))
         for side in step_batch.sides
     )
-    return WholeStep(objective.detach(), by_tokens, next(slopes, None))
+    with torch.no_grad():
+        sums = job.objective.sums(step_batch, objective.detach(), job.rounding)
+    return WholeStep(sums, by_tokens, next(slopes, None))
+
+
+def _couples_micro_batches(job: Job, step: Step, micro_batches: Sequence[MicroBatch]) -> bool:
+    """Whether the loss of rows of one micro-batch depends on rows of another one, of any rank."""
+    couples = job.objective.loss.couples
+    if couples != "group":
+        return couples == "step" and (job.ranks > 1 or len(micro_batches) > 1)
+    examples = job.dataset.examples
+    sizes = Counter(examples[i].tree for i in step.rows)
+    parts = (Counter(examples[i].tree for i in micro_batch.rows) for micro_batch in micro_batches)
+    cut = any(part[tree] < sizes[tree] for part in parts for tree in part)
+    return cut if job.ranks == 1 else ranks.any_rank(cut, job.policy.device)
 
 
 def _in_order(parts: Sequence[tuple[Sequence[int], Batch]], z0: StepZ0) -> Batch:
@@ -142,6 +156,7 @@ def _in_order(parts: Sequence[tuple[Sequence[int], Batch]], z0: StepZ0) -> Batch
         tuple(thumb for batch in batches for thumb in batch.thumbs),
         torch.cat(scores) if len(scores) == len(parts) else None,
         win_rate=torch.cat(rates) if len(rates) == len(parts) else None,
+        trees=tuple(tree for batch in batches for tree in batch.trees),
     )
     value = z0.of(sorted(places))
     ordered = joined.take(sorted(range(len(places)), key=places.__getitem__))

@@ -71,7 +71,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             norm = _norm(parameters)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
             metrics = _numbers(z0.metrics | {"totals": totals, "grad_norm": norm})
-            metrics = step_metrics(metrics.pop("totals")) | metrics
+            metrics = step_metrics(metrics.pop("totals"), saturates=not job.objective.groups) | metrics
             if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
                 raise _not_finite(job, step, metrics["loss"], metrics["grad_norm"])
             if metrics["grad_norm"] > job.config.clip:

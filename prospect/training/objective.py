@@ -16,13 +16,13 @@ from torch import Tensor
 from prospect.data.dataset import Dataset
 from prospect.errors import ConfigError
 from prospect.losses.modifiers import Motion
-from prospect.losses.numerics import segment_sum
+from prospect.losses.numerics import segment_index, segment_mean, segment_sum
 from prospect.losses.registry import Loss, Modifier, Part, Term, bound
 from prospect.training.batch import Batch, Completions
 
 Function = Callable[..., Tensor]
 
-OF_ROWS = {"desirable", "score", "margin", "z0"}
+OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp"}
 """Inputs that a row has once, be it a pair."""
 OF_ANSWERS = {"win_rate"}
 """Inputs that each answer of a row has."""
@@ -51,7 +51,7 @@ class Objective:
         modifiers = [(m, bound(m.function, arguments)) for m in loss.modifiers if m.changes != "reference"]
         self.changes: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes != "weight"]
         self.weights: list[tuple[Modifier, Function]] = [m for m in modifiers if m[0].changes == "weight"]
-        self.pairs = loss.view == "pairs"
+        self.pairs, self.groups = loss.view == "pairs", loss.view == "groups"
         self.reads_sum_p2 = "token_sum_p2" in loss.reads
         self.reads_value = loss.value_head
 
@@ -66,15 +66,18 @@ class Objective:
         return None if self.loss.motion is None else bound(self.loss.motion, self.arguments)()
 
     def count(self, dataset: Dataset, rows: Iterable[int]) -> list[int]:
-        """The whole step's examples, pairs or tokens that each term is about, on all ranks. Weights do not count."""
+        """The whole step's examples, pairs, groups or tokens that each term is about, on all ranks. Weights do not
+        count."""
         counts = []
         for term, _ in self.terms:
             mine = [dataset.examples[i] for i in rows]
             if not self.pairs:
                 mine = [row for row in mine if self._is_about(term.rows, bool(row.desirable))]
             sides = self._sides(term.rows)
-            tokens = sum(len(dataset.completion(row, side)) for row in mine for side in sides)
-            counts.append(tokens if term.unit == "tokens" else len(mine))
+            if term.unit == "tokens":
+                counts.append(sum(len(dataset.completion(row, side)) for row in mine for side in sides))
+            else:
+                counts.append(len({row.tree for row in mine}) if term.unit == "groups" else len(mine))
         return counts
 
     def __call__(self, batch: Batch, counts: list[int]) -> Tensor:
@@ -94,7 +97,7 @@ class Objective:
     def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
         """sum(weight * loss) of one term."""
         sides = self._sides(term.rows)
-        if term.rows != "all" and self.loss.view in ("binary", "scores"):
+        if term.rows != "all" and self.loss.view in ("binary", "scores", "groups"):
             batch = batch.take([k for k, thumb in enumerate(batch.thumbs) if self._is_about(term.rows, thumb)])
         arguments = [self._input(name, batch, k) for name in term.reads for k in ((0,) if name in OF_ROWS else sides)]
         loss = function(*arguments)
@@ -103,6 +106,8 @@ class Objective:
             assert len(sides) == 1, "a loss per token is about one answer of a pair"
             side = batch.sides[sides[0]]
             weight = weight.repeat_interleave(side.length, output_size=len(side.token_logp))
+        if term.unit == "groups":
+            weight = segment_mean(weight, batch.group)
         return (weight * loss).sum()
 
     def _input(self, name: str, batch: Batch, side: int) -> Tensor:
@@ -137,8 +142,10 @@ class Objective:
 
     def sums(self, batch: Batch, share: Tensor, rounding: float) -> Tensor:
         """SUMS of a batch (9,) float64, on its device and without waiting for it; `share` is its share of the
-        objective. Of pairs, chosen answers count as desirable and rejected as undesirable. A row whose log-ratios lie
-        within `rounding` nats is undecided and half correct: while the policy is its own reference, every row is."""
+        objective. Of pairs, chosen answers count as desirable and rejected as undesirable; of groups, those above and
+        below their group's mean score, and such a row is right where its reward lies on the same side of the group's
+        mean reward. A row whose log-ratios lie within `rounding` nats is undecided and half correct: while the policy
+        is its own reference, every row is."""
         values = [share.double(), *[share.new_zeros((), dtype=torch.float64)] * (len(SUMS) - 1)]
         if batch.sides[0].token_reference_logp is not None:
             rewards = [self.beta * side.log_ratio.double() for side in batch.sides]
@@ -146,21 +153,30 @@ class Objective:
                 good, bad = rewards
                 gap = good - bad
                 counts = torch.ones_like(good), torch.ones_like(bad)
+            elif self.groups:
+                good = bad = rewards[0]
+                assert batch.score is not None, "rows of groups have scores"
+                score, index = batch.score.double(), segment_index(batch.group, good)
+                above = score - segment_mean(score, batch.group)[index]
+                better = above.sign().where(above.abs() > 1e-9 * (1 + score.abs()), 0)  # equal scores, up to rounding
+                counts = (better > 0).double(), (better < 0).double()
+                gap = better * (good - segment_mean(good, batch.group)[index])
             else:
                 good = bad = rewards[0]
                 desirable = batch.desirable
                 counts = desirable.double(), (~desirable).double()
                 above = rewards[0] - self.beta * (0.0 if batch.z0 is None else batch.z0)
                 gap = torch.where(desirable, above, -above)
+            judged = counts[0] if self.pairs else counts[0] + counts[1]
             decided = gap.abs() > self.beta * rounding
             values[1:] = [
                 counts[0].sum(),
                 counts[1].sum(),
                 (good * counts[0]).sum(),
                 (bad * counts[1]).sum(),
-                torch.where(decided, (gap > 0).double(), 0.5).sum(),
+                (torch.where(decided, (gap > 0).double(), 0.5) * judged).sum(),
                 (gap.abs() > SATURATED).sum().double(),
-                torch.ones_like(gap).sum(),
+                judged.sum(),
                 decided.sum().double(),
             ]
         return torch.stack(values)
@@ -180,7 +196,7 @@ class Objective:
         sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
         rates = torch.tensor([[1.0, 0.25], [0.5, 0.5], [0.75, 0.0], [0.5, 0.25]])[:, : len(sides)]
-        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), rates)
+        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), rates, (0, 0, 1, 1))
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         what = f"the loss {self.loss.name}" + (f" with {values}" if values else "")
         try:
@@ -200,9 +216,9 @@ class Objective:
             )
 
 
-def step_metrics(totals: list[float]) -> dict[str, Any]:
+def step_metrics(totals: list[float], *, saturates: bool = True) -> dict[str, Any]:
     """A step's metrics from its SUMS: means over its rows on all ranks; rewards in beta * nats. A step without a
-    decided row has no accuracy."""
+    decided row has no accuracy; a loss that is no logistic one of each row need not saturate."""
     s = dict(zip(SUMS, totals, strict=True))
     metrics: dict[str, Any] = {"loss": s["objective"]}
     for side in ("desirable", "undesirable"):
@@ -210,7 +226,7 @@ def step_metrics(totals: list[float]) -> dict[str, Any]:
             metrics[f"reward_{side}"] = s[f"reward_{side}"] / s[side]
     if s["desirable"] and s["undesirable"]:
         metrics["margin"] = metrics["reward_desirable"] - metrics["reward_undesirable"]
-    if s["judged"]:
+    if s["judged"] and saturates:
         metrics["saturated"] = s["saturated"] / s["judged"]
     if s["decided"]:
         metrics["accuracy"] = s["correct"] / s["judged"]

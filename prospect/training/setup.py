@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,9 @@ from prospect.feedback.records import (
     View,
     at,
     examples,
+    scores,
     threshold_of,
+    without_spread,
 )
 from prospect.losses import registry
 from prospect.losses.registry import LOSSES, Loss, ReferencePoint
@@ -95,6 +98,8 @@ def rows(
     except DataError as error:
         raise _unfit(error, loss, records, threshold) from None
     _require_scores(loss, training)
+    if loss.view == "groups" and config.equal_scores == "drop":
+        training = _with_spread(training)
     both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
     if loss.view == "binary" and both and len({row.desirable for row in training.examples}) < 2:
         thumb = "up" if training.examples[0].desirable else "down"
@@ -150,6 +155,36 @@ def _require_scores(loss: Loss, training: Dataset) -> None:
                 )
 
 
+def _with_spread(training: Dataset) -> Dataset:
+    """Without groups whose answers all have the same score. Raises DataError where there is no other."""
+    equal = without_spread(training.examples)
+    examples = tuple(row for row in training.examples if row.tree not in equal)
+    if not examples:
+        raise DataError(
+            f"in all {len(equal)} groups every answer has the same score, so that none is better than another: "
+            "--equal-scores drop leaves nothing"
+        )
+    return replace(training, examples=examples)
+
+
+def group_counts(training: Dataset) -> dict[str, int]:
+    """How many groups a loss on groups reads, of how many answers, and what became of the other scored answers."""
+    usable = Counter[int]()
+    scored = [example for k, record in enumerate(training.records) for example in scores(record, 0.0, k)]
+    for row in scored:
+        usable[row.tree] += training.trees[row.tree].completions[row.branches[0]] is not None
+    groups = [row for row in scored if usable[row.tree] > 1]
+    sizes = Counter(row.tree for row in training.examples)
+    return {
+        "groups": len(sizes),
+        "smallest": min(sizes.values()),
+        "largest": max(sizes.values()),
+        "equal_scores": len(without_spread(groups)),
+        "alone": sum(size == 1 for size in usable.values()),
+        "unscored": sum(c.score is None for record in training.records for c in record.completions),
+    }
+
+
 def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
     """ "binary" where anything was judged, else "text"."""
     completions = [c for record in records for c in record.completions]
@@ -166,7 +201,7 @@ def weigh(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset) ->
         examples = (replace(row, weight=row.weight * f) for row, f in zip(training.examples, factors, strict=True))
         training = replace(training, examples=tuple(examples))
     constants = {}
-    if loss.constants and (config.weights == "auto" or loss.view == "scores"):
+    if loss.constants and (config.weights == "auto" or loss.view in ("scores", "groups")):
         constants = loss.constants(training.examples)
     return training, registry.arguments(loss, config.loss_args, constants)
 
@@ -179,6 +214,10 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
     point = _reference_point(config, loss)
     training, arguments = weigh(config, loss, policy, training)
     with_partners = point is not None and point.partners
+    if config.equal_scores != "keep" and loss.view != "groups":
+        raise ConfigError(f"{loss.name} compares no groups of scored answers: leave out --equal-scores")
+    if loss.view == "groups" and config.group == "row":
+        raise ConfigError(f"{loss.name} compares all answers to a prompt, which --group row would part: leave it out")
     schedule = training.schedule(
         batch_size=config.batch_size,
         context=policy.context,
@@ -188,6 +227,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
         partner_seed=config.partner_seed,
         group=config.group,
         max_steps=config.max_steps,
+        whole=loss.view == "groups",
     )
     alone = schedule.partners.count(-1)
     if with_partners and alone == len(training.examples):
@@ -306,6 +346,7 @@ def description(job: Job, feedback: Feedback, held: Dataset | None) -> dict[str,
             "digest": feedback.digest,
             "rows": len(job.dataset.examples),
             "heldout_rows": len(held.examples) if held else 0,
+            **({"groups": group_counts(job.dataset)} if objective.groups else {}),
         },
         "model": {
             "path": config.model,
@@ -350,6 +391,8 @@ def announce(job: Job, held: Dataset | None) -> None:
         f"{objective.loss.name}: {', '.join(f'{name} {value}' for name, value in values.items())}",
     ):
         job.log.say(line)
+    if objective.groups:
+        job.log.say(_about_groups(job))
     ratio = objective.arguments.get("desirable_weight", 1.0) / objective.arguments.get("undesirable_weight", 1.0)
     if not 0.1 <= ratio <= 10:
         job.log.say(
@@ -359,3 +402,16 @@ def announce(job: Job, held: Dataset | None) -> None:
     alone = job.schedule.partners.count(-1) if job.estimator is not None and job.estimator.partners else 0
     if alone:
         job.log.say(f"{alone} rows have no partner with another prompt: they train, but do not enter z0", warning=True)
+
+
+def _about_groups(job: Job) -> str:
+    """What a loss on groups reads, in a line."""
+    counts = group_counts(job.dataset)
+    sizes = "{smallest} to {largest}" if counts["smallest"] < counts["largest"] else "{largest}"
+    parts = [f"groups: {{groups}} of {sizes} scored answers"]
+    if counts["equal_scores"]:
+        fate = "kept; --equal-scores drop leaves them out" if job.config.equal_scores == "keep" else "dropped"
+        parts.append(f"with equal scores: {{equal_scores}} ({fate})")
+    if counts["alone"] or counts["unscored"]:
+        parts.append("left out: {alone} answers that are alone, {unscored} without a score")
+    return "; ".join(parts).format_map(counts)

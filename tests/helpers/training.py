@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,23 @@ def scored(rows: int) -> list[dict[str, Any]]:
     return [{**row, "score": draw.uniform(-2, 2)} | {"label": None} for row in without_label(thumbs(rows))]
 
 
+GROUP_SIZES = (3, 2, 4, 2, 3)
+
+
+def groups(sizes: Sequence[int] = GROUP_SIZES, seed: int = 4) -> list[dict[str, Any]]:
+    """Scored answers with weights, so many to each prompt; those that end with w0 are scored higher. The second group
+    has equal scores, the third a tie."""
+    draw = random.Random(seed)
+    rows = []
+    for number, size in enumerate(sizes):
+        prompt = f"w{number % 40} {sentence(draw, 1, 6)} "
+        for k in range(size):
+            score = 0.3 if number == 1 else (k % 2) + 0.25 * min(k, 1) + 0.1 * number
+            completion = sentence(draw, 1, 8) + (" w0" if k % 2 else " w1")
+            rows.append({"prompt": prompt, "completion": completion, "score": score, "weight": draw.choice([0.5, 2.0])})
+    return rows
+
+
 def without_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "label"} for row in rows]
 
@@ -144,6 +161,8 @@ def without_label(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def data(name: str) -> list[dict[str, Any]]:
     """Feedback that fits a loss, several answers to some prompts."""
     view = LOSSES[name].view
+    if view == "groups":
+        return groups()
     if view == "scores":
         draw = random.Random(4)
         return [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(8, per_prompt=2))]

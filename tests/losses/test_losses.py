@@ -17,6 +17,7 @@ from prospect.errors import ConfigError
 from prospect.feedback.records import Example
 from prospect.losses import (
     density_ratio,
+    group,
     likelihood,
     paired,
     paired_coupled,
@@ -243,7 +244,18 @@ def test_unknown_names_get_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [unpaired, scored, paired, paired_scores, paired_coupled, density_ratio, reference_free, likelihood, tokenwise],
+    [
+        unpaired,
+        scored,
+        paired,
+        paired_scores,
+        paired_coupled,
+        density_ratio,
+        reference_free,
+        likelihood,
+        tokenwise,
+        group,
+    ],
 )
 def test_every_function_has_a_row(module: ModuleType) -> None:
     """A loss that the documentation names can be trained with; a function that computes constants is a row's, and one

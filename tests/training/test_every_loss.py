@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -56,6 +57,11 @@ def independent(job: Job, start: Job) -> Tensor:
         every = range(sides) if term.rows == "all" else [0] if sides == 1 or term.rows == "desirable" else [1]
         found: list[Any] = []
         for name in term.reads:
+            if name in ("group", "old_logp"):
+                sizes = Counter(rows[k].tree for k in keep).values()
+                before_sums = torch.stack([before[0][k].sum() for k in keep])
+                found.append(torch.tensor([0, *sizes]).cumsum(0) if name == "group" else before_sums)
+                continue
             if name in ("desirable", "z0", "score", "margin"):
                 scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
                 found.append({"desirable": up[keep], "z0": z0, "score": scores, "margin": scores}[name])
@@ -84,6 +90,10 @@ def independent(job: Job, start: Job) -> Tensor:
         if term.unit == "tokens":
             lengths = torch.tensor([len(tokens[every[0]][k]) for k in keep], **there)
             total = total + term.coefficient * (values * weight.repeat_interleave(lengths)).sum() / int(lengths.sum())
+        elif term.unit == "groups":
+            for value, tree in zip(values, dict.fromkeys(rows[k].tree for k in keep), strict=True):
+                of_group = [rows[k].weight for k in keep if rows[k].tree == tree]
+                total = total + term.coefficient * value * sum(of_group) / len(of_group) / len(values)
         else:
             total = total + term.coefficient * (values * weight).sum() / len(keep)
     return total
@@ -294,7 +304,7 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
 
 def test_what_losses_read_are_properties() -> None:
     """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
-    rows, answers = {"desirable", "score", "margin", "z0"}, {"win_rate"}
+    rows, answers = {"desirable", "score", "margin", "z0", "group", "old_logp"}, {"win_rate"}
     columns = {"token_logp", "token_sum_p2", "value"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
     assert rows == OF_ROWS and answers == OF_ANSWERS and {f.name for f in dataclasses.fields(Completions)} >= columns

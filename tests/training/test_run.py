@@ -26,7 +26,7 @@ from prospect.training import checkpoint, loop
 from prospect.training.config import from_dict
 from prospect.training.job import Job
 from tests.helpers.runs import FAST, same_bits, steps, weights
-from tests.helpers.training import make_model, pairs, thumbs, write_rows
+from tests.helpers.training import groups, make_model, pairs, thumbs, write_rows
 
 
 def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path) -> None:
@@ -198,17 +198,21 @@ IN_TWO: list[dict[str, Any]] = [
     {"loss": "kto", "reference_point": "token_kl", "z0_gradient": True},
     {"loss": "kto", "reference_point": "on_policy"},
     {"loss": "kto:0.5,ppo:0.5", "reference_point": "batch_mean", "z0_gradient": True},
+    {"loss": "tpo", "data": "groups"},
+    {"loss": "tpo", "data": "groups", "token_budget": 20},  # cuts groups in two
 ]
 
 
 def test_two_ranks_equal_one_process(model: Path, tmp_path: Path) -> None:
     """Plain data parallel on gloo under torchrun, float64: the weights after six steps agree to 1e-10."""
     data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48, per_prompt=2, weights=True))
+    scored = write_rows(tmp_path / "groups.jsonl", groups((3, 2, 5, 4, 2) * 3))
+    every = [options | {"data": str(scored if "data" in options else data)} for options in IN_TWO]
     given = FAST | {"device": "cpu", "precision": "fp64", "token_budget": 48, "eval_fraction": 0.1}
     code = f"""
 import prospect
-for k, options in enumerate({IN_TWO!r}):
-    prospect.train({str(model)!r}, {str(data)!r}, {str(tmp_path / "two")!r} + str(k), **({given!r} | options))
+for k, options in enumerate({every!r}):
+    prospect.train({str(model)!r}, out={str(tmp_path / "two")!r} + str(k), **({given!r} | options))
 """
     (tmp_path / "go.py").write_text(code)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -216,8 +220,8 @@ for k, options in enumerate({IN_TWO!r}):
     command = [*torchrun, str(tmp_path / "go.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for k, options in enumerate(IN_TWO):
-        train(model, data, tmp_path / f"one{k}", **(given | options))
+    for k, options in enumerate(every):
+        train(model, out=tmp_path / f"one{k}", **(given | options))
         one, two = weights(tmp_path / f"one{k}"), weights(tmp_path / f"two{k}")
         for name, a in one.items():
             assert (a - two[name]).norm() <= 1e-10 * a.norm(), (options, name)

@@ -1,0 +1,240 @@
+"""Losses on groups: groups stay whole in a step, and however a step is cut, ordered or resumed, nothing changes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prospect.errors import ConfigError, DataError, Interrupted
+from prospect.feedback.load import load
+from prospect.losses.registry import LOSSES
+from prospect.run import train
+from prospect.training import gradient, loop
+from prospect.training.batch import Batch, Completions, cut_step
+from prospect.training.job import Job
+from prospect.training.objective import Objective, step_metrics
+from prospect.training.setup import group_counts
+from tests.helpers.runs import FAST, same_bits, steps, stop_at
+from tests.helpers.training import GROUP_SIZES, MakeJob, close, gradients, groups, move
+
+ON_GROUPS = [name for name, row in LOSSES.items() if row.view == "groups"]
+MANY = (3, 2, 9, 4, 2, 5, 2, 3)
+
+
+def long_unless_first(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    first = next(one for one in rows if one["prompt"] == row["prompt"])
+    return row if row is first else row | {"completion": "w7 " * 80}
+
+
+def cut_groups(job: Job) -> int:
+    """How many groups of the first step lie in several micro-batches."""
+    (micro_batches,) = cut_step(job.dataset, job.schedule.steps[0].rows, 1, job.token_budget)
+    parts = [{job.dataset.examples[i].tree for i in micro_batch.rows} for micro_batch in micro_batches]
+    return sum(size > 1 for size in Counter(tree for part in parts for tree in part).values())
+
+
+def test_groups_stay_whole_in_a_step(make_job: MakeJob) -> None:
+    """Of whatever size, however the file scatters them; and they stand together within it."""
+    rows = groups(MANY)
+    random.Random(1).shuffle(rows)
+    job = make_job(rows, loss="tpo", batch_size=4, epochs=2)
+    assert sorted(Counter(example.tree for example in job.dataset.examples).values()) == sorted(MANY)
+    for epoch in range(2):
+        trained = [i for step in job.schedule.steps if step.epoch == epoch for i in step.rows]
+        assert sorted(trained) == list(range(sum(MANY)))
+    sizes = Counter(example.tree for example in job.dataset.examples)
+    for step in job.schedule.steps:
+        trees = [job.dataset.examples[i].tree for i in step.rows]
+        assert all(trees.count(tree) == sizes[tree] for tree in trees)
+        assert sum(a != b for a, b in itertools.pairwise(trees)) == len(set(trees)) - 1
+    assert len({len(step.rows) for step in job.schedule.steps}) > 1
+
+
+@pytest.mark.parametrize("loss", ON_GROUPS)
+def test_a_step_may_be_cut_through_its_groups(make_job: MakeJob, loss: str) -> None:
+    """Gradient and metrics in one micro-batch, in several that hold whole groups, and in groups cut in two: the same to
+    1e-12 in float64; weights after five steps to 1e-10."""
+    options = {"loss": loss, "epochs": 5, "batch_size": 14}
+    whole = make_job(groups(), **options)
+    several = make_job(groups(), "several", token_budget=60, **options)
+    parts = make_job(groups(), "parts", token_budget=24, **options)
+    assert len(cut_step(several.dataset, several.schedule.steps[0].rows, 1, 60)[0]) > 1
+    assert (cut_groups(whole), cut_groups(several)) == (0, 0) and cut_groups(parts) > 1
+    for job in (whole, several, parts):
+        move(job)
+    expected, _, sums = gradients(whole)
+    for job in (several, parts):
+        got, _, totals = gradients(job)
+        close(got, expected, 1e-12)
+        assert totals == pytest.approx(sums, rel=1e-11)
+    for job in (whole, several, parts):
+        job.schedule = replace(job.schedule, max_steps=5)
+        loop.fit(job)
+    for job in (several, parts):
+        for (name, a), (_, b) in zip(whole.policy.trainable(), job.policy.trainable(), strict=True):
+            assert (a - b).norm() <= 1e-10 * a.norm(), name
+
+
+def test_whole_groups_need_no_second_pass(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every group lies in one micro-batch, each micro-batch runs forward once."""
+    job = make_job(groups(), loss="tpo", batch_size=14, token_budget=60)
+    monkeypatch.setattr(gradient, "_in_order", lambda *a: pytest.fail("the step was gathered"))
+    gradients(job)
+    job.token_budget = 24
+    with pytest.raises(pytest.fail.Exception, match="gathered"):
+        gradients(job)
+
+
+@pytest.mark.parametrize("loss", ON_GROUPS)
+def test_the_order_of_the_file_does_not_matter(make_job: MakeJob, loss: str) -> None:
+    """All rows in one step: prompts and answers in another order, the same gradient."""
+    rows = [row | {"id": f"r{k}"} for k, row in enumerate(groups(MANY))]
+    first = make_job(rows, loss=loss, batch_size=64)
+    second = make_job(random.Random(3).sample(rows, len(rows)), "other", loss=loss, batch_size=64)
+    for job in (first, second):
+        move(job)
+    close(gradients(first)[0], gradients(second)[0], 1e-11)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, options = groups(MANY * 2), FAST | {"loss": "tpo", "epochs": 2, "token_budget": 40}
+    whole = train(model, rows, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(Interrupted):
+            train(model, rows, tmp_path / "parts", **options)
+    parts = train(data=rows, out=tmp_path / "parts", resume=True)
+    assert steps(parts) == steps(whole)
+    same_bits(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_what_cannot_be_compared_is_left_out_and_said(
+    make_job: MakeJob, model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A lone answer, an answer without a score, one that is too long: the counts name them, other rows train alike."""
+    rows = groups()
+    plain = make_job(rows, loss="tpo", batch_size=14)
+    lone = {"prompt": "w3 w4 ", "completion": "w5", "score": 1.0}
+    unscored = {"prompt": rows[0]["prompt"], "completions": [{"content": "w9 w9"}]}
+    long = rows[0] | {"completion": "w7 " * 80}
+    twice = [lone | {"prompt": "w6 "}, lone | {"prompt": "w6 ", "completion": "w8 " * 80}]
+    more = make_job([lone, *rows, unscored, long, *twice], "more", loss="tpo", batch_size=14)
+    for job in (plain, more):
+        move(job)
+    close(gradients(plain)[0], gradients(more)[0], 1e-11)
+    assert group_counts(more.dataset) == {
+        "groups": 5, "smallest": 2, "largest": 4, "equal_scores": 1, "alone": 2, "unscored": 1
+    }  # fmt: skip
+    train(model, [lone, *rows, unscored], tmp_path / "trained", loss="tpo", **FAST)
+    assert (
+        "groups: 5 of 2 to 4 scored answers; with equal scores: 1 (kept; --equal-scores drop leaves them out); "
+        "left out: 1 answers that are alone, 1 without a score"
+    ) in capsys.readouterr().err
+    assert json.loads((tmp_path / "trained" / "config.json").read_text())["data"]["groups"]["equal_scores"] == 1
+
+
+def test_groups_with_equal_scores_can_be_dropped(make_job: MakeJob) -> None:
+    """From the sum and from the count: what is left has the gradient of a file without them."""
+    rows = groups()
+    start = GROUP_SIZES[0]
+    without = rows[:start] + rows[start + GROUP_SIZES[1] :]
+    dropped = make_job(rows, loss="tpo", batch_size=14, equal_scores="drop")
+    fewer = make_job(without, "fewer", loss="tpo", batch_size=14)
+    kept = make_job(rows, "kept", loss="tpo", batch_size=14)
+    for job in (dropped, fewer, kept):
+        move(job)
+    close(gradients(dropped)[0], gradients(fewer)[0], 1e-12)
+    assert dropped.objective.count(dropped.dataset, dropped.schedule.steps[0].rows) == [4]
+    assert kept.objective.count(kept.dataset, kept.schedule.steps[0].rows) == [5]
+    counts = group_counts(dropped.dataset)
+    assert (counts["groups"], counts["equal_scores"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda rows: rows[::20], {}, r"reads several scored completions to one prompt, but the data has .*1 scored"),
+        (
+            lambda rows: [long_unless_first(row, rows) for row in rows],
+            {},
+            "no prompt has two scored answers of at most",
+        ),
+        (lambda rows: [row | {"completion": "w7 " * 80} for row in rows], {}, "all 14 rows are longer than 64 tokens"),
+        (
+            lambda rows: [row | {"score": 1.0} for row in rows],
+            {"equal_scores": "drop"},
+            "in all 5 groups every answer has the same score",
+        ),
+        (lambda rows: [row | {"score": "good"} for row in rows], {}, "score must be a number"),
+        (lambda rows: rows, {"group": "row"}, "tpo compares all answers to a prompt, which --group row would part"),
+        (lambda rows: rows, {"loss": "tgo", "equal_scores": "drop"}, "tgo compares no groups of scored answers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make_job: MakeJob, change: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((DataError, ConfigError), match=message):
+        make_job(change(groups()), **({"loss": "tpo"} | options))
+
+
+def test_scores_of_single_answers_do_not_serve_groups_but_losses_that_fit_are_named(make_job: MakeJob) -> None:
+    rows = [row | {"prompt": f"w{k} "} for k, row in enumerate(groups())]
+    with pytest.raises(DataError, match="Losses that fit: tgo"):
+        make_job(rows, loss="tpo")
+    assert load(rows).records
+
+
+def test_a_mixture_with_a_likelihood(make_job: MakeJob) -> None:
+    """The weighted sum of both, each over its own unit; the likelihood is of the answers above the threshold."""
+    jobs = {name: make_job(groups(), str(k), loss=name, batch_size=14, threshold="0.6")
+            for k, name in enumerate(("tpo", "sft", "tpo:0.8,sft:0.5"))}  # fmt: skip
+    for job in jobs.values():
+        move(job)
+    one, two, both = (gradients(job)[0] for job in jobs.values())
+    close(both, {name: 0.8 * g + 0.5 * two[name] for name, g in one.items()}, 1e-11)
+    jobs["tpo:0.8,sft:0.5"].token_budget = 24
+    close(gradients(jobs["tpo:0.8,sft:0.5"])[0], both, 1e-11)
+
+
+def test_a_groups_weight_is_the_mean_of_its_answers(make_job: MakeJob) -> None:
+    rows = groups()
+    light = make_job([row | {"weight": 1.0} for row in rows], loss="tpo", batch_size=14)
+    heavy = make_job([row | {"weight": 3.0} for row in rows], "heavy", loss="tpo", batch_size=14)
+    uneven = make_job([row | {"weight": float(k % 2) * 2} for k, row in enumerate(groups((2, 2)))], "a", loss="tpo")
+    even = make_job([row | {"weight": 1.0} for row in groups((2, 2))], "b", loss="tpo")
+    for job in (light, heavy, uneven, even):
+        move(job)
+    close(gradients(heavy)[0], {name: 3 * g for name, g in gradients(light)[0].items()}, 1e-12)
+    close(gradients(uneven)[0], gradients(even)[0], 1e-12)
+
+
+def test_metrics_compare_answers_within_their_group() -> None:
+    """Above and below the group's mean score, rewards against the group's mean; equal scores judge nothing."""
+    r = torch.tensor([2.0, 1.0, 9.0, 10.0, -3.0, 5.0]).double()
+    tokens = Completions(r, torch.arange(7), torch.zeros(6).double())
+    scores: Tensor = torch.tensor([0.9, 0.1, 0.2, 0.4, 0.7, 0.7]).double()
+    batch = Batch((tokens,), torch.ones(6).double(), (True,) * 6, scores, trees=(0, 0, 1, 1, 2, 2))
+    totals = Objective(LOSSES["tpo"], {"eta": 1.0}).sums(batch, torch.zeros(()), 1e-6).tolist()
+    found = step_metrics(totals, saturates=False)
+    assert found["accuracy"] == 1.0 and "saturated" not in found
+    assert (found["reward_desirable"], found["reward_undesirable"]) == ((2 + 10) / 2, (1 + 9) / 2)
+
+
+def test_training_approaches_the_target(make_job: MakeJob) -> None:
+    """The target stands still, so that what the loss loses is divergence of the policy from it."""
+    job = make_job(groups((4,) * 12, seed=2), loss="tpo", epochs=12, learning_rate=1e-3, batch_size=48)
+    loop.preflight(job)
+    loop.fit(job)
+    lines = [m for m in job.log.metrics if m["event"] == "step"]
+    assert "accuracy" not in lines[0] and lines[0]["margin"] == pytest.approx(0, abs=1e-4)
+    losses = [line["loss"] for line in lines]
+    assert losses[-1] < losses[4] < losses[0] and all(0 <= line["accuracy"] <= 1 for line in lines[1:])
