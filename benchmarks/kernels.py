@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.marks import Facts, peak_rss, spread
-from prospect.data.microbatch import balance
-from prospect.data.schedule import plan
+from prospect.data.schedule import balance, plan
 from prospect.engine.attention import attend
 from prospect.engine.device import COMPUTED_IN, matmul_peak, pick_precision
 from prospect.engine.head import token_logp

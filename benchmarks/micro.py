@@ -25,16 +25,16 @@ from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, Marks, commit, hardwar
 from benchmarks.side_prospect import prepared, with_reference
 from prospect.engine.attention_cpu import Scoring
 from prospect.engine.device import COMPUTED_IN, matmul_peak
-from prospect.engine.forward import forward
 from prospect.engine.load import load
-from prospect.engine.packing import Branches, Query, move
+from prospect.engine.packing import Branches, Query, forward, move
 from prospect.engine.policy import Policy
 from prospect.engine.reference import score
 from prospect.losses.numerics import segment_sum
-from prospect.training import gradient, loop
+from prospect.training import loop
+from prospect.training import step as step_module
 from prospect.training.batch import MicroBatch, cut_step
-from prospect.training.job import Job
 from prospect.training.optimizer import make_optimizer
+from prospect.training.step import Job
 
 MODEL = "42m-32k"
 
@@ -94,7 +94,7 @@ def steps(quick: bool, data: str) -> Facts:
         for kind in ("kto", "sft"):
             began, done = time.perf_counter(), kto.policy.flops
             if kind == "kto":
-                gradient.step_gradient(kto, step, None)
+                step_module.step_gradient(kto, step, None)
             else:
                 imitate(kto.policy, micros)
             torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 10.0)

@@ -18,9 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import workload
 from benchmarks.marks import BUILD, Marks
 from benchmarks.side_prospect import prepared, real_tokens, with_reference
-from prospect.engine import forward, packing
 from prospect.engine import head as logprobs
-from prospect.training import gradient, z0
+from prospect.engine import packing
+from prospect.training import step as step_module
 from prospect.training.batch import cut_step
 from prospect.training.optimizer import make_optimizer
 
@@ -50,8 +50,8 @@ def main() -> None:
 
     def take(step: Any) -> None:
         (micro_batches,) = cut_step(job.dataset, step.rows, 1, job.token_budget)
-        point = timed("z0", z0.estimate_z0)(job, step, [micro_batches], None)
-        timed("forward and backward", gradient.gradient)(job, step, micro_batches, point)
+        point = timed("z0", step_module.estimate_z0)(job, step, [micro_batches], None)
+        timed("forward and backward", step_module.gradient)(job, step, micro_batches, point)
         timed("clip", torch.nn.utils.clip_grad_norm_)([p for _, p in parameters], 10.0)
         timed("optimizer", optimizer.step)()
         optimizer.zero_grad(set_to_none=True)
@@ -69,7 +69,7 @@ def main() -> None:
     steps = job.schedule.steps
     take(steps[0])
     spent.clear()
-    inner = ((forward, "pack"), (job.policy.decoder, "forward"))
+    inner = ((packing, "pack"), (job.policy.decoder, "forward"))
     head = logprobs._TokenLogp
     with ExitStack() as stack:
         for owner, name in inner:

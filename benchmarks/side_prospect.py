@@ -28,10 +28,9 @@ from prospect.feedback.load import load as load_feedback
 from prospect.losses import registry
 from prospect.training import loop, process, setup
 from prospect.training.config import TrainConfig, from_dict
-from prospect.training.gradient import step_gradient
-from prospect.training.job import Job
 from prospect.training.memory import settle_budget
 from prospect.training.runlog import RunLog
+from prospect.training.step import Job, step_gradient
 
 
 class ToldLog(RunLog):

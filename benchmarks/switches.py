@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.marks import ROOT, Facts
-from prospect.engine import head, kernels, layers, packing
+from prospect.engine import head, layers, packing
 from prospect.engine.attention_cpu import Scoring
-from prospect.engine.forward import forward_more
-from prospect.engine.packing import Branches, KeyValues, Packed, Span
+from prospect.engine.device import pick_kernels
+from prospect.engine.packing import Branches, KeyValues, Packed, Span, forward_more
 from prospect.engine.policy import Policy
 from prospect.engine.reference import LiveReference, ReferenceTable
 
@@ -65,7 +65,7 @@ class Optimisation:
         if device not in self.devices:
             return f"only on {' and '.join(self.devices)}"
         try:
-            kernels.pick_kernels(self.options.get("kernels", "torch"), torch.device(device))
+            pick_kernels(self.options.get("kernels", "torch"), torch.device(device))
         except Exception as error:
             return str(error).partition("\n")[0]
         return ""
@@ -179,9 +179,9 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "packed trees",
         "each answer a padded row with its prompt, under the model's own attention",
-        f"{ENGINE}.forward.forward_tree",
+        f"{ENGINE}.packing.forward_tree",
         (
-            *(f"{ENGINE}.{name}" for name in ("packing", "attention", "forward:forward_tree")),
+            *(f"{ENGINE}.{name}" for name in ("packing", "attention")),
             *(
                 f"{ENGINE}.checks:{name}"
                 for name in ("_check_trees", "_check_half", "_alter", "_longest_check", "_window")
@@ -192,10 +192,10 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "prompt once for its answers",
         "the prompt again for each answer, in the same packed row",
-        f"{ENGINE}.forward.pack",
+        f"{ENGINE}.packing.pack",
         (f"{TRAIN}.batch:_cut", f"{ENGINE}.reference:_batches"),
         {f"{ENGINE}.packing:pack": 8},
-        {f"{ENGINE}.forward.pack": _prompt_for_each},
+        {f"{ENGINE}.packing.pack": _prompt_for_each},
     ),
     Optimisation(
         "shared prompts for z0",
@@ -204,17 +204,17 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         tuple(f"{ENGINE}.packing:{name}" for name in ("PromptCache", "pack_more"))
         + tuple(f"{ENGINE}.packing:{name}" for name in ("KeyValues", "Segments.with_past", "Segments.remember"))
         + tuple(f"{TRAIN}.batch:{name}" for name in ("mismatched_with", "compute_with"))
-        + tuple(f"{TRAIN}.job:Job.{name}" for name in ("compute_with", "shares_prompts"))
-        + (f"{ENGINE}.forward:forward_more",),
+        + tuple(f"{TRAIN}.step:Job.{name}" for name in ("compute_with", "shares_prompts"))
+        + (f"{ENGINE}.packing:forward_more",),
         {
-            f"{ENGINE}.forward:forward_tree": 10,
+            f"{ENGINE}.packing:forward_tree": 10,
             f"{ENGINE}.policy:Policy.score": 3,
             f"{ENGINE}.attention:attend": 2,
             f"{ENGINE}.attention_cpu:blocks": 2,
-            f"{TRAIN}.z0:_passes": 5,
-            f"{TRAIN}.z0:_completions": 7,
+            f"{TRAIN}.step:_passes": 5,
+            f"{TRAIN}.step:_completions": 7,
         },
-        {f"{TRAIN}.job.Job.shares_prompts": lambda job, trees: False},
+        {f"{TRAIN}.step.Job.shares_prompts": lambda job, trees: False},
     ),
     Optimisation(
         "weights cast once for z0 and training",
@@ -236,7 +236,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "micro-batches of 4,096 tokens",
         "the step in one micro-batch, the reference pass in one batch",
         f"{ENGINE}.reference._token_logp",
-        ("prospect.data.microbatch:balance",),
+        ("prospect.data.schedule:balance",),
         options={"token_budget": 1 << 30},
         devices=CPU,
     ),
@@ -390,16 +390,16 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "larger passes without gradient",
         "as many tokens as with one",
         f"{ENGINE}.reference._token_logp",
-        (f"{TRAIN}.job:Job.no_grad_budget",),
-        {f"{TRAIN}.job": 3},
-        {f"{TRAIN}.job.NO_GRAD_FACTOR": {}},
+        (f"{TRAIN}.step:Job.no_grad_budget",),
+        {f"{TRAIN}.step": 3},
+        {f"{TRAIN}.step.NO_GRAD_FACTOR": {}},
         devices=CUDA,
     ),
     Optimisation(
         "fused kernels",
         "--kernels torch, the default",
         f"{ENGINE}.load.into_layers",
-        (f"{ENGINE}.kernels",),
+        tuple(f"{ENGINE}.device:{name}" for name in ("pick_kernels", "into_layers", "head_suits", "head_logp")),
         {f"{ENGINE}.head:Head.logp": 3, f"{ENGINE}.load:load": 3},
         options={"kernels": "fused"},
         devices=CUDA,

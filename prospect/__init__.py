@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from prospect.data.dataset import Dataset, build_dataset
     from prospect.data.options import DataOptions
     from prospect.data.write import write as write_feedback
-    from prospect.engine.forward import forward
     from prospect.engine.generate import generate
     from prospect.engine.load import load as load_model
-    from prospect.engine.packing import Branches
+    from prospect.engine.packing import Branches, forward
     from prospect.engine.policy import Policy
     from prospect.errors import ConfigError, DataError, MissingExtra, ModelError, ProspectError, RunError, UserError
     from prospect.feedback.load import Feedback
@@ -90,7 +89,7 @@ _HOMES = {
     "TrainConfig": "training.config:TrainConfig",
     "UserError": "errors:UserError",
     "build_dataset": "data.dataset:build_dataset",
-    "forward": "engine.forward:forward",
+    "forward": "engine.packing:forward",
     "generate": "engine.generate:generate",
     "load_feedback": "feedback.load:load",
     "load_model": "engine.load:load",

@@ -44,19 +44,12 @@ from prospect.losses import registry
 from prospect.report.evidence import read as read_folder
 from prospect.report.page import write_report
 from prospect.report.verdict import result_line
-from prospect.training import (
-    checkpoint,
-    loop,
-    process,
-    ranks,
-    run_folder,
-    setup,
-)
+from prospect.training import checkpoint, loop, process, ranks, run_folder, setup
 from prospect.training.config import TrainConfig, from_dict, to_dict
-from prospect.training.job import Job
 from prospect.training.memory import settle_budget
 from prospect.training.objective import Objective
 from prospect.training.runlog import Metrics, RunLog, read_metrics
+from prospect.training.step import Job
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is kept on disk outlives faults: written whole or not at all, for its owner alone, never through a link.
 
-write(path, text)   write_json(path, values)   append(path, line)     files, flushed to disk
+write(path, text)   write_json(path, values)       files, flushed to disk
 with replacing_folder(path) as part:                                  the same for a folder
 read_json(path)     json_lines(path)           parse_json(text)       ValueError, whatever is wrong with the text
 with locked(path):                                                    one process at a time, until it ends or dies
@@ -124,12 +124,6 @@ def write(path: Path, content: str | bytes) -> None:
     """Put `content` at `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(encoded(content) if isinstance(content, str) else content)
-
-
-def append(path: Path, text: str) -> None:
-    """Add to the end of a file, which is created."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NOFOLLOW, FILE), "ab") as file:
-        file.write(encoded(text))
 
 
 def encoded(text: str) -> bytes:

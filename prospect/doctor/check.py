@@ -14,15 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prospect.data import store, token_cache, tokens
+from prospect.data import dataset, store, tokens
 from prospect.data.options import DataOptions
 from prospect.data.split import groups
 from prospect.data.tokens import Template
 from prospect.data.write import write, write_problems
-from prospect.doctor import labels, lengths, repeats
+from prospect.doctor import measurements
 from prospect.doctor.findings import Findings, Measurement, diagnose
-from prospect.doctor.labels import Thumb
-from prospect.doctor.lengths import Lengths
+from prospect.doctor.measurements import Lengths, Thumb
 from prospect.errors import ModelError, UserError
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import Record, View, binary, prompt_numbers, threshold_of
@@ -48,34 +47,38 @@ def check(
     measured = list(_loading(feedback)) if isinstance(feedback, Feedback) else []
     if not records:
         return Findings(_summary(feedback, records, [], []), diagnose([*measured, Measurement("no_rows")]))
-    sizes = lengths.characters(records)
+    sizes = measurements.characters(records)
     if tokenizer is not None:
         try:
-            sizes = lengths.tokens(records, tokenizer, options)
+            sizes = measurements.tokens(records, tokenizer, options)
         except UserError as error:
             key = "no_template" if isinstance(error, ModelError) else "template"
             measured.append(Measurement(key, words={"error": str(error)}))
     prompts = prompt_numbers(records)
     thumbs = _thumbs(records, prompts, sizes, options.threshold)
-    weights = labels.class_weights(thumbs)
+    weights = measurements.class_weights(thumbs)
     if view in (None, "binary"):  # pairs and texts have no partners, classes or class weights
-        measured += [*labels.classes(records, thumbs), *labels.balance(thumbs, weights), *labels.partners(thumbs)]
-    measured += labels.contradictions(thumbs, records)
-    measured += labels.length_confound(thumbs, sizes.unit)
+        measured += [
+            *measurements.classes(records, thumbs),
+            *measurements.balance(thumbs, weights),
+            *measurements.partners(thumbs),
+        ]
+    measured += measurements.contradictions(thumbs, records)
+    measured += measurements.length_confound(thumbs, sizes.unit)
     if sizes.report is not None:
-        measured += lengths.flaws(sizes.report, options.special_tokens)
-    measured += lengths.over_long(records, sizes, options.over_long)
+        measured += measurements.flaws(sizes.report, options.special_tokens)
+    measured += measurements.over_long(records, sizes, options.over_long)
     if getattr(tokenizer, "chat_template", None):
-        measured += lengths.untemplated(records)
+        measured += measurements.untemplated(records)
     together = groups(records)
-    measured += repeats.duplicates(records, prompts)
-    measured += repeats.near_prompts(records, together)
-    measured += repeats.split_by_row(records, together)
-    measured += lengths.blanks(records)
-    measured += repeats.phrases(thumbs)
+    measured += measurements.duplicates(records, prompts)
+    measured += measurements.near_prompts(records, together)
+    measured += measurements.split_by_row(records, together)
+    measured += measurements.blanks(records)
+    measured += measurements.phrases(thumbs)
     if heldout is not None:
         apart = _records(heldout)
-        measured += repeats.held_out(records, apart, groups([*records, *apart]))
+        measured += measurements.held_out(records, apart, groups([*records, *apart]))
     summary = _summary(feedback, records, prompts, thumbs) | {"weights": weights, "lengths": sizes.summary()}
     return Findings(summary | {"groups": len(set(together.group))}, diagnose(measured))
 
@@ -85,7 +88,7 @@ def check_run(
 ) -> Findings:
     """`check` of a run's feedback; the findings on the same feedback with the same options are in the cache folder."""
     cache, path = options.cache, None
-    name = token_cache.identity(Template(tokenizer, options.chat_template, options.special_tokens))
+    name = dataset.identity(Template(tokenizer, options.chat_template, options.special_tokens))
     if cache is not None and name is not None:
         identity = (name, replace(options, cache=None), view, _identity(feedback), heldout and _identity(heldout))
         key = hashlib.sha256(repr(identity).encode("utf-8", "replace"))

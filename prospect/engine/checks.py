@@ -23,8 +23,7 @@ from torch import nn
 
 from prospect.data.textids import Ids
 from prospect.engine.device import is_out_of_memory, release
-from prospect.engine.forward import forward_padded, forward_tree
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward_padded, forward_tree
 from prospect.errors import ModelError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prospect.engine.kernels import head_logp, head_suits
+from prospect.engine.device import head_logp, head_suits
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 25}
 """Logits held at once in a matrix product, by kind of device: on a CPU 32 MiB in bfloat16, twice that in float32."""

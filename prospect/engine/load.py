@@ -22,8 +22,16 @@ from transformers import (
 from prospect.data.tokens import Template
 from prospect.engine import folders
 from prospect.engine.checks import Engine, choose_path, require_same
-from prospect.engine.device import TRAINED_IN, Precision, must_fit, pick_device, pick_precision
-from prospect.engine.kernels import Kernels, into_layers, pick_kernels
+from prospect.engine.device import (
+    TRAINED_IN,
+    Kernels,
+    Precision,
+    into_layers,
+    must_fit,
+    pick_device,
+    pick_kernels,
+    pick_precision,
+)
 from prospect.engine.policy import Policy
 from prospect.engine.weights import RESIZED, stored_dtypes, without_bars
 from prospect.errors import ModelError, ProspectError

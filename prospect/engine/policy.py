@@ -20,9 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prospect.engine import folders
 from prospect.engine.attention import attention_is_by_tree, by_tree
-from prospect.engine.device import COMPUTED_IN, TRAINED_IN, Precision
+from prospect.engine.device import COMPUTED_IN, TRAINED_IN, Kernels, Precision
 from prospect.engine.head import Head, finish, pick
-from prospect.engine.kernels import Kernels
 from prospect.engine.layers import cast_inputs_once, lighten
 from prospect.errors import ConfigError, ModelError
 

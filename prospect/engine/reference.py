@@ -29,13 +29,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prospect.data.microbatch import fill
+from prospect.data.schedule import fill
 from prospect.data.store import ValueTable
 from prospect.data.textids import Ids
 from prospect.engine.checks import nan_source
 from prospect.engine.device import COMPUTED_IN, release, within_memory
-from prospect.engine.forward import forward
-from prospect.engine.packing import Branches, Query, move
+from prospect.engine.packing import Branches, Query, forward, move
 from prospect.engine.policy import Policy
 from prospect.errors import ModelError, RunError
 from prospect.feedback.load import collector_paused

@@ -8,15 +8,16 @@ softplus(-u): finite for every u.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from prospect.losses.likelihood import NLL
-from prospect.losses.numerics import exp, logsigmoid, segment_index, segment_position, segment_sum, softplus
+from prospect.losses.numerics import exp, expm1, logsigmoid, segment_index, segment_position, segment_sum, softplus
 from prospect.losses.reference_point import zero
-from prospect.losses.registry import loss
-from prospect.losses.values import Divergence, reverse_kl
+from prospect.losses.registry import choice, loss
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -289,6 +290,44 @@ def cpo_constrained(
     """
     up, down = chosen_reference_logp / chosen_length, rejected_reference_logp / rejected_length
     return softplus(gamma * (exp(-up) + exp(-down)) - beta * (chosen - rejected))
+
+
+Divergence: TypeAlias = "Callable[[Tensor], Tensor]"
+"""What ties the policy to its reference in f-DPO: a score s(r) in the place of the log-ratio r in nats, (N,) -> (N,),
+increasing: f'(e^r) up to a constant, which cancels in the pair. Source: arXiv 2309.16240."""
+
+
+@choice("divergence")
+def reverse_kl(r: Tensor) -> Tensor:
+    """r: the reverse KL divergence KL(pi || pi_ref), and with it DPO itself."""
+    return r
+
+
+@choice("divergence")
+def forward_kl(r: Tensor) -> Tensor:
+    """-e^(-r): the forward KL divergence KL(pi_ref || pi), which forbids the policy to drop what the reference says.
+
+    Choice: e^(-r) overflows by its nature: r is a sum over tokens, and -100 nats are not rare. Below r = -30 it is
+    continued by its tangent, so the loss keeps rising and its slope stays at beta * e^30.
+    """
+    return -exp(-r)
+
+
+@choice("divergence")
+def jensen_shannon(r: Tensor) -> Tensor:
+    """log sigmoid(r): the Jensen-Shannon divergence. Linear for unlikely answers, flat for likely ones."""
+    return logsigmoid(r)
+
+
+@choice("divergence")
+def alpha_divergence(r: Tensor, *, alpha: float = 0.5) -> Tensor:
+    """(e^((alpha - 1) * r) - 1) / (alpha - 1): between the forward KL (alpha = 0) and the reverse KL (alpha = 1, where
+    it is r).
+
+    Choice: alpha is TRL's, as is its default: 1 minus the paper's, whose score is (1 - e^(-alpha * r)) / alpha. The two
+    agree at 0.5. TRL's score differs by a constant, which cancels. Exponents above 30 are continued by their tangent.
+    """
+    return r if alpha == 1 else expm1((alpha - 1) * r) / (alpha - 1)
 
 
 @loss("pairs", "f-DPO: other divergences than the reverse KL", "arXiv 2309.16240", learning_rate=5e-7, halo=True)

@@ -3,18 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from prospect.losses.likelihood import NLL
+from prospect.losses.numerics import logsigmoid as log_sigmoid
 from prospect.losses.numerics import softplus
 from prospect.losses.reference_point import mismatched, mismatched_logp, running_mean
-from prospect.losses.registry import loss
-from prospect.losses.values import Value, logistic, lost
+from prospect.losses.registry import choice, loss
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from prospect.feedback.records import Example
+
+
+Value: TypeAlias = "Callable[[Tensor], Tensor]"
+"""What an outcome u = +-beta * (r - z0) is worth to a person: (N,) -> (N,), non-decreasing, 0 or 1/2 or log(1/2) at the
+reference point, concave in gains."""
+
+
+@choice("value")
+def logistic(u: Tensor) -> Tensor:
+    """sigmoid(u), as published: arXiv 2402.01306 Eq. 8. Concave in gains, convex in losses, saturating in both.
+
+    Use: the default; answers far from the reference point on either side no longer move the policy.
+    """
+    return u.sigmoid()
+
+
+@choice("value")
+def logsigmoid(u: Tensor) -> Tensor:
+    """log sigmoid(u), the "concave" ablation of arXiv 2402.01306: concave everywhere, so losses are never forgiven.
+
+    Gradient: tends to 1 in losses where the logistic's tends to 0, as DPO's does; mislabelled answers keep pulling.
+    """
+    return log_sigmoid(u)
+
+
+@choice("value")
+def identity(u: Tensor) -> Tensor:
+    """u itself, the "risk-neutral" ablation of arXiv 2402.01306: no saturation at all.
+
+    Use: ablations only. The loss has no lower bound, and the paper finds it to ruin the model (BBH 6.1 against 52.6).
+    """
+    return u
+
+
+@choice("value")
+def hinge(u: Tensor) -> Tensor:
+    """min(u, 1): gains count up to 1 and no further; losses count in full.
+
+    Choice: not in the paper. It is the value function whose loss max(0, 1 - u) is the hinge loss.
+    """
+    return u.clamp(max=1)
+
+
+@choice("value")
+def power(u: Tensor, *, alpha: float = 0.88, loss_aversion: float = 2.25, floor: float = 1e-2) -> Tensor:
+    """Tversky and Kahneman's value function of 1992: f(u) in gains, -loss_aversion * f(-u) in losses, with
+
+        f(x) = (x + floor)^alpha - floor^alpha
+
+    Source: Eq. 4 of arXiv 2402.01306, with the median fits alpha 0.88 and loss aversion 2.25.
+    Choice: the published f(x) = x^alpha has an infinite slope at the reference point, where training starts. `floor`
+    makes the slope alpha * floor^(alpha - 1), 1.53 by default.
+    """
+    gain = u >= 0
+    # where() rather than abs(): the slope of abs at 0 is 0, and nothing would be learnt from an untrained policy.
+    size = u.where(gain, -u)
+    felt: Tensor = (size + floor) ** alpha - floor**alpha
+    return felt.where(gain, -loss_aversion * felt)
+
+
+def _lost(value: Value, u: Tensor) -> Tensor:
+    """1 - value(u); the logistic's as sigmoid(-u), which keeps its digits where the loss saturates."""
+    return (-u).sigmoid() if value is logistic else 1 - value(u)
 
 
 def balanced_weights(rows: Sequence[Example]) -> dict[str, float]:
@@ -68,7 +133,7 @@ def kto(
     power. `beta` then scales what it sees.
     """
     gain = (log_ratio - z0).where(desirable, z0 - log_ratio)
-    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * lost(value, beta * gain)
+    return _class_weight(desirable, log_ratio, desirable_weight, undesirable_weight) * _lost(value, beta * gain)
 
 
 @loss("binary", "KTO without a reference model", "arXiv 2402.01306", reference_point=mismatched_logp)

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from prospect.data.dataset import Dataset
-from prospect.data.microbatch import balance, fill
+from prospect.data.schedule import balance, fill
 from prospect.data.textids import Ids
-from prospect.engine.forward import forward, forward_more
-from prospect.engine.packing import Branches, TokenLogps, move, take
+from prospect.engine.packing import Branches, TokenLogps, forward, forward_more, move, take
 from prospect.engine.policy import Policy
 from prospect.losses.numerics import segment_sum
 

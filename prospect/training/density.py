@@ -20,8 +20,7 @@ import torch
 from prospect.data.dataset import Dataset
 from prospect.data.textids import Ids
 from prospect.engine.device import release, within_memory
-from prospect.engine.forward import forward
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward
 from prospect.engine.policy import Policy
 from prospect.errors import RunError
 from prospect.losses.numerics import segment_mean

@@ -27,11 +27,10 @@ from prospect.engine.device import COMPUTED_IN, matmul_peak
 from prospect.errors import Interrupted, ModelError, NonFiniteError
 from prospect.training import checkpoint, ranks
 from prospect.training.batch import cut_step
-from prospect.training.gradient import step_gradient
-from prospect.training.job import Job
 from prospect.training.objective import step_metrics
 from prospect.training.optimizer import learning_rate, make_optimizer, reserve
 from prospect.training.runlog import progress_line
+from prospect.training.step import Job, step_gradient
 
 SECOND_INTERRUPT = 1.0
 """Seconds after which a second Ctrl-C is meant as one. torchrun passes on the Ctrl-C that its workers have had, too."""

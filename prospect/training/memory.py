@@ -13,7 +13,7 @@ import torch
 from prospect.data.dataset import Dataset
 from prospect.engine.packing import Branches
 from prospect.training import ranks
-from prospect.training.job import Job
+from prospect.training.step import Job
 
 CPU_TOKENS = 4096
 """Default token budget per micro-batch on a CPU: beyond this size more tokens at once are no faster."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,10 +81,16 @@ class RunLog:
         self.metrics.append(line)
         self._logged.add(_event_of(line))
         if self._main:
-            store.append(self.path, json.dumps(line) + "\n")
+            self._append(json.dumps(line) + "\n")
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         if numbers:
             self._send(event, numbers, int(values.get("step", 0)))
+
+    def _append(self, line: str) -> None:
+        """Add ASCII to the end of metrics.jsonl, which is created, and never through a link."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | store.NOFOLLOW
+        with os.fdopen(os.open(self.path, flags, store.FILE), "ab") as file:
+            file.write(line.encode("ascii"))
 
     def has(self, line: Metrics) -> bool:
         """Whether this event of this step (of warnings: this message) is logged already."""

@@ -33,10 +33,10 @@ from prospect.losses import registry
 from prospect.losses.registry import LOSSES, Loss, ReferencePoint
 from prospect.training import conditional, density, ranks
 from prospect.training.config import LORA_RATE, TrainConfig, to_dict
-from prospect.training.job import Job
 from prospect.training.memory import CPU_TOKENS, KNEE
 from prospect.training.objective import Objective
 from prospect.training.runlog import RunLog
+from prospect.training.step import Job
 
 LARGE = 1_000_000_000
 """Parameters from which `--activation-checkpointing auto` saves memory on CUDA."""

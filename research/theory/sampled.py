@@ -7,8 +7,7 @@ from torch import Tensor
 
 from prospect.losses.paired import dpo
 from prospect.losses.reference_point import Statistics, mismatched, unclamped
-from prospect.losses.unpaired import kto
-from prospect.losses.values import logistic, logsigmoid
+from prospect.losses.unpaired import kto, logistic, logsigmoid
 from prospect.report import charts
 from prospect.report.charts import Figure, Line
 from research.theory.tabular import (

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from prospect.losses.paired import dpo
-from prospect.losses.unpaired import kto
-from prospect.losses.values import logsigmoid
+from prospect.losses.unpaired import kto, logsigmoid
 from prospect.report import charts
 from prospect.report.charts import Bar, Figure, Line
 from research.theory.tabular import (

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.data import near_duplicates
+from prospect.data import split
 from prospect.data import split as grouping
-from prospect.data.near_duplicates import (
+from prospect.data.split import (
     NEAR,
     Shingler,
+    groups,
     jaccard,
     words,
 )
-from prospect.data.split import groups
 from prospect.data.write import write
 from prospect.feedback import records as records_module
 from prospect.feedback.load import load
@@ -161,7 +161,7 @@ def test_what_only_looks_alike(one: Record, other: Record) -> None:
     ],
 )
 def test_scripts_without_spaces_are_compared_character_by_character(one: str, near: str, other: str) -> None:
-    assert near_duplicates.near_twins([one, other, near]) == {2: 0}
+    assert split.near_twins([one, other, near]) == {2: 0}
     assert groups([text(one), text(near), text(other)]).group == (0, 0, 1)
 
 
@@ -275,7 +275,7 @@ def test_comparisons_grow_with_the_texts(monkeypatch: pytest.MonkeyPatch, spread
             ],
         }[spread](size)
         with monkeypatch.context() as patch:
-            compared = counted(patch, near_duplicates, "jaccard")
+            compared = counted(patch, split, "jaccard")
             groups([text(t) for t in texts])
             work.append(compared[0])
     assert work[1] <= 2.5 * work[0] + 100 and work[1] <= 9 * 800

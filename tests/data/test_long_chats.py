@@ -14,17 +14,13 @@ import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from prospect.data import (
-    resume,
-    textids,
-    token_cache,
-)
+from prospect.data import dataset, resume, textids
 from prospect.data import (
     template as templates,
 )
 from prospect.data.dataset import build_dataset, digest
-from prospect.data.microbatch import fill
 from prospect.data.options import DataOptions, SpecialTokens
+from prospect.data.schedule import fill
 from prospect.data.textids import TextIds
 from prospect.data.tokens import Encoded, Flaw, Template
 from prospect.doctor.check import check
@@ -294,7 +290,7 @@ def test_one_text_may_leave_out_different_messages(short: None) -> None:
 
 def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, records = byte_level(CHATML), rated_chat(60)
-    monkeypatch.setattr(token_cache, "LARGE", 4000)
+    monkeypatch.setattr(dataset, "LARGE", 4000)
     plain = build_trees(records, tokenizer, max_length=10**6)[0]
     lone = dataclasses.replace(records[-1], prompt=({"role": "user", "content": "two " * 2000},))
     asked: list[Record] = []
@@ -310,7 +306,7 @@ def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monk
 
 def test_long_prompts_are_tokenised_in_small_batches() -> None:
     def batches(sizes: list[int]) -> list[slice]:
-        return list(fill(sizes, token_cache.CHARACTERS, most=token_cache.BATCH))
+        return list(fill(sizes, dataset.CHARACTERS, most=dataset.BATCH))
 
     assert batches([1] * 2500) == [slice(0, 1000), slice(1000, 2000), slice(2000, 2500)]
     assert batches([3_000_000, 9_000_000, 1, 1]) == [slice(0, 1), slice(1, 2), slice(2, 4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.data.microbatch import balance, fill
+from prospect.data.schedule import balance, fill
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60), st.integers(0, 20), st.integers(1, 9))

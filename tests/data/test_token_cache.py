@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from prospect.data import token_cache
+from prospect.data import dataset
 from prospect.data.dataset import Tree
 from prospect.data.tokens import Template
 from prospect.errors import DataError
@@ -95,19 +95,19 @@ def test_only_what_is_new_is_tokenised(tmp_path: Path, asked: list[Record]) -> N
 
 def test_another_tokenizer_or_template_has_another_table(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [byte_level(), byte_level(CHATML), byte_level(GEMMA), byte_level(CHATML, bos_token="<|end|>"), llama_like()]
-    names = [token_cache.identity(Template(tokenizer)) for tokenizer in made]
+    names = [dataset.identity(Template(tokenizer)) for tokenizer in made]
     assert len(set(names)) == 5
     assert None not in names
-    assert token_cache.identity(Template(byte_level(CHATML))) == names[1]
+    assert dataset.identity(Template(byte_level(CHATML))) == names[1]
     dated = byte_level(CHATML + "{{ strftime_now('%d %b %Y') }}")
-    today = token_cache.identity(Template(dated))
+    today = dataset.identity(Template(dated))
     monkeypatch.setattr(time, "strftime", lambda form: "another day")
-    assert token_cache.identity(Template(dated)) != today
+    assert dataset.identity(Template(dated)) != today
 
 
 def test_what_changes_ids_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer's content, flags of its tokens, the mode of control tokens, the template's text, versions, code."""
-    plain = token_cache.identity(Template(byte_level(CHATML)))
+    plain = dataset.identity(Template(byte_level(CHATML)))
     others = [
         Template(byte_level(CHATML), None, "token"),
         Template(byte_level(CHATML + " ")),
@@ -122,9 +122,9 @@ def test_what_changes_ids_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
     splitting = byte_level(CHATML)
     splitting.split_special_tokens = True
     others += [Template(tokenizer) for tokenizer in (more_words, unnormal, not_special, splitting)]
-    names = [token_cache.identity(template) for template in others]
-    monkeypatch.setattr(token_cache, "version", lambda name: "another")
-    names.append(token_cache.identity(Template(byte_level(CHATML))))
+    names = [dataset.identity(template) for template in others]
+    monkeypatch.setattr(dataset, "version", lambda name: "another")
+    names.append(dataset.identity(Template(byte_level(CHATML))))
     assert None not in names
     assert len({plain, *names}) == 1 + len(names)
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_with_parts_in_python_is_not_described(monkeypatch: pytest.M
 
     template = Template(byte_level(), "plain")
     monkeypatch.setattr(type(template.tokenizer), "backend_tokenizer", Backend())
-    assert token_cache.identity(template) is None
+    assert dataset.identity(template) is None
 
 
 def test_errors_are_not_kept(tmp_path: Path, asked: list[Record]) -> None:

@@ -16,7 +16,7 @@ from prospect.data import template as templates
 from prospect.data.dataset import TokenReport
 from prospect.data.options import DataOptions
 from prospect.data.tokens import Template
-from prospect.doctor import lengths as check_lengths
+from prospect.doctor import measurements as check_lengths
 from prospect.errors import DataError
 from prospect.feedback.records import Record
 from tests.helpers.tokenizers import CHATML, build_trees, byte_level, chat, cut_off, llama_like, record

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prospect.engine import folders
-from prospect.engine.forward import forward
 from prospect.engine.load import load
 from prospect.engine.lora import (
     LoraSpec,
@@ -21,7 +20,7 @@ from prospect.engine.lora import (
     merge,
     parse_lora,
 )
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward
 from prospect.engine.policy import Policy
 from prospect.engine.weights import save
 from prospect.errors import ConfigError, ModelError

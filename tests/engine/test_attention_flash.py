@@ -13,8 +13,7 @@ from torch.nn.attention import varlen as kernels
 
 from prospect.engine import attention, attention_flash, packing
 from prospect.engine.attention import attend, computed_in
-from prospect.engine.forward import forward, forward_padded, forward_tree
-from prospect.engine.packing import pack
+from prospect.engine.packing import forward, forward_padded, forward_tree, pack
 from tests.helpers.architectures import SHAPES, plain_varlen
 from tests.helpers.needs import needs_gpu
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from prospect.engine import attention, checks
 from prospect.engine.attention_cpu import attend_blocks
 from prospect.engine.checks import choose_path
-from prospect.engine.forward import forward, forward_padded, forward_tree
 from prospect.engine.load import load
+from prospect.engine.packing import forward, forward_padded, forward_tree
 from prospect.errors import ModelError
 
 Build = Callable[..., Any]
@@ -46,8 +46,8 @@ def test_a_window_too_long_to_check_limits_the_trees(
     assert (policy.path, policy.checked_length) == ("tree", 20)
     assert "20 tokens" in policy.path_reason
     paths = []
-    monkeypatch.setattr("prospect.engine.forward.forward_tree", lambda *a, **k: paths.append("tree"))
-    monkeypatch.setattr("prospect.engine.forward.forward_padded", lambda *a, **k: paths.append("padded"))
+    monkeypatch.setattr("prospect.engine.packing.forward_tree", lambda *a, **k: paths.append("tree"))
+    monkeypatch.setattr("prospect.engine.packing.forward_padded", lambda *a, **k: paths.append("padded"))
     forward(policy, trees([(10, [3, 10])]))
     forward(policy, trees([(10, [3, 11])]))
     assert paths == ["tree", "padded"]

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from prospect.engine.device import matmul_peak
-from prospect.engine.forward import forward, forward_more, forward_padded
-from prospect.engine.packing import Branches, pack
+from prospect.engine.packing import Branches, forward, forward_more, forward_padded, pack
 from prospect.engine.policy import Policy, cost_of
 
 BODY = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)  # q; k and v of 2 heads of 8; o; gate, up, down; 2 layers

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prospect.engine import head as logprobs
-from prospect.engine.forward import forward
 from prospect.engine.head import Head, token_logp
+from prospect.engine.packing import forward
 
 Build = Callable[..., Any]
 

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.llama import modeling_llama
 
-from prospect.engine import (
-    checks,
-    kernels,
-    reference,
-)
-from prospect.engine.forward import forward
+from prospect.engine import checks, device, reference
 from prospect.engine.head import Head
 from prospect.engine.load import load
+from prospect.engine.packing import forward
 from prospect.engine.reference import ReferenceTable
 from prospect.errors import ConfigError, MissingExtra, ModelError
 
@@ -55,10 +51,10 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     module = ModuleType("cut_cross_entropy")
     vars(module)["linear_cross_entropy"] = request.param
     monkeypatch.setitem(sys.modules, "cut_cross_entropy", module)
-    kernels._sums_exactly.cache_clear()
+    device._sums_exactly.cache_clear()
     asked.clear()
     yield request.param
-    kernels._sums_exactly.cache_clear()
+    device._sums_exactly.cache_clear()
 
 
 def inputs(bias: bool = False) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -101,12 +97,12 @@ def test_where_it_is_not_asked(package: Any, why: str) -> None:
 
 def test_off_cuda_and_not_installed() -> None:
     for choice in ("auto", "torch"):
-        assert kernels.pick_kernels(choice, torch.device("cpu")) == "torch"
+        assert device.pick_kernels(choice, torch.device("cpu")) == "torch"
     with pytest.raises(ConfigError, match="runs on CUDA only, and this is cpu"):
-        kernels.pick_kernels("fused", torch.device("cpu"))
+        device.pick_kernels("fused", torch.device("cpu"))
     if not (find_spec("liger_kernel") and find_spec("cut_cross_entropy")):
         with pytest.raises(MissingExtra, match=r"prospect-kto\[fused\]"):
-            kernels.pick_kernels("fused", torch.device("cuda"))
+            device.pick_kernels("fused", torch.device("cuda"))
 
 
 @pytest.fixture(params=[0.0, 1e-2])
@@ -147,7 +143,7 @@ def test_layers_are_changed_before_the_checks(model_folder: Build, trees: Build,
     policy = load(folder, precision="fp32", device="cpu", kernels="fused")
     assert modeling_llama.LlamaRMSNorm is norm
     assert (policy.kernels, policy.head.fused, policy.path) == ("fused", True, "tree")
-    assert liger == {"off": 0.0, "rms_norm": True, "swiglu": True, "geglu": True} | kernels.NOT_ITS_HEAD
+    assert liger == {"off": 0.0, "rms_norm": True, "swiglu": True, "geglu": True} | device.NOT_ITS_HEAD
     assert "forward" in vars(policy.base.model.norm)
     with torch.no_grad():
         logp = forward(policy, trees([(3, [2, 5])])).token_logp

@@ -15,9 +15,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from prospect.engine.forward import forward
 from prospect.engine.layers import lighten
-from prospect.engine.packing import Branches, pack
+from prospect.engine.packing import Branches, forward, pack
 from prospect.engine.policy import Policy
 
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from prospect.engine import folders
 from prospect.engine.device import pick_device, pick_precision
-from prospect.engine.forward import forward
 from prospect.engine.load import load
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward
 from prospect.engine.policy import UNLIMITED, Policy, computing_in
 from prospect.engine.weights import save
 from prospect.errors import ConfigError, ModelError, RunError

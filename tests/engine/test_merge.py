@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prospect.cli.main import main
 from prospect.engine import lora as adapters
-from prospect.engine.forward import forward
 from prospect.engine.load import load
 from prospect.engine.lora import merge
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward
 from prospect.engine.weights import save
 from prospect.errors import ModelError
 

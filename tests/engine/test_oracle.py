@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from prospect.engine import attention
-from prospect.engine.forward import forward, forward_padded, forward_tree
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward, forward_padded, forward_tree
 from prospect.engine.policy import Policy
 from tests.helpers.architectures import ON_TREES, PADDED, SHAPES
 

@@ -12,8 +12,7 @@ import torch
 from torch.nn.attention import varlen as kernels
 
 from prospect.engine import attention, attention_flash
-from prospect.engine.forward import forward, forward_more, on_trees
-from prospect.engine.packing import Branches, pack_more
+from prospect.engine.packing import Branches, forward, forward_more, on_trees, pack_more
 from tests.helpers.architectures import ON_TREES, SHAPES, plain_varlen
 
 Build = Callable[..., Any]

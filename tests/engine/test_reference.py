@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from prospect.engine import reference
-from prospect.engine.forward import forward
 from prospect.engine.load import load
 from prospect.engine.lora import LoraSpec, attach_lora
-from prospect.engine.packing import Branches, Query
+from prospect.engine.packing import Branches, Query, forward
 from prospect.engine.policy import Policy
 from prospect.engine.reference import ReferenceTable, identity, row_key
 from prospect.engine.weights import save

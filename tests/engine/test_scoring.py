@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prospect.data.dataset import Tree
 from prospect.engine import reference as scoring
 from prospect.engine.device import is_out_of_memory
-from prospect.engine.forward import forward
-from prospect.engine.packing import Branches, Query
+from prospect.engine.packing import Branches, Query, forward
 from prospect.engine.reference import ReferenceTable, score
 from prospect.errors import ModelError, RunError
 from prospect.evaluate.scoring import evaluate, log_probs

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prospect.engine.forward import forward
 from prospect.engine.load import load
 from prospect.engine.lora import LoraSpec, attach_lora
+from prospect.engine.packing import forward
 from prospect.engine.policy import Policy
 from prospect.engine.weights import dtypes_to_save, round_to, save
 

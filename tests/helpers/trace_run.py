@@ -33,7 +33,7 @@ class Walk:
     steps: list[list[str]] = field(default_factory=list)
 
     def enter(self, file: str, function: str) -> None:
-        if file == "training/gradient.py" and function == "step_gradient":
+        if file == "training/step.py" and function == "step_gradient":
             self.steps.append([])
         files = self.steps[-1] if self.steps else self.before
         if file not in files:

@@ -17,8 +17,7 @@ from prospect.engine.packing import Query
 from prospect.engine.reference import LiveReference
 from prospect.losses.registry import LOSSES
 from prospect.training.batch import MicroBatch, cut_step
-from prospect.training.gradient import step_gradient
-from prospect.training.job import Job
+from prospect.training.step import Job, step_gradient
 
 WORDS = [f"w{i}" for i in range(40)]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prospect.losses.paired import (
+    alpha_divergence,
     apo_down,
     apo_zero,
     bco_pair,
@@ -22,19 +23,16 @@ from prospect.losses.paired import (
     dpop,
     exo,
     fdpo,
+    forward_kl,
     hinge,
+    jensen_shannon,
     nca,
+    reverse_kl,
     robust,
     sppo_hard,
 )
 from prospect.losses.paired_coupled import aot, aot_unpaired
 from prospect.losses.paired_scores import margin_dpo, odpo
-from prospect.losses.values import (
-    alpha_divergence,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
-)
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 Loss = Callable[..., Tensor]

@@ -17,9 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.engine.forward import forward
 from prospect.engine.load import load
-from prospect.engine.packing import Branches
+from prospect.engine.packing import Branches, forward
 from prospect.engine.policy import Policy
 from prospect.losses.numerics import segment_sum
 from prospect.losses.paired import dpo

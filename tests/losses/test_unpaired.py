@@ -13,15 +13,13 @@ from torch import Tensor
 from prospect.losses.unpaired import (
     apo_zero_unpaired,
     bco,
-    kto,
-    kto_surprisal,
-    npo,
-)
-from prospect.losses.values import (
     hinge,
     identity,
+    kto,
+    kto_surprisal,
     logistic,
     logsigmoid,
+    npo,
     power,
 )
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes

@@ -8,15 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from prospect.losses.values import (
-    Value,
-    hinge,
-    identity,
-    logistic,
-    logsigmoid,
-    lost,
-    power,
-)
+from prospect.losses.unpaired import Value, _lost, hinge, identity, logistic, logsigmoid, power
 from tests.helpers.loss_checks import f64, slopes
 
 VALUES: dict[str, Value] = {
@@ -72,11 +64,11 @@ def test_extremes(value: Value, dtype: torch.dtype) -> None:
 @each
 def test_lost_is_one_minus_value(value: Value) -> None:
     u = f64(-9, -1, 0, 0.5, 9)
-    torch.testing.assert_close(lost(value, u), 1 - value(u), rtol=0, atol=1e-15)
+    torch.testing.assert_close(_lost(value, u), 1 - value(u), rtol=0, atol=1e-15)
 
 
 def test_lost_keeps_its_digits() -> None:
-    assert lost(logistic, f64(50)).item() == pytest.approx(math.exp(-50), rel=1e-12)
+    assert _lost(logistic, f64(50)).item() == pytest.approx(math.exp(-50), rel=1e-12)
 
 
 def test_power_is_tversky_and_kahnemans() -> None:

@@ -12,9 +12,9 @@ from prospect.feedback.load import load
 from prospect.losses import registry
 from prospect.training import setup
 from prospect.training.config import from_dict
-from prospect.training.job import Job
 from prospect.training.runlog import RunLog
 from prospect.training.setup import reference_table
+from prospect.training.step import Job
 from tests.helpers.training import MakeJob, make_model
 
 

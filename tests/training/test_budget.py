@@ -12,8 +12,8 @@ import torch
 
 from prospect import run as run_module
 from prospect.run import train
-from prospect.training import job as job_module
 from prospect.training import memory, ranks
+from prospect.training import step as job_module
 from prospect.training.batch import cut_step
 from prospect.training.memory import (
     KNEE,

@@ -15,9 +15,8 @@ from prospect.errors import ConfigError, DataError
 from prospect.losses.registry import LOSSES, Read, bound
 from prospect.training import loop
 from prospect.training.batch import Batch, Completions, batch_of
-from prospect.training.gradient import step_gradient
-from prospect.training.job import Job
 from prospect.training.objective import OF_ANSWERS, OF_ROWS
+from prospect.training.step import Job, step_gradient
 from tests.helpers.training import (
     MakeJob,
     close,

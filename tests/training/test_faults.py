@@ -33,6 +33,7 @@ from prospect.losses import registry
 from prospect.run import train
 from prospect.training import loop, run_folder
 from prospect.training.config import TrainConfig
+from prospect.training.runlog import RunLog
 from tests.helpers.runs import OPTIONS, lines, same_run, stop_at
 from tests.helpers.training import make_model, thumbs, write_rows
 
@@ -509,9 +510,12 @@ def test_a_run_is_private_and_writes_through_no_link(runs: Runs, stopped: Path, 
             train(out=copy, resume=True)
         shutil.rmtree(copy)
     assert victim.read_text() == "precious"
-    link = tmp_path / "link.jsonl"
+    link = tmp_path / "log" / "metrics.jsonl"
+    link.parent.mkdir()
+    log = RunLog(link.parent)
+    link.unlink(missing_ok=True)
     link.symlink_to(victim)
     with pytest.raises(OSError, match="symbolic link"):
-        store.append(link, "text")
+        log.log("step", step=1)
     store.write(link, "new")
     assert victim.read_text() == "precious" and not link.is_symlink()

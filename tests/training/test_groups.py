@@ -18,11 +18,12 @@ from prospect.errors import ConfigError, DataError, Interrupted
 from prospect.feedback.load import load
 from prospect.losses.registry import LOSSES
 from prospect.run import train
-from prospect.training import gradient, loop
+from prospect.training import loop
+from prospect.training import step as step_module
 from prospect.training.batch import Batch, Completions, cut_step
-from prospect.training.job import Job
 from prospect.training.objective import Objective, step_metrics
 from prospect.training.setup import group_counts
+from prospect.training.step import Job
 from tests.helpers.runs import FAST, same_bits, steps, stop_at
 from tests.helpers.training import GROUP_SIZES, MakeJob, close, gradients, groups, move
 
@@ -87,7 +88,7 @@ def test_a_step_may_be_cut_through_its_groups(make_job: MakeJob, loss: str) -> N
 def test_whole_groups_need_no_second_pass(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every group lies in one micro-batch, each micro-batch runs forward once."""
     job = make_job(groups(), loss="tpo", batch_size=14, token_budget=60)
-    monkeypatch.setattr(gradient, "_in_order", lambda *a: pytest.fail("the step was gathered"))
+    monkeypatch.setattr(step_module, "_in_order", lambda *a: pytest.fail("the step was gathered"))
     gradients(job)
     job.token_budget = 24
     with pytest.raises(pytest.fail.Exception, match="gathered"):

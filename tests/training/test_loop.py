@@ -17,11 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prospect.errors import ModelError, NonFiniteError
 from prospect.losses import registry
 from prospect.training import checkpoint, loop, ranks
-from prospect.training import job as job_module
+from prospect.training import step as job_module
 from prospect.training.batch import Batch, Completions, cut_mismatched, cut_step, mismatched_with
-from prospect.training.gradient import gradient, step_gradient
 from prospect.training.objective import Objective, step_metrics
-from prospect.training.z0 import estimate_z0
+from prospect.training.step import estimate_z0, gradient, step_gradient
 from tests.helpers.training import (
     Gradients,
     MakeJob,

@@ -24,8 +24,8 @@ from prospect.losses import registry
 from prospect.losses.registry import LOSSES
 from prospect.run import train
 from prospect.training import conditional, density, loop
-from prospect.training.job import Job
 from prospect.training.objective import Objective
+from prospect.training.step import Job
 from tests.helpers.runs import FAST, steps
 from tests.helpers.training import MakeJob, gradients, make_model, move, pairs, thumbs, write_rows
 

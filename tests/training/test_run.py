@@ -24,7 +24,7 @@ from prospect.errors import (
 from prospect.run import Run, run, train
 from prospect.training import checkpoint, loop
 from prospect.training.config import from_dict
-from prospect.training.job import Job
+from prospect.training.step import Job
 from tests.helpers.runs import FAST, same_bits, steps, weights
 from tests.helpers.training import groups, make_model, pairs, thumbs, write_rows
 

@@ -17,7 +17,7 @@ from prospect.engine.lora import merge
 from prospect.errors import RunError
 from prospect.run import train
 from prospect.training import batch, density, loop
-from prospect.training import job as job_module
+from prospect.training import step as job_module
 from tests.helpers.training import MakeJob, gradients, thumbs
 
 FAST: dict[str, Any] = {"precision": "fp32", "batch_size": 8, "learning_rate": 1e-2, "max_steps": 2}

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prospect.engine.forward import forward
+from prospect.engine.packing import forward
 from prospect.losses.registry import LOSSES, MODIFIERS, REFERENCE_POINTS
 from prospect.training.batch import cut_step
-from prospect.training.gradient import step_gradient
-from prospect.training.job import Job
+from prospect.training.step import Job, step_gradient
 from tests.helpers.needs import needs_gpu
 from tests.helpers.training import MakeJob, job_of, thumbs, with_live
 

@@ -11,9 +11,9 @@ import torch
 
 from prospect.errors import ConfigError
 from prospect.losses.registry import REFERENCE_POINTS
-from prospect.training import job as job_module
+from prospect.training import step as job_module
 from prospect.training.batch import cut_step
-from prospect.training.gradient import step_gradient
+from prospect.training.step import step_gradient
 from tests.helpers.training import MakeJob, close, gradients, job_of, move, thumbs, with_live
 
 

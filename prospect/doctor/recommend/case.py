@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prospect.doctor.labels import auto_weights
+from prospect.doctor.measurements import auto_weights
 from prospect.doctor.recommend.facts import AfterSft, Facts, Model
 from prospect.evaluate.advice import Advice
 from prospect.training.config import UsualRate, usual_rate
