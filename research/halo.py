@@ -152,6 +152,8 @@ class _World:
             "desirable": self.desirable,
             "score": self.scores,
             "margin": self.scores - self.scores.roll(-1),
+            "reference_quantile": (0.5 + self.scores / 4).clamp(0, 1),
+            "reference_count": torch.full_like(self.scores, 4.0),
             "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
             "win_rate": torch.tensor((0.8, 0.3, 0.6, 0.1), dtype=torch.float64),
         }

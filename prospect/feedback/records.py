@@ -179,7 +179,8 @@ def inventory(records: Sequence[Record]) -> str:
 class Example:
     """One training row of a view: `branches` are indices of its record's completions, (completion,) with its thumb, or
     (chosen, rejected). `tree` is the number of the record, and of its tree of token ids; `desirable` is None where the
-    view has no label; `score` is the answer's, of a pair chosen minus rejected, None where there is none."""
+    view has no label; `score` is the answer's, of a pair chosen minus rejected, None where there is none;
+    `reference_scores` are those of the reference's own answers to the prompt, of a row with one answer and a score."""
 
     id: str
     tree: int
@@ -187,6 +188,7 @@ class Example:
     desirable: bool | None = None
     weight: float = 1.0
     score: float | None = None
+    reference_scores: tuple[float, ...] = ()
 
 
 def binary(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
@@ -242,7 +244,7 @@ def pair_count(record: Record) -> int:
 def scores(record: Record, threshold: float, tree: int = 0) -> list[Example]:
     """Each scored completion, with a thumb by the threshold for the figures that want one."""
     return [
-        Example(c.id, tree, (i,), c.score >= threshold, c.weight, c.score)
+        Example(c.id, tree, (i,), c.score >= threshold, c.weight, c.score, record.reference_scores)
         for i, c in enumerate(record.completions)
         if c.score is not None
     ]

@@ -68,6 +68,14 @@ def log_odds(a: Tensor) -> Tensor:
     return a - log1mexp(a)
 
 
+def normal_quantile_of(p: Tensor) -> Tensor:
+    """x with P(standard normal <= x) = p."""
+    import torch
+
+    x: Tensor = torch.special.ndtri(p)
+    return x
+
+
 def segment_index(offsets: Tensor, like: Tensor) -> Tensor:
     """The number of the completion that each token belongs to, (T,), on the device of `like`."""
     import torch

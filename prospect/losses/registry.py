@@ -38,7 +38,8 @@ Unit = Literal["examples", "pairs", "groups", "tokens"]
 Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
-    "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "group", "old_logp",
+    "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
+    "group", "old_logp",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""
@@ -173,7 +174,9 @@ class Loss:
 LOSSES: dict[str, Loss] = {}
 MODIFIERS: dict[str, Modifier] = {}
 REFERENCE_POINTS: dict[str, ReferencePoint] = {}
-CHOICES: dict[str, dict[str, Function]] = {name: {} for name in ("value", "divergence", "distance", "generator")}
+CHOICES: dict[str, dict[str, Function]] = {
+    name: {} for name in ("value", "divergence", "distance", "generator", "transform")
+}
 """Arguments that are functions themselves, chosen by name or as "file.py:name"; their own keyword-only arguments
 become arguments of the loss."""
 

@@ -5,17 +5,21 @@ V is what a value head expects of an answer where the prompt ends. It is fitted 
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from prospect.losses.numerics import exp, softplus
-from prospect.losses.registry import Term, loss
+from prospect.losses.numerics import exp, normal_quantile_of, softplus
+from prospect.losses.registry import Term, choice, loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from prospect.feedback.records import Example
+
+Transform: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""A reward of the quantile q among n answers of the reference, less beta * log Z: (q (N,), n (N,)) -> (N,)."""
 
 
 def median_score(rows: Sequence[Example]) -> dict[str, float]:
@@ -86,6 +90,57 @@ def una(log_ratio: Tensor, score: Tensor, *, beta: float = 0.03, lowest: float =
     beta 0.01.
     """
     return ((beta * log_ratio).sigmoid() - (score - lowest) / (highest - lowest)) ** 2
+
+
+@choice("transform")
+def log_quantile(q: Tensor, n: Tensor, *, beta: float = 0.003) -> Tensor:
+    """log q - beta * log(beta / (1 + beta)), the default of QRPO. q counts as 1 / n at the least."""
+    return q.maximum(1 / n).log() - beta * math.log(beta / (1 + beta))
+
+
+@choice("transform")
+def identity_quantile(q: Tensor, n: Tensor, *, beta: float = 0.003) -> Tensor:
+    """q - beta * log(beta * (e^(1 / beta) - 1)).
+
+    Choice: exact. The released code leaves out the -1, which is 0.00005 of 1 / Z at beta 0.1 and less below.
+    """
+    return q - beta * (math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta)))
+
+
+@choice("transform")
+def normal_quantile(q: Tensor, n: Tensor, *, beta: float = 0.003) -> Tensor:
+    """The standard normal's quantile of q, less 1 / (2 * beta). q counts as 1 / n at the least and 1 - 1 / n at most,
+    and as 1 / 2 among one answer."""
+    low = (1 / n).clamp(max=0.5)
+    return normal_quantile_of(q.maximum(low).minimum(1 - low)) - 1 / (2 * beta)
+
+
+@loss(
+    "scores",
+    "QRPO: the implied reward regressed on the quantile among the reference's answers",
+    "arXiv 2507.08068",
+    learning_rate=5e-7,
+)
+def qrpo(
+    log_ratio: Tensor,
+    reference_quantile: Tensor,
+    reference_count: Tensor,
+    *,
+    beta: float = 0.003,
+    transform: Transform = log_quantile,
+) -> Tensor:
+    """QRPO: (T(q) - beta * log Z - beta * r)^2, where q is the share of n answers of the reference scored no higher.
+
+    `log_ratio` (N,) in nats; `reference_quantile` (N,) is q, `reference_count` (N,) is n.
+    Source: arXiv 2507.08068 and the authors' code: beta 0.003 and six answers a prompt.
+
+    Gradient: -2 * beta * (T(q) - beta * log Z - beta * r): zero where r is what the best policy's would be.
+
+    Use: scores of any scale, if the reference has answered every prompt a few times and those answers are scored.
+
+    Choice: `transform` is log_quantile (published), identity_quantile or normal_quantile, each with its log Z.
+    """
+    return (transform(reference_quantile, reference_count) - beta * log_ratio) ** 2
 
 
 @loss("scores", "DRO-V: policy and value regressed on the score together", "arXiv 2405.19107")

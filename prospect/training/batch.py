@@ -10,9 +10,9 @@ The engine's results are per token, and a row's sums follow from them:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from prospect.data.schedule import balance, fill
 from prospect.data.textids import Ids
 from prospect.engine.packing import Branches, TokenLogps, forward, forward_more, move, take
 from prospect.engine.policy import Policy
+from prospect.feedback.records import Example
 from prospect.losses.numerics import segment_sum
 
 
@@ -241,10 +242,10 @@ class Batch:
     """(N,): of an answer, or of a pair the difference of its scores."""
     z0: Tensor | None = None
     """A scalar or (N,), in nats."""
-    win_rate: Tensor | None = None
-    """(N, answers of a row): how often each wins against others, which is what its score says."""
     trees: tuple[int, ...] = ()
     """The number of each row's tree. Rows of one group have one tree and stand together."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """(N, ...) each: what else the data say of a row, by the name under which losses read it."""
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -270,6 +271,21 @@ class Batch:
         """By how much the chosen answer is scored higher (N,)."""
         return self.score
 
+    @property
+    def win_rate(self) -> Tensor | None:
+        """How often each answer of a row wins against others (N, answers), which is what its score says."""
+        return self.columns.get("win_rate")
+
+    @property
+    def reference_quantile(self) -> Tensor | None:
+        """The share of the reference's own answers to the prompt that are scored no higher (N,)."""
+        return self.columns.get("reference_quantile")
+
+    @property
+    def reference_count(self) -> Tensor | None:
+        """How many answers of the reference's that is a share of (N,)."""
+        return self.columns.get("reference_count")
+
     def take(self, rows: Sequence[int]) -> Batch:
         """Some rows, in this order."""
         return Batch(
@@ -278,16 +294,17 @@ class Batch:
             tuple(self.thumbs[k] for k in rows),
             None if self.score is None else take(self.score, rows),
             take(self.z0, rows) if self.z0 is not None and self.z0.ndim else self.z0,
-            None if self.win_rate is None else take(self.win_rate, rows),
             tuple(self.trees[k] for k in rows) if self.trees else (),
+            {name: take(column, rows) for name, column in self.columns.items()},
         )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device, or on the CPU, which waits for it; before it has a z0."""
         assert self.z0 is None, "z0 is known on every rank"
         sides = tuple(side.map(lambda column: move(column, device), side.bounds) for side in self.sides)
-        score, rate = (None if x is None else move(x, device) for x in (self.score, self.win_rate))
-        return Batch(sides, move(self.weight, device), self.thumbs, score, win_rate=rate, trees=self.trees)
+        score = None if self.score is None else move(self.score, device)
+        columns = {name: move(column, device) for name, column in self.columns.items()}
+        return Batch(sides, move(self.weight, device), self.thumbs, score, trees=self.trees, columns=columns)
 
 
 def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z0: Tensor | None = None) -> Batch:
@@ -295,18 +312,30 @@ def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z
     rows = [dataset.examples[i] for i in micro_batch.rows]
     device, dtype = computed.token_logp.device, computed.token_logp.dtype
     scores = [row.score for row in rows]
-    judged = None not in scores
-    rates = [[dataset.records[row.tree].completions[b].score for b in row.branches] for row in rows if judged]
     sides = range(len(micro_batch.numbers[0]))
     return Batch(
         tuple(computed.take([numbers[side] for numbers in micro_batch.numbers]) for side in sides),
         move(torch.tensor([row.weight for row in rows], dtype=dtype), device),
         tuple(bool(row.desirable) for row in rows),
-        move(torch.tensor(scores, dtype=dtype), device) if judged else None,
+        None if None in scores else move(torch.tensor(scores, dtype=dtype), device),
         None if z0 is None else z0.to(device, dtype),
-        move(torch.tensor(rates, dtype=dtype), device) if judged else None,
         tuple(row.tree for row in rows),
+        {name: move(torch.tensor(column, dtype=dtype), device) for name, column in _columns(dataset, rows).items()},
     )
+
+
+def _columns(dataset: Dataset, rows: Sequence[Example]) -> dict[str, list[Any]]:
+    """`Batch.columns` of rows, those that every row has."""
+    scored = [(row.score, row) for row in rows if row.score is not None]
+    if len(scored) < len(rows):
+        return {}
+    answers = ([dataset.records[row.tree].completions[branch] for branch in row.branches] for row in rows)
+    columns: dict[str, list[Any]] = {"win_rate": [[answer.score for answer in row] for row in answers]}
+    if all(row.reference_scores for row in rows):
+        below = [(sum(x <= score for x in row.reference_scores), len(row.reference_scores)) for score, row in scored]
+        columns["reference_quantile"] = [no_higher / count for no_higher, count in below]
+        columns["reference_count"] = [count for _, count in below]
+    return columns
 
 
 def compute(

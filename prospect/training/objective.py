@@ -22,7 +22,7 @@ from prospect.training.batch import Batch, Completions
 
 Function = Callable[..., Tensor]
 
-OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp"}
+OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count"}
 """Inputs that a row has once, be it a pair."""
 OF_ANSWERS = {"win_rate"}
 """Inputs that each answer of a row has."""
@@ -195,8 +195,12 @@ class Objective:
 
         sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
-        rates = torch.tensor([[1.0, 0.25], [0.5, 0.5], [0.75, 0.0], [0.5, 0.25]])[:, : len(sides)]
-        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), rates, (0, 0, 1, 1))
+        columns = {
+            "win_rate": torch.tensor([[1.0, 0.25], [0.5, 0.5], [0.75, 0.0], [0.5, 0.25]])[:, : len(sides)],
+            "reference_quantile": scores / 2,
+            "reference_count": torch.full((4,), 4.0),
+        }
+        batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), (0, 0, 1, 1), columns)
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         what = f"the loss {self.loss.name}" + (f" with {values}" if values else "")
         try:

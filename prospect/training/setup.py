@@ -134,8 +134,16 @@ def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
 
 
 def _require_scores(loss: Loss, training: Dataset) -> None:
-    """A loss that reads scores gets one for every row, and win rates where it reads those."""
+    """A loss that reads scores gets one for every row, and win rates or the scores of the reference's answers where it
+    reads those."""
     reads = loss.reads
+    for row in training.examples if "reference_quantile" in reads else ():
+        if not row.reference_scores:
+            raise DataError(
+                f"{loss.name} compares each answer with answers of the reference model to the same prompt, but row "
+                f"{row.id} has no reference_scores. Sample some, score them as the answers are scored, and write the "
+                'numbers beside the prompt: "reference_scores": [0.2, 0.7, ...]'
+            )
     if not {"score", "margin", "win_rate"} & reads:
         return
     for row in training.examples:

@@ -430,19 +430,23 @@ def _couples_micro_batches(job: Job, step: Step, micro_batches: Sequence[MicroBa
     return cut if job.ranks == 1 else ranks.any_rank(cut, job.policy.device)
 
 
+def _in_all(batches: Sequence[Batch]) -> list[str]:
+    """The columns that every batch has."""
+    return [name for name in batches[0].columns if all(name in batch.columns for batch in batches)]
+
+
 def _in_order(parts: Sequence[tuple[Sequence[int], Batch]], z0: StepZ0) -> Batch:
     """Batches of several micro-batches and ranks as one, its rows in the order of their places in the step."""
     places = [place for part, _ in parts for place in part]
     batches = [batch for _, batch in parts]
     scores = [batch.score for batch in batches if batch.score is not None]
-    rates = [batch.win_rate for batch in batches if batch.win_rate is not None]
     joined = Batch(
         tuple(join(side) for side in zip(*(batch.sides for batch in batches), strict=True)),
         torch.cat([batch.weight for batch in batches]),
         tuple(thumb for batch in batches for thumb in batch.thumbs),
         torch.cat(scores) if len(scores) == len(parts) else None,
-        win_rate=torch.cat(rates) if len(rates) == len(parts) else None,
         trees=tuple(tree for batch in batches for tree in batch.trees),
+        columns={name: torch.cat([batch.columns[name] for batch in batches]) for name in _in_all(batches)},
     )
     value = z0.of(sorted(places))
     ordered = joined.take(sorted(range(len(places)), key=places.__getitem__))

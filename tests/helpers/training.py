@@ -164,7 +164,9 @@ def data(name: str) -> list[dict[str, Any]]:
         return groups()
     if view == "scores":
         draw = random.Random(4)
-        return [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(8, per_prompt=2))]
+        rows = [{**row, "score": draw.uniform(-2, 2)} for row in without_label(thumbs(8, per_prompt=2))]
+        others = {row["prompt"]: [draw.uniform(-2, 2) for _ in range(draw.randint(1, 5))] for row in rows}
+        return [{**row, "reference_scores": others[row["prompt"]]} for row in rows]
     if {"margin", "win_rate"} & LOSSES[name].reads:
         draw = random.Random(4)
         low, high = (0.0, 1.0) if "win_rate" in LOSSES[name].reads else (-2.0, 2.0)

@@ -9,8 +9,21 @@ import pytest
 import torch
 
 from prospect.feedback.records import Example
-from prospect.losses.registry import LOSSES
-from prospect.losses.scored import a_lol, awr, dro_v, r_lol, score_range, tgo, una, value_error
+from prospect.losses.registry import LOSSES, arguments, bound, find
+from prospect.losses.scored import (
+    a_lol,
+    awr,
+    dro_v,
+    identity_quantile,
+    log_quantile,
+    normal_quantile,
+    qrpo,
+    r_lol,
+    score_range,
+    tgo,
+    una,
+    value_error,
+)
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
 CASES = {
@@ -20,11 +33,23 @@ CASES = {
     "a_lol": Case(a_lol, "Lcsv"),
     "r_lol": Case(r_lol, "Lcs"),
     "awr": Case(partial(awr, beta=0.7), "Lsv"),
+    **{
+        f"qrpo {transform.__name__}": Case(partial(qrpo, beta=0.1, transform=partial(transform, beta=0.1)), "rqk")
+        for transform in (log_quantile, identity_quantile, normal_quantile)
+    },
     "value_error": Case(partial(value_error, value_weight=0.3), "Vs"),
 }
 R, SCORES, VALUES = f64(3, -1.5, 0), f64(0.8, 0.1, 0.5), f64(0.3, 0.4, 0.5)
 LOGP, ADVANTAGES, RATIOS = f64(-20, -30, -40), f64(0.7, 0.2, -0.5), f64(0.4, -3, 1.5)
 """Three answers: log-ratios, scores and values; and three others: log-probs, advantages, log-ratios."""
+
+
+def qrpo_of(transform: str, beta: float = 0.1) -> torch.Tensor:
+    """By the names of the command line: beta goes to the transform, too. Quantiles 5/6, 1/6 and 1 of six answers."""
+    row = find("qrpo")
+    function = bound(row.terms[0].function, arguments(row, {"beta": beta, "transform": transform}))
+    result: torch.Tensor = function(R, f64(5 / 6, 1 / 6, 1), f64(6, 6, 6))
+    return result
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -41,9 +66,11 @@ def test_general_properties(case: Case) -> None:
         (a_lol(LOGP, RATIOS, VALUES + ADVANTAGES, VALUES), [20.88554577, 0.6, 0]),
         (r_lol(LOGP, RATIOS, SCORES), [23.86919516, 0.3, 38]),
         (awr(LOGP, VALUES + ADVANTAGES, VALUES), [40.27505415, 36.64208274, 24.26122639]),
+        (qrpo_of("log_quantile"), [0.05882179, 1.96551972, 0.05749902]),
+        (qrpo_of("identity_quantile"), [0.05588667, 0.20527268, 0.05302107]),
         (tgo(f64(0, 0), f64(1, -1), confidence=2.0), [3 * math.log(2)] * 2),
     ],
-    ids=["una", "dro_v", "dro_v tau", "a_lol", "r_lol", "awr", "tgo"],
+    ids=["una", "dro_v", "dro_v tau", "a_lol", "r_lol", "awr", "qrpo log", "qrpo identity", "tgo"],
 )
 def test_golden_points(loss: torch.Tensor, expected: list[float]) -> None:
     assert loss.tolist() == pytest.approx(expected, abs=5e-9)
@@ -120,3 +147,30 @@ def test_a_value_is_fitted_beside(name: str) -> None:
     assert [term.function for term in LOSSES[name].terms][1:] == [value_error]
     assert LOSSES[name].value_head and not LOSSES["r_lol"].value_head
     assert slopes(lambda v: value_error(v, f64(2.0)), 0.5) == [-1.5]
+
+
+def test_qrpo_normalises_what_it_weighs() -> None:
+    """Under a reference whose quantiles are all equally likely, Z is the mean of e^(T(q) / beta), so that of
+    e^((T(q) - beta * log Z) / beta) is 1. A midpoint rule, for a beta at which it sees the peak."""
+    q = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    many = torch.full_like(q, 1e9)
+    for transform in (log_quantile, identity_quantile, normal_quantile):
+        assert (transform(q, many, beta=0.7) / 0.7).exp().mean().item() == pytest.approx(1, rel=2e-3)
+
+
+def test_qrpo_floors_quantiles_at_one_of_n() -> None:
+    """A logarithm needs one, and the normal's quantile a ceiling, too; among one answer it says nothing."""
+    q, n = f64(0, 0.2, 1, 0, 1), f64(5, 5, 5, 1, 1)
+    zero = -0.003 * math.log(0.003 / 1.003)
+    assert (log_quantile(q, n) - zero).tolist() == pytest.approx([math.log(0.2)] * 2 + [0] * 3, abs=1e-12)
+    z = 0.8416212335729143  # P(x <= z) = 0.8 of a standard normal
+    assert (normal_quantile(q, n) + 1 / 0.006).tolist() == pytest.approx([-z, -z, z, 0, 0], abs=1e-10)
+
+
+def test_qrpo_is_at_rest_at_the_reward_of_the_best_policy() -> None:
+    for name in ("log_quantile", "identity_quantile", "normal_quantile"):
+        row = find("qrpo")
+        loss = bound(row.terms[0].function, arguments(row, {"transform": name}))
+        best = math.sqrt(loss(f64(0), f64(0.5), f64(6)).item()) / 0.003
+        signs = [loss(f64(sign * best), f64(0.5), f64(6)).item() for sign in (1, -1)]
+        assert min(signs) == pytest.approx(0, abs=1e-18)

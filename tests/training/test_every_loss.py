@@ -20,6 +20,7 @@ from prospect.training.step import Job, step_gradient
 from tests.helpers.training import (
     MakeJob,
     close,
+    data,
     expected_gradient,
     gradients,
     job_of,
@@ -60,6 +61,13 @@ def independent(job: Job, start: Job) -> Tensor:
                 sizes = Counter(rows[k].tree for k in keep).values()
                 before_sums = torch.stack([before[0][k].sum() for k in keep])
                 found.append(torch.tensor([0, *sizes]).cumsum(0) if name == "group" else before_sums)
+                continue
+            if name in ("reference_quantile", "reference_count"):
+                others = [job.dataset.records[rows[k].tree].reference_scores for k in keep]
+                below = [sum(x <= (rows[k].score or 0.0) for x in o) for k, o in zip(keep, others, strict=True)]
+                counts = torch.tensor([len(o) for o in others], dtype=torch.float64, **there)
+                shares = torch.tensor(below, dtype=torch.float64, **there) / counts
+                found.append(shares if name == "reference_quantile" else counts)
                 continue
             if name in ("desirable", "z0", "score", "margin"):
                 scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
@@ -255,6 +263,9 @@ def test_the_value_of_a_prompt_is_that_of_its_last_token(make_job: MakeJob) -> N
 def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
     with pytest.raises(DataError, match=r"this loss reads a score per completion.*Losses that fit: kto, .* more"):
         make_job(thumbs(8), loss="tgo")
+    rows = data("qrpo")
+    with pytest.raises(DataError, match="compares each answer with answers of the reference.*row line3 has no refer"):
+        make_job([*rows[:2], {**rows[2], "reference_scores": None}], loss="qrpo")
     with pytest.raises(DataError, match="odpo reads a score for both answers"):
         make_job(pairs(4), loss="odpo")
     rows = [{"prompt": "w2 ", "completion": f"w{k + 3}", "score": score} for k, score in enumerate((2.0, 0.5))]
@@ -303,7 +314,8 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
 
 def test_what_losses_read_are_properties() -> None:
     """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
-    rows, answers = {"desirable", "score", "margin", "z0", "group", "old_logp"}, {"win_rate"}
+    rows = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count"}
+    answers = {"win_rate"}
     columns = {"token_logp", "token_sum_p2", "value"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
     assert rows == OF_ROWS and answers == OF_ANSWERS and {f.name for f in dataclasses.fields(Completions)} >= columns
