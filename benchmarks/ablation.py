@@ -1,4 +1,4 @@
-"""What each optimisation of the engine brings: python -m benchmarks.ablation [--pieces hh,cje,tulu] [--repeats 2]
+"""What each optimisation of the engine brings: python -m benchmarks.ablation [--pieces hh,cje,tulu,short] [--repeats 2]
 
 Each optimisation of switches.py is switched off by itself, on the same steps, in a process of its own, between two runs
 with everything on: its ratios are to those two. Writes ablation-DEVICE.json and .md to benchmarks/results, or where
@@ -30,7 +30,7 @@ from benchmarks.table import summary
 from prospect.data.store import read_json
 from prospect.engine.device import pick_precision
 
-STEPS = {"hh": (8, 5), "tulu": (4, 6), "cje": (4, 5)}
+STEPS = {"hh": (8, 5), "tulu": (4, 6), "cje": (4, 5), "short": (64, 5)}
 """Rows of a step and steps, of which the first warms up, by the kind of text: seconds for each run on two cores."""
 CHECKED = 8
 """Rows of the step whose gradient is compared."""
@@ -306,7 +306,7 @@ def row(one: Optimisation, pieces: Sequence[str], cells: Sequence[Facts], distan
 def asked(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says, with what follows from it."""
     flags = argparse.ArgumentParser(description="what each optimisation brings")
-    flags.add_argument("--pieces", default="hh,cje,tulu", help="kinds of text, by commas")
+    flags.add_argument("--pieces", default="hh,cje,tulu,short", help="kinds of text, by commas")
     flags.add_argument("--repeats", type=int, default=2)
     flags.add_argument("--only", nargs="*", default=[], metavar="NAME", help="some of the optimisations")
     flags.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

@@ -1,6 +1,6 @@
 """Attention in blocks beside PyTorch's fused kernel: python -m benchmarks.attention. One thread, processor time.
 
-What prospect/engine/attention_cpu.py rests on. The fused kernel gets the same segments as one rectangle.
+What prospect/engine/attention.py rests on. The fused kernel gets the same segments as one rectangle.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine import attention_cpu
-from prospect.engine.attention_cpu import Scoring, attend_blocks
+from prospect.engine import attention
+from prospect.engine.attention import Scoring, attend_blocks
 from prospect.engine.packing import Span
 from prospect.training.process import settle
 
@@ -32,7 +32,7 @@ def main() -> None:
     """A table: segments and their keys, both times, and their ratio."""
     settle()
     torch.set_num_threads(1)
-    attention_cpu.FUSED = 1 << 30  # blocks at any length
+    attention.FUSED = 1 << 30  # blocks at any length
     print("dtype     segments  keys  fused ms  blocks ms  ratio")
     for dtype in (torch.bfloat16, torch.float32):
         scoring = Scoring(dtype, 64**-0.5)

@@ -23,7 +23,7 @@ from benchmarks import kernels, workload
 from benchmarks.kernels import clock, in_turn
 from benchmarks.marks import BUILD, RESULTS, ROOT, Facts, Marks, commit, hardware, spread, write_json
 from benchmarks.side_prospect import prepared, with_reference
-from prospect.engine.attention_cpu import Scoring
+from prospect.engine.attention import Scoring
 from prospect.engine.device import COMPUTED_IN, matmul_peak
 from prospect.engine.load import load
 from prospect.engine.packing import Branches, Query, forward, move

@@ -23,7 +23,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.marks import ROOT, Facts
 from prospect.engine import head, layers, packing
-from prospect.engine.attention_cpu import Scoring
+from prospect.engine.attention import Scoring
 from prospect.engine.device import pick_kernels
 from prospect.engine.packing import Branches, KeyValues, Packed, Span, forward_more
 from prospect.engine.policy import Policy
@@ -175,6 +175,19 @@ def _nothing(*_: Any, **__: Any) -> None:
 CPU: tuple[Literal["cpu"], ...] = ("cpu",)
 CUDA: tuple[Literal["cuda"], ...] = ("cuda",)
 ENGINE, TRAIN = "prospect.engine", "prospect.training"
+BLOCKS = (
+    "Block",
+    "attend_blocks",
+    "_fused",
+    "blocks",
+    "_cut",
+    "_gather",
+    "_Attention",
+    "_weights",
+    "_later",
+    "_take",
+    "_add",
+)
 OPTIMISATIONS: tuple[Optimisation, ...] = (
     Optimisation(
         "packed trees",
@@ -210,7 +223,7 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
             f"{ENGINE}.packing:forward_tree": 10,
             f"{ENGINE}.policy:Policy.score": 3,
             f"{ENGINE}.attention:attend": 2,
-            f"{ENGINE}.attention_cpu:blocks": 2,
+            f"{ENGINE}.attention:attend_blocks": 2,
             f"{TRAIN}.step:_passes": 5,
             f"{TRAIN}.step:_completions": 7,
         },
@@ -311,18 +324,34 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "blocked attention on CPU",
         "PyTorch's kernel, one segment after the other, 20 lines",
         f"{ENGINE}.attention.attend_blocks",
-        (f"{ENGINE}.attention_cpu",),
-        {f"{ENGINE}.attention:attend": 1},
+        tuple(f"{ENGINE}.attention:{name}" for name in BLOCKS),
+        {f"{ENGINE}.attention": 13, f"{ENGINE}.attention:attend": 1},
         {f"{ENGINE}.attention.attend_blocks": _segment_by_segment},
         devices=CPU,
     ),
     Optimisation(
         "attention's queries in blocks",
         "all queries of a segment at once, keys behind them included",
-        f"{ENGINE}.attention_cpu._weights",
+        f"{ENGINE}.attention._weights",
         (),
-        {f"{ENGINE}.attention_cpu": 2, f"{ENGINE}.attention_cpu:blocks": 3},
-        {f"{ENGINE}.attention_cpu.QUERIES": 1024},
+        {f"{ENGINE}.attention": 2, f"{ENGINE}.attention:_cut": 3},
+        {f"{ENGINE}.attention.QUERIES": 1024},
+        devices=CPU,
+    ),
+    Optimisation(
+        "short segments together",
+        "one short segment after the other",
+        f"{ENGINE}.attention._gather",
+        (f"{ENGINE}.attention:_gather",),
+        {
+            f"{ENGINE}.attention": 4,
+            f"{ENGINE}.attention:Block": 6,
+            f"{ENGINE}.attention:blocks": 7,
+            f"{ENGINE}.attention:_weights": 3,
+            f"{ENGINE}.attention:_take": 4,
+            f"{ENGINE}.attention:_add": 6,
+        },
+        {f"{ENGINE}.attention.TOGETHER": 1},
         devices=CPU,
     ),
     Optimisation(
@@ -364,7 +393,11 @@ OPTIMISATIONS: tuple[Optimisation, ...] = (
         "flash in one call",
         "blocks of queries, one segment after the other (what CPUs take)",
         f"{ENGINE}.attention.attend_flash",
-        (f"{ENGINE}.attention_flash", f"{ENGINE}.packing:Segments.varlen"),
+        (
+            f"{ENGINE}.attention:attend_flash",
+            f"{ENGINE}.attention:_asks_for_sharing",
+            f"{ENGINE}.packing:Segments.varlen",
+        ),
         {f"{ENGINE}.attention:attend": 2},
         {f"{ENGINE}.attention.suits": lambda *_: False},
         devices=CUDA,

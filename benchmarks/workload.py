@@ -32,12 +32,16 @@ FILES = {
     "tulu": "kto_tulu1_accept.jsonl.gz",
     "cje": "scores_cje_arena_judge.jsonl.gz",
 }
-TITLES = {"hh": "long prompts, short answers", "tulu": "mixed instructions", "cje": "long answers"}
+TITLES = {"hh": "long prompts, short answers", "tulu": "mixed instructions", "cje": "long answers"} | {
+    "short": "the first words of mixed instructions, as many as the demo's rows have"
+}
 LENGTHS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     # deciles of prompt tokens and of answer tokens, and rows per prompt, measured on the real files
     "hh": ((9, 16, 22, 43, 68, 92, 117, 145, 184, 266, 813), (2, 10, 14, 19, 24, 31, 40, 53, 69, 99, 556), 2),
     "tulu": ((14, 18, 22, 24, 27, 31, 36, 44, 58, 100, 384), (2, 10, 26, 52, 82, 115, 159, 213, 265, 330, 1000), 4),
     "cje": ((7, 12, 13, 15, 16, 19, 22, 26, 35, 64, 572), (2, 75, 143, 215, 261, 316, 373, 452, 515, 536, 656), 3),
+    # of `prospect demo --seed 0`
+    "short": ((6, 10, 12, 13, 14, 15, 17, 18, 21, 24, 37), (3, 4, 5, 5, 7, 8, 8, 9, 10, 12, 39), 1),
 }
 SHAPES: dict[str, Facts] = {
     "42m-32k": {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8},
@@ -63,7 +67,7 @@ def ensure(models: Sequence[str] = ("42m-32k",)) -> Facts:
     stamp = BUILD / "workload.json"
     found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
     made_from = "real" if found.get("source") == "real" else source()
-    wanted = {"source": made_from, "seed": SEED, "context": CONTEXT, "tokens": TOKENS}
+    wanted = {"source": made_from, "seed": SEED, "context": CONTEXT, "tokens": TOKENS, "texts": sorted(LENGTHS)}
     if any(found.get(key) != value for key, value in wanted.items()):
         for made in ("text", "tokenizer", "models", "samples", "cells", "gradients"):
             shutil.rmtree(BUILD / made, ignore_errors=True)
@@ -103,6 +107,7 @@ def _text() -> Facts:
     real = source() == "real"
     rows = {name: list(_real(name) if real else _made_up(name)) for name in FILES}
     tokenizer = _tokenizer([text for part in rows.values() for row in part for text in (row["prompt"], row["answer"])])
+    rows["short"] = [_shortened(row) for row in rows["tulu"]]
     counts: Facts = {}
     for name, part in rows.items():
         prompts = [len(ids) for ids in tokenizer([row["prompt"] for row in part])["input_ids"]]
@@ -162,6 +167,21 @@ def _real(name: str) -> Iterator[Facts]:
                 yield {"prompt": prompt, "answer": " " + text.strip(), "label": bool(label)}
 
 
+def _shortened(row: Facts) -> Facts:
+    """The first words of prompt and answer, as many as LENGTHS say; of one prompt always as many."""
+    prompt_deciles, answer_deciles, _ = LENGTHS["short"]
+    pieces = []
+    for text, deciles in ((row["prompt"], prompt_deciles), (row["answer"], answer_deciles)):
+        rng = random.Random(f"shortened {text} {SEED}")
+        pieces.append(" ".join(text.split()[: _drawn(rng, deciles)]))
+    return row | {"prompt": f"{pieces[0]}\n\nAssistant:", "answer": f" {pieces[1]}"}
+
+
+def _drawn(rng: random.Random, deciles: Sequence[int]) -> int:
+    k = rng.randrange(len(deciles) - 1)
+    return max(1, round(rng.uniform(deciles[k], deciles[k + 1])))
+
+
 def _made_up(name: str, prompts: int = 800) -> Iterator[Facts]:
     """Words that mean nothing, as many as LENGTHS say: each word becomes one token."""
     rng = random.Random(f"made up {name} {SEED}")
@@ -170,8 +190,7 @@ def _made_up(name: str, prompts: int = 800) -> Iterator[Facts]:
     prompt_deciles, answer_deciles, per_prompt = LENGTHS[name]
 
     def words_of(deciles: Sequence[int]) -> str:
-        k = rng.randrange(len(deciles) - 1)
-        count = max(1, round(rng.uniform(deciles[k], deciles[k + 1])))
+        count = _drawn(rng, deciles)
         return " ".join(words[min(int(rng.paretovariate(0.7)), len(words)) - 1] for _ in range(count))
 
     for _ in range(prompts):

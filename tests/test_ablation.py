@@ -17,7 +17,7 @@ import pytest
 from benchmarks import ablation, gpu, side_prospect, workload
 from benchmarks.marks import Facts
 from benchmarks.switches import OPTIMISATIONS, place
-from prospect.engine import attention_cpu, head
+from prospect.engine import attention, head
 from prospect.training import setup
 
 IN_THE_LOOP = ["optimizer's state reserved", "AdamW in one kernel"]
@@ -42,7 +42,7 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(workload, "TOKENS", 600)
     monkeypatch.setitem(gpu.SHAPES, "tiny", gpu.SHAPES["tiny"] | {"vocab_size": 600})
     monkeypatch.setattr(setup, "CPU_TOKENS", 1200)  # the step has 1,174 tokens, the reference pass 1,272
-    monkeypatch.setattr(attention_cpu, "QUERIES", 32)
+    monkeypatch.setattr(attention, "QUERIES", 32)
     monkeypatch.setattr(head, "IN_CACHE", {"cpu": 600 * 64})
     there = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     return ["--tiny", "--pieces", "hh", "--repeats", "1", "--precision", "fp32", *there]

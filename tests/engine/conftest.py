@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prospect.engine import attention_cpu
+from prospect.engine import attention
 from prospect.engine.checks import choose_path
 from prospect.engine.device import TRAINED_IN
 from prospect.engine.load import to_dtype
@@ -76,4 +76,4 @@ def trees() -> Callable[..., list[Branches]]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, attention on a CPU takes 32 queries at once."""
 
-    return lambda: monkeypatch.setattr(attention_cpu, "QUERIES", 32)
+    return lambda: monkeypatch.setattr(attention, "QUERIES", 32)

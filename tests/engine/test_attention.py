@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prospect.engine import attention_cpu
-from prospect.engine.attention import attend, attend_plainly, computed_in
-from prospect.engine.attention_cpu import Scoring, attend_blocks, blocks
+from prospect.engine import attention
+from prospect.engine.attention import TOGETHER, Scoring, attend, attend_blocks, attend_plainly, blocks, computed_in
 from prospect.engine.packing import Span, pack
 from tests.helpers.needs import needs_gpu
 
@@ -89,7 +88,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(query.shape[2])
         return scaled_dot_product_attention(query, *others, **options)
 
-    monkeypatch.setattr(attention_cpu, "scaled_dot_product_attention", told)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", told)
     return lengths
 
 
@@ -102,7 +101,7 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
     inputs = states(torch.float64, tokens=sum(rows) + 42, shared=2)
     found = []
     for keys in (1024, 40):
-        monkeypatch.setattr(attention_cpu, "FUSED", keys)
+        monkeypatch.setattr(attention, "FUSED", keys)
         output = attend_blocks(*inputs, tuple(some), Scoring(torch.float64, 0.3))
         found.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
@@ -115,7 +114,7 @@ def test_the_longest_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, fuse
 def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
     monkeypatch: pytest.MonkeyPatch, fused: list[int], window: int | None, softcap: float | None, size: int
 ) -> None:
-    monkeypatch.setattr(attention_cpu, "FUSED", 40)
+    monkeypatch.setattr(attention, "FUSED", 40)
     inputs = states(torch.float64, tokens=40, sizes=(8, size))
     some, scoring = (Span(0, 0, 0, 40),), Scoring(torch.float64, 0.3, window, softcap)
     torch.testing.assert_close(
@@ -127,7 +126,7 @@ def test_what_the_fused_kernel_cannot_do_is_not_asked_of_it(
 @pytest.mark.parametrize("longest", [6, 1024])
 def test_more_keys_than_queries(monkeypatch: pytest.MonkeyPatch, fused: list[int], longest: int) -> None:
     """As if the first tokens had no queries. A span without a prompt may take the fused kernel."""
-    monkeypatch.setattr(attention_cpu, "FUSED", longest)
+    monkeypatch.setattr(attention, "FUSED", longest)
     scoring = Scoring(torch.float64, 0.3)
     inputs = states(torch.float64)
     expected = attend_blocks(*inputs, TWO_BRANCHES, scoring)[:, 9:]
@@ -151,20 +150,60 @@ def test_of_one_shape_but_longer_than_a_block(small_blocks: Callable[[], None], 
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 9, 40, 100])
-def test_blocks_hold_what_their_queries_see_and_no_more(small_blocks: Callable[[], None], window: int | None) -> None:
+def test_blocks_hold_what_their_queries_see_and_no_more(window: int | None) -> None:
     """Behind a row of 7 tokens: a branch longer than a block whose prompt lies there, and a segment of its own."""
-    small_blocks()
     some = (Span(2, 5, 7, 70), Span(0, 0, 77, 33))
     queries = []
-    for block in blocks(some, 7, window):
-        keys = [key for part in block.keys for key in range(part.start, part.stop)]
-        places = list(range(block.queries.start, block.queries.stop))
+    for block in blocks(some, 7, window, torch.device("cpu"), 32, 1):
+        places, keys = (
+            [place for part in parts if isinstance(part, slice) for place in range(part.start, part.stop)]
+            for parts in (block.queries, block.keys)
+        )
         queries += places
-        assert keys[block.before :] == [place + 7 for place in places]
+        assert keys[-len(places) :] == [place + 7 for place in places]
         whole = [*range(2, 7), *range(7, places[-1] + 8)] if places[0] < 70 else list(range(77, places[-1] + 8))
         first = whole.index(places[0] + 7)
         assert keys == whole[max(0, first + 1 - (window or len(whole))) :]
     assert queries == list(range(103))
+
+
+SIMILAR = [(20, [9, 9, 9, 9]), *[(17, [5])] * 3, (24, [1, 12]), *[(30, [3, 5, 6])] * 2, *[(1, [1])] * 2, (40, [31, 32])]
+"""Trees: many segments of equal shapes, some of similar ones, and some alone."""
+
+
+@pytest.mark.parametrize("window", [None, 4, 30])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("shared", [1, 4])
+def test_short_segments_go_together(
+    trees: Callable[..., Any], shared: int, softcap: float | None, window: int | None
+) -> None:
+    """Of equal and of unequal shapes, with prompts that many share: nothing is different but the number of blocks."""
+    segments = pack(trees(SIMILAR)).segments
+    tokens, scoring = sum(span.length for span in segments.spans), Scoring(torch.float64, 0.3, window, softcap)
+    inputs, results = states(torch.float64, tokens, shared, sizes=(8, 5)), []
+    for output in (attend_blocks(*inputs, segments.spans, scoring), attend_plainly(*inputs, segments, scoring)):
+        results.append((output.detach(), *torch.autograd.grad(output.sin().sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    apart, few, most = (
+        blocks(segments.spans, 0, window, torch.device("cpu"), 192, count) for count in (1, 3, TOGETHER)
+    )
+    assert [block.segments for block in apart] == [1] * len(segments.spans)
+    assert [block.segments for block in most] == [1, 1, 12, 5]  # the first two have more than 64 keys
+    assert [block.segments for block in few] == [1, 1, 3, 3, 3, 3, 3, 2]
+
+
+def test_what_is_not_a_number_stays_in_its_segment_of_those_together() -> None:
+    """In values and gradients, though segments are padded beside it."""
+    some = (Span(0, 0, 0, 9), Span(0, 5, 9, 4), Span(0, 0, 13, 1), Span(0, 0, 14, 6), Span(0, 0, 20, 9))
+    inputs = [x.detach() for x in states(torch.float32, 29)]
+    for x in inputs:
+        x[:, :, 14] = float("nan")
+        x.requires_grad_()
+    output = attend_blocks(*inputs, some, Scoring(torch.float32, 0.3))
+    gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
+    for found in (output.transpose(1, 2), *gradients):
+        assert found[:, :, 14:20].isnan().any() and found[:, :, :14].isfinite().all()
+        assert found[:, :, 20:].isfinite().all()
 
 
 def test_what_is_not_a_number_stays_in_its_segment() -> None:

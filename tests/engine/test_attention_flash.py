@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention, attention_flash, packing
+from prospect.engine import attention, packing
 from prospect.engine.attention import attend, computed_in
 from prospect.engine.packing import forward, forward_padded, forward_tree, pack
 from tests.helpers.architectures import SHAPES, plain_varlen
@@ -31,9 +31,9 @@ def flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """As on a GPU: every state suits, and the kernel is a stand-in."""
     monkeypatch.setattr(kernels, "varlen_attn", request.param)
     monkeypatch.setattr(attention, "suits", lambda query, value, dtype, softcap: softcap is None)
-    attention_flash._asks_for_sharing.cache_clear()
+    attention._asks_for_sharing.cache_clear()
     yield
-    attention_flash._asks_for_sharing.cache_clear()
+    attention._asks_for_sharing.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prospect.engine import attention, checks
-from prospect.engine.attention_cpu import attend_blocks
+from prospect.engine.attention import attend_blocks
 from prospect.engine.checks import choose_path
 from prospect.engine.load import load
 from prospect.engine.packing import forward, forward_padded, forward_tree

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.engine.attention import attend, attend_plainly
-from prospect.engine.attention_cpu import Scoring
+from prospect.engine.attention import Scoring, attend, attend_plainly
 from prospect.engine.packing import Branches, Segments, pack
 
 Build = Callable[..., Any]

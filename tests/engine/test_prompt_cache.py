@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.attention import varlen as kernels
 
-from prospect.engine import attention, attention_flash
+from prospect.engine import attention
 from prospect.engine.packing import Branches, forward, forward_more, on_trees, pack_more
 from tests.helpers.architectures import ON_TREES, SHAPES, plain_varlen
 
@@ -59,7 +59,7 @@ def test_in_the_layout_of_the_flash_kernel(tiny: Build, trees: Build, monkeypatc
         expected = forward(policy, alone).token_logp
         monkeypatch.setattr(attention, "suits", lambda *_: True)
         monkeypatch.setattr(kernels, "varlen_attn", plain_varlen)
-        monkeypatch.setattr(attention_flash, "_asks_for_sharing", lambda: False)
+        monkeypatch.setattr(attention, "_asks_for_sharing", lambda: False)
         prompts = forward(policy, branches, want_prompts=True).prompts
         assert prompts is not None
         assert (forward_more(policy, prompts, more).token_logp - expected).abs().max() < 1e-12
