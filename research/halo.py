@@ -115,7 +115,8 @@ class _World:
             ]
             result = term.coefficient * term.function(*inputs)
             tokens = sum(int(self.lengths[side].sum()) for side in sides)
-            self.tokenwise |= "token_log_ratio" in term.reads and result.numel() == tokens * len(policy)
+            reads_tokens = bool({"token_log_ratio", "old_token_logp"} & set(term.reads))
+            self.tokenwise |= reads_tokens and result.numel() == tokens * len(policy)
             total = total + result.reshape(len(policy), -1).sum(1)
         return total
 
@@ -129,12 +130,13 @@ class _World:
 
     def _read(self, name: str, side: Tensor, policy: Tensor, reference: Tensor, z0: Tensor) -> Tensor:
         copies = len(policy)
-        if name.startswith("token_") or name in ("value", "offsets"):
+        if name.startswith(("token_", "old_token_")) or name in ("value", "offsets"):
             if name == "offsets":
                 return torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[side].repeat(copies).cumsum(0)])
             tokens = {
                 "token_logp": policy,
                 "token_log_ratio": policy - reference,
+                "old_token_logp": reference.expand_as(policy),
                 "token_sum_p2": torch.full_like(policy, 0.3),
                 "value": self.value.expand_as(policy),
             }[name]

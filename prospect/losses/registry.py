@@ -39,7 +39,7 @@ Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
-    "group", "old_logp",
+    "group", "old_logp", "old_token_logp",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""
@@ -143,7 +143,7 @@ class Loss:
     @property
     def needs_reference(self) -> bool:
         """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
-        return bool({"log_ratio", "reference_logp", "token_log_ratio", "old_logp"} & self.reads)
+        return bool({"log_ratio", "reference_logp", "token_log_ratio", "old_logp", "old_token_logp"} & self.reads)
 
     @property
     def value_head(self) -> bool:
@@ -175,7 +175,7 @@ LOSSES: dict[str, Loss] = {}
 MODIFIERS: dict[str, Modifier] = {}
 REFERENCE_POINTS: dict[str, ReferencePoint] = {}
 CHOICES: dict[str, dict[str, Function]] = {
-    name: {} for name in ("value", "divergence", "distance", "generator", "transform")
+    name: {} for name in ("value", "divergence", "distance", "generator", "transform", "advantage")
 }
 """Arguments that are functions themselves, chosen by name or as "file.py:name"; their own keyword-only arguments
 become arguments of the loss."""
@@ -305,7 +305,10 @@ def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
 
 def _require_groups(view: View, inputs: Sequence[Read], unit: Unit | None, rows: Part) -> None:
     """What is about groups has whole groups to read."""
-    words = [*(name for name in ("group", "old_logp") if name in inputs), *(["unit"] if unit == "groups" else [])]
+    words = [
+        *(name for name in ("group", "old_logp", "old_token_logp") if name in inputs),
+        *(["unit"] if unit == "groups" else []),
+    ]
     if words and (view != "groups" or rows != "all"):
         raise ConfigError(f'{", ".join(words)}: only a loss with view="groups" and rows="all" is about groups')
 
@@ -499,7 +502,19 @@ def _choice(argument: str, name: Any) -> Function:
 
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(
-        ("beta", "tau", "temperature", "clip", "eta", "max_weight", "scale", "reward_scale"),
+        (
+            "beta",
+            "tau",
+            "temperature",
+            "clip",
+            "clip_low",
+            "clip_high",
+            "eta",
+            "longest",
+            "max_weight",
+            "scale",
+            "reward_scale",
+        ),
         ("a positive number", lambda x: x > 0),
     ),
     **dict.fromkeys(

@@ -173,6 +173,12 @@ class Completions:
         return self.token_logp - self.token_reference_logp
 
     @property
+    def old_token_logp(self) -> Tensor:
+        """log-probs of the policy that gave the answers (T,), in nats: the reference stands for it."""
+        assert self.token_reference_logp is not None, "who reads old log-probs has a reference"
+        return self.token_reference_logp
+
+    @property
     def log_ratio(self) -> Tensor:
         """log pi(y|x) - log pi_ref(y|x) of each completion (N,), in nats."""
         return segment_sum(self.token_log_ratio, self.offsets)

@@ -86,6 +86,7 @@ def independent(job: Job, start: Job) -> Tensor:
                     "reference_logp": lambda b=theirs: torch.stack([y.sum() for y in b]),
                     "length": lambda n=lengths: n,
                     "token_logp": lambda a=mine: torch.cat(a),
+                    "old_token_logp": lambda b=theirs: torch.cat(b),
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
