@@ -145,6 +145,8 @@ class ConvertOptions:
     messages is written with its column: messages.rating=messages.vote."""
     ignore: str = ""
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
+    without: str | None = None
+    """A text file with an id on each line, of answers, records, raters (by) or conversations: they are left out."""
     chat: bool = False
     """Write prompts of text as messages of a user, as a chat model expects them."""
     judgement: str = ""
@@ -160,8 +162,8 @@ def convert(arguments: list[str]) -> int:
     options = parse(ConvertOptions, arguments, "convert")
     from prospect.data.write import write
     from prospect.feedback.layouts import ColumnChoice
-    from prospect.feedback.load import load
-    from prospect.feedback.records import as_chat, inventory
+    from prospect.feedback.load import stream
+    from prospect.feedback.records import NO_IDS, IdList, Inventory, as_chat
     from prospect.training.console import printable
 
     if len(options.files) < 2:
@@ -169,13 +171,23 @@ def convert(arguments: list[str]) -> int:
     *inputs, output = options.files
     refuse_existing(output)
     choice = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by)
-    feedback = load(inputs, format=options.format, choice=choice, any_size=options.any_size)
-    records = [as_chat(record) for record in feedback.records] if options.chat else feedback.records
-    write(records, Path(output))
+    ids = NO_IDS if options.without is None else IdList(_lines_of(options.without))
+    counts = Inventory()
+    with stream(inputs, format=options.format, choice=choice, any_size=options.any_size, without=ids) as feedback:
+        records = counts.watch(map(as_chat, feedback.records) if options.chat else feedback.records)
+        write(records, Path(output))
     for note in feedback.notes:
         print(printable(note))
-    print(f"{output}: {inventory(records)}, read as {feedback.format}")
+    print(f"{output}: {counts}, read as {feedback.format}")
     return 0
+
+
+def _lines_of(path: str) -> list[str]:
+    """The lines of a text file that say something."""
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--without {path}: the list of ids, one on a line, cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import pickle
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from prospect.errors import DataError, brief
 from prospect.feedback.layouts import HEAD, LAYOUTS, ColumnChoice, NoLayout, export_of, layout_of
 from prospect.feedback.messages import Labels, is_context, judges_turns, plain_text, turns_of
 from prospect.feedback.readers import FeedbackLine, Judgements, Layout, LeftOut, Parts, SourceFile, SourceRow
-from prospect.feedback.records import ORIGIN, Completion, Pair, Record, prompt_digests, prompt_numbers
+from prospect.feedback.records import NO_IDS, ORIGIN, Completion, IdList, Pair, Record, prompt_digests, prompt_numbers
 from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
 
 T = TypeVar("T")
@@ -89,6 +92,56 @@ def load(
     unpacks to. Raises DataError at once where a file as a whole is missing, empty, damaged or of no known layout, and
     ConfigError for an unknown `format`.
     """
+    records: list[Record] = []
+    reading = _read_source(source, format, keep_going, choice, any_size, records.extend)
+    by_prompt = merge(records)
+    return Feedback(by_prompt, *reading[:4], digest(by_prompt), tuple(reading.notes))
+
+
+class Stream(NamedTuple):
+    """What a source held, as `Feedback` has it, with the records to be taken one by one."""
+
+    records: Iterator[Record]
+    format: str
+    notes: list[str]
+
+
+@contextmanager
+def stream(
+    source: Source,
+    *,
+    format: str = "auto",
+    choice: ColumnChoice = AS_NAMED,
+    any_size: bool = False,
+    without: IdList = NO_IDS,
+) -> Iterator[Stream]:
+    """Read feedback as `load` does, its records on disk until all are read: memory holds some 400 bytes for each of an
+    application's export. What is `without` is left out. Raises as `load` does."""
+    with tempfile.TemporaryFile() as file, collector_paused():
+        spool = _Spool(file)
+        reading = _read_source(source, format, False, choice, any_size, lambda new: spool.extend(without.apply(new)))
+        yield Stream(spool.merged(), reading.format, reading.notes + without.notes())
+
+
+class _Reading(NamedTuple):
+    """What reading a source came to, beside its records."""
+
+    path: str
+    format: str
+    problems: tuple[Problem, ...]
+    rows: int
+    notes: list[str]
+
+
+def _read_source(
+    source: Source,
+    format: str,
+    keep_going: bool,
+    choice: ColumnChoice,
+    any_size: bool,
+    keep: Callable[[Sequence[Record]], None],
+) -> _Reading:
+    """Hand every record of a source to `keep`, in the order of its rows."""
     if isinstance(source, list | tuple) and len(source) == 1 and isinstance(source[0], str | Path):
         source = source[0]
     names, notes = sources(source)
@@ -104,21 +157,19 @@ def load(
     files = _with_joins(files)
     for layout in {file.layout.name for file in files}:
         Labels.join([file.labels for file in files if file.layout.name == layout])
-    count = 0
-    records: list[Record] = []
     problems: list[Problem] = []
+    rows = 0
     for file in files:
-        count += _read(file, records, problems, keep_going)
+        rows += _read(file, keep, problems, keep_going)
         notes += [f"{file.name.prefix[:-1]}: {note}" if file.name.prefix else note for note in file.all_notes()]
     path = source_path(source)
     if problems and not keep_going:
         raise _summary(problems[:MOST_PROBLEMS], path, several)
-    if not records and not keep_going and any(file.layout.is_export for file in files):
+    if not keep_going and not any(file.with_answer for file in files) and any(file.layout.is_export for file in files):
         raise DataError(f"has no judged answer. {'; '.join(notes)}", path=path)
-    by_prompt = merge(records)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
     title = f"{type(source).__name__} in memory" if path is None else str(path)
-    return Feedback(by_prompt, title, layouts, tuple(problems), count, digest(by_prompt), tuple(notes))
+    return _Reading(title, layouts, tuple(problems), rows, notes)
 
 
 class _NoRows(DataError):
@@ -137,7 +188,7 @@ class _File:
     judged_turns: bool
     judgements: Judgements
     notes: list[str]
-    good: int = 0
+    with_answer: int = 0
     without_answer: int = 0
 
     def all_notes(self) -> list[str]:
@@ -145,7 +196,7 @@ class _File:
         if unread := self.layout.unread(self.columns):
             self.notes.insert(0, f"columns not read: {', '.join(unread)}")
         if self.without_answer and not self.layout.is_export:
-            share = f"{self.without_answer} of {self.good}"
+            share = f"{self.without_answer} of {self.with_answer + self.without_answer}"
             self.notes.append(f"{share} conversations have no judged answer and were left out")
         return self.notes + self.judgements.notes()
 
@@ -271,8 +322,8 @@ def _placed(rows: Iterator[T], path: str | Path | None) -> Iterator[T]:
         raise DataError(error.message, path=error.path or path, line=error.line) from None
 
 
-def _read(file: _File, records: list[Record], problems: list[Problem], keep_going: bool) -> int:
-    """Add the records and problems of a file, and count its rows."""
+def _read(file: _File, keep: Callable[[Sequence[Record]], None], problems: list[Problem], keep_going: bool) -> int:
+    """Keep the records of a file, add its problems, and count its rows."""
     most = math.inf if keep_going else len(problems) + MOST_PROBLEMS
     count = 0
     for name, number, row in file.rows:
@@ -289,8 +340,8 @@ def _read(file: _File, records: list[Record], problems: list[Problem], keep_goin
             if len(problems) >= most:
                 break
         else:
-            records += new
-            file.good += 1
+            keep(new)
+            file.with_answer += bool(new)
             file.without_answer += not new
     return count
 
@@ -384,6 +435,36 @@ def _with_unique_ids(record: Record, record_ids: _UniqueNames, completion_ids: _
         return record
     completions = tuple(replace(c, id=new) for c, new in zip(record.completions, ids, strict=True))
     return replace(record, id=id, completions=completions)
+
+
+class _Spool:
+    """Records on disk, in any order of their prompts. Memory knows which of them share a prompt, and where they lie."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._numbers: dict[bytes, int] = {}
+        self._prompt, self._start = array("q"), array("q")
+
+    def extend(self, records: Iterable[Record]) -> None:
+        for record in records:
+            place = len(self._start)  # a record without a prompt shares it with none
+            text = dumps([record.prompt or place, record.tools, record.template_kwargs])
+            key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            self._prompt.append(self._numbers.setdefault(key, len(self._numbers)))
+            self._start.append(self._file.tell())
+            pickle.dump(record, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def merged(self) -> Iterator[Record]:
+        """One record per prompt, in order of first appearance, with unique ids, as `merge` makes them."""
+        self._numbers.clear()
+        names = _UniqueNames(), _UniqueNames()
+        order = sorted(range(len(self._prompt)), key=self._prompt.__getitem__)
+        for _, places in itertools.groupby(order, key=self._prompt.__getitem__):
+            group = []
+            for place in places:
+                self._file.seek(self._start[place])
+                group.append(pickle.load(self._file))
+            yield _with_unique_ids(_join(group), *names)
 
 
 # Records as lines

@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any, Literal
@@ -161,15 +161,94 @@ def at(completion: Completion) -> str:
     return f"line {completion.line} ({completion.id})" if completion.line else completion.id
 
 
-def inventory(records: Sequence[Record]) -> str:
+class Inventory:
     """What the data holds: "12 completions to 9 prompts: 7 desirable, 5 undesirable, 0 scored, 0 pairs"."""
-    completions = [c for r in records for c in r.completions]
-    labels = [c.label for c in completions]
-    return (
-        f"{len(completions)} completions to {len(records)} prompts: {labels.count(True)} desirable, "
-        f"{labels.count(False)} undesirable, {sum(c.score is not None for c in completions)} scored, "
-        f"{sum(len(r.pairs) for r in records)} pairs"
-    )
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("completions", "prompts", "desirable", "undesirable", "scored", "pairs"), 0)
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The same records, counted as they pass."""
+        counts = self._counts
+        for record in records:
+            labels = [c.label for c in record.completions]
+            counts["completions"] += len(labels)
+            counts["prompts"] += 1
+            counts["desirable"] += labels.count(True)
+            counts["undesirable"] += labels.count(False)
+            counts["scored"] += sum(c.score is not None for c in record.completions)
+            counts["pairs"] += len(record.pairs)
+            yield record
+
+    def __str__(self) -> str:
+        completions, prompts, *rest = (f"{count} {name}" for name, count in self._counts.items())
+        return f"{completions} to {prompts}: {', '.join(rest)}"
+
+
+def inventory(records: Iterable[Record]) -> str:
+    """What the data holds, in a sentence."""
+    counts = Inventory()
+    for _ in counts.watch(records):
+        pass
+    return str(counts)
+
+
+# Requests to delete
+
+
+class IdList:
+    """Ids of what is to be left out: of answers, records, raters or conversations. "x" also names "x#2", which is how a
+    second "x" is called."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._unused = dict.fromkeys(ids)
+        self._ids = frozenset(self._unused)
+        self._left_out = 0
+
+    def apply(self, records: Sequence[Record]) -> Sequence[Record]:
+        """The records without what the ids name; one without an answer left is none."""
+        return [rest for record in records if (rest := self._rest(record))] if self._ids else records
+
+    def notes(self) -> list[str]:
+        """How much was left out, and which ids name nothing."""
+        if not self._ids:
+            return []
+        notes = [f"{self._left_out} answers left out, as the list of ids says"]
+        if self._unused:
+            names = ", ".join(list(self._unused)[:EXAMPLES]) + (", ..." if len(self._unused) > EXAMPLES else "")
+            notes.append(f"{len(self._unused)} of the ids name nothing in the data: {names}")
+        return notes
+
+    def _rest(self, record: Record) -> Record | None:
+        """An answer that names no conversation of its own is from all of its record's."""
+        whole = self._names(record.id)
+        rest = [
+            i
+            for i, c in enumerate(record.completions)
+            if not self._names(c.id, c.by, *((c.conversation,) if c.conversation else record.conversations))
+            and not whole
+        ]
+        self._left_out += len(record.completions) - len(rest)
+        if len(rest) == len(record.completions):
+            return record
+        place = {old: new for new, old in enumerate(rest)}
+        pairs = tuple(
+            replace(pair, chosen=place[pair.chosen], rejected=place[pair.rejected])
+            for pair in record.pairs
+            if pair.chosen in place and pair.rejected in place
+        )
+        conversations = tuple(name for name in record.conversations if name not in self._ids)
+        completions = tuple(record.completions[i] for i in rest)
+        return replace(record, completions=completions, pairs=pairs, conversations=conversations) if rest else None
+
+    def _names(self, *ids: str) -> bool:
+        matches = [name for id in ids for name in (id, id.rpartition("#")[0]) if name and name in self._ids]
+        for name in matches:
+            self._unused.pop(name, None)
+        return bool(matches)
+
+
+NO_IDS = IdList()
 
 
 # Views

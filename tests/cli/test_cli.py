@@ -510,7 +510,7 @@ def test_check_uses_no_more_than_the_models_context(
 
 
 def test_convert_several_files_with_names_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"question": "2 + 2?", "completion": "4", "vote": "up", "stars": 5, "model": "m"}
+    row = {"question": "2 + 2?", "completion": "4", "vote": "up", "stars": 5, "model_size": "8b"}
     for name, vote in (("a", "up"), ("b", "down")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "vote": vote}) + "\n")
     out = tmp_path / "out.jsonl"
@@ -518,7 +518,10 @@ def test_convert_several_files_with_names_of_ones_own(tmp_path: Path, capsys: py
     assert main(["convert", *files, "--map", "prompt=question,label=vote"]) == 2
     assert "--ignore stars" in capsys.readouterr().err
     assert main(["convert", *files, "--map", "prompt=question,label=vote", "--ignore", "stars", "--chat"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == ["a: columns not read: model", "b: columns not read: model"]
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "a: columns not read: model_size",
+        "b: columns not read: model_size",
+    ]
     (record,) = load_feedback(out).records
     assert record.prompt == ({"role": "user", "content": "2 + 2?"},)
     assert [(c.content, c.label) for c in record.completions] == [("4", True), ("4", False)]
