@@ -19,6 +19,7 @@ import torch
 
 from prospect.data import store
 from prospect.data.dataset import Dataset
+from prospect.data.split import split_since
 from prospect.doctor.check import check_run, write_check
 from prospect.doctor.findings import Findings
 from prospect.engine.folders import no_cache
@@ -141,6 +142,8 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozense
     with log.bar("reading the feedback"):
         feedback = load_feedback(config.data if data is None else data, format=config.format)
         held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
+        if config.eval_since is not None:
+            feedback, held_feedback = split_since(feedback, config.eval_since)
     with log.bar("loading the model"):
         policy = setup.load_policy(config, config.model, frozen=config.lora is not None)
     inputs = run_folder.digests(config, policy.tokenizer, held_feedback)

@@ -25,7 +25,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -33,9 +33,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prospect.errors import DataError
-from prospect.feedback.load import collector_paused
-from prospect.feedback.records import Message, MessageTree, Record, prompt_digests, prompt_or_text, readable
+from prospect.errors import ConfigError, DataError
+from prospect.feedback.load import Feedback, collector_paused
+from prospect.feedback.load import digest as digest_of
+from prospect.feedback.messages import moment
+from prospect.feedback.records import (
+    Completion,
+    Message,
+    MessageTree,
+    Record,
+    at,
+    part_of,
+    prompt_digests,
+    prompt_or_text,
+    readable,
+)
 
 NEAR = 0.8
 """Texts are near duplicates where this share of their three-word sequences is common to both (Jaccard)."""
@@ -523,6 +535,58 @@ def _choose(counts: Sequence[Sequence[int]], order: Sequence[int], fraction: flo
             sums = after
             chosen.add(group)
     return chosen or {min(order, key=lambda group: distance(counts[group]))}
+
+
+def split_since(feedback: Feedback, date: str) -> tuple[Feedback, Feedback]:
+    """(training, held-out) feedback: the answers judged before `date`, and those judged since in groups of which none
+    is trained. What was judged since in a group from before is neither, and counted in the notes: training on it would
+    tell the future, and its prompt is no news.
+
+    Raises ConfigError where `date` is no time, DataError where an answer has none or one side is empty.
+    """
+    try:
+        start = moment(date, "--eval-since")
+    except DataError as error:
+        raise ConfigError(error.message) from None
+    answers = [completion for record in feedback.records for completion in record.completions]
+    if undated := [completion for completion in answers if not completion.at]:
+        raise DataError(
+            f"--eval-since places answers by their time, but {len(undated)} of {len(answers)} have none (at), such as "
+            f"{at(undated[0])}. Write it in a column at (prospect convert IN OUT.jsonl --map at=COLUMN), or hold out "
+            "with --eval-fraction"
+        )
+    numbers = groups(feedback.records).group
+    late = [[_is_since(start, completion) for completion in record.completions] for record in feedback.records]
+    before = {group for group, flags in zip(numbers, late, strict=True) if not all(flags)}
+    train: list[Record] = []
+    held: list[Record] = []
+    neither = 0
+    for record, group, flags in zip(feedback.records, numbers, late, strict=True):
+        if group not in before:
+            held.append(record)
+        else:
+            neither += sum(flags)
+            if early := [i for i, flag in enumerate(flags) if not flag]:
+                train.append(part_of(record, early))
+    if not train or not held:
+        times = sorted(completion.at for completion in answers)
+        side = "trained on" if not train else "held out"
+        raise DataError(
+            f"--eval-since {date} leaves nothing to be {side}: the answers are from {times[0]} to {times[-1]}"
+            + (f", and {neither} of those since then are to prompts or in conversations from before" if neither else "")
+        )
+    note = f"{sum(len(record.completions) for record in held)} answers judged since {date} are held out"
+    if neither:
+        note += (
+            f"; {neither} others judged since then are to prompts or in conversations from before: they are neither "
+            "trained nor held out"
+        )
+    apart = replace(feedback, records=tuple(held), digest=digest_of(held), notes=())
+    return replace(feedback, records=tuple(train), notes=(*feedback.notes, note)), apart
+
+
+def _is_since(start: str, completion: Completion) -> bool:
+    return completion.at.removesuffix("Z") >= start.removesuffix("Z")  # "20" stands before "20.5", "20Z" would not
 
 
 def _why(records: Sequence[Record], numbers: Groups) -> str:

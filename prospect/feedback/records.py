@@ -193,7 +193,20 @@ def inventory(records: Iterable[Record]) -> str:
     return str(counts)
 
 
-# Requests to delete
+# Parts of a record
+
+
+def part_of(record: Record, places: Sequence[int]) -> Record:
+    """The record with the completions at `places`, and the pairs of which both sides stay."""
+    if len(places) == len(record.completions):
+        return record
+    new = {old: i for i, old in enumerate(places)}
+    pairs = tuple(
+        replace(pair, chosen=new[pair.chosen], rejected=new[pair.rejected])
+        for pair in record.pairs
+        if pair.chosen in new and pair.rejected in new
+    )
+    return replace(record, completions=tuple(record.completions[i] for i in places), pairs=pairs)
 
 
 class IdList:
@@ -231,15 +244,8 @@ class IdList:
         self._left_out += len(record.completions) - len(rest)
         if len(rest) == len(record.completions):
             return record
-        place = {old: new for new, old in enumerate(rest)}
-        pairs = tuple(
-            replace(pair, chosen=place[pair.chosen], rejected=place[pair.rejected])
-            for pair in record.pairs
-            if pair.chosen in place and pair.rejected in place
-        )
         conversations = tuple(name for name in record.conversations if name not in self._ids)
-        completions = tuple(record.completions[i] for i in rest)
-        return replace(record, completions=completions, pairs=pairs, conversations=conversations) if rest else None
+        return replace(part_of(record, rest), conversations=conversations) if rest else None
 
     def _names(self, *ids: str) -> bool:
         matches = [name for id in ids for name in (id, id.rpartition("#")[0]) if name and name in self._ids]

@@ -61,6 +61,8 @@ class TrainConfig:
     """Held-out feedback, measured before and after."""
     eval_fraction: float = 0.0
     """Without eval_data: the fraction of prompts held out of training."""
+    eval_since: str | None = None
+    """Without eval_data: hold out what was judged since this date (each answer's `at`), such as 2026-01-31."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
     special_tokens: Literal["text", "token"] = "text"
@@ -183,6 +185,7 @@ class TrainOptions(TypedDict, total=False):
     threshold: str | None
     eval_data: str | Sequence[str] | None
     eval_fraction: float
+    eval_since: str | None
     chat_template: str | None
     special_tokens: Literal["text", "token"]
     max_length: int | None

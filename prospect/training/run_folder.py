@@ -62,8 +62,11 @@ def settle(config: TrainConfig, typed: frozenset[str] = frozenset()) -> tuple[Tr
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing")
+    held = [name for name in ("eval_data", "eval_fraction", "eval_since") if getattr(config, name)]
+    if "eval_since" in held and len(held) > 1:
+        raise ConfigError(f"{' and '.join(held)} both say what is held out. Keep one of them")
     for name in ("eval_every", "keep_best"):
-        if getattr(config, name) and config.eval_data is None and not config.eval_fraction:
+        if getattr(config, name) and not held:
             raise ConfigError(f"--{name.replace('_', '-')} needs held-out feedback: add --eval-data or --eval-fraction")
     if os.environ.get("RANK", "0") == "0":  # with torchrun the other ranks may find the folder just created
         _require_free(folder)

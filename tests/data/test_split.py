@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from prospect.data.split import groups, split
+from prospect.data.split import groups, split, split_since
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding
-from prospect.errors import DataError
+from prospect.errors import DataError, UserError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
 
@@ -179,3 +180,66 @@ def test_the_split_of_a_run_leaks_nothing(shared: Path) -> None:
         train, held = split(load(shared / name).records, 0.3, 1)
         leaks = {f.key: f.level for f in check(train, heldout=held).findings if "shared" in f.key}
         assert leaks == {"shared_prompts": "ok"}
+
+
+# By time
+
+
+def judged(prompt: str, answer: str, at: str, **rest: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": answer, "label": True, "at": at, **rest}
+
+
+DATED = [
+    judged("How do I bake a cake?", "1", "2026-01-01"),
+    judged("How do I bake a cake?", "2", "2026-02-01T00:00:00Z"),  # the same prompt again: neither
+    judged("Name a prime number.", "3", "2026-02-01T00:00:00.5Z"),
+    judged("Who wrote Faust?", "4", "2026-01-31T23:30:00-01:00"),  # half past midnight in UTC
+    judged("Is the sea blue?", "5", "2026-01-31T23:59:59Z"),
+]
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+    return [completion.text for record in records for completion in record.completions]
+
+
+def test_what_was_judged_since_a_date_is_held_out() -> None:
+    feedback = load(DATED)
+    train, held = split_since(feedback, "2026-02-01")
+    assert (texts(train.records), texts(held.records)) == (["1", "5"], ["3", "4"])
+    assert train.notes == (
+        "2 answers judged since 2026-02-01 are held out; 1 others judged since then are to prompts or in conversations "
+        "from before: they are neither trained nor held out",
+    )
+    assert train.digest == feedback.digest != held.digest
+    assert not {r.id for r in train.records} & {r.id for r in held.records}
+
+
+def test_a_pair_whose_sides_are_of_two_times_is_none() -> None:
+    sides = [
+        {"content": "a", "at": "2026-01-01"},
+        {"content": "b", "at": "2026-03-01"},
+        {"content": "c", "at": "2026-01-02"},
+    ]
+    rows = [{"prompt": "Name a fruit.", "completions": sides, "pairs": [[0, 1], [2, 0]]}, DATED[2]]
+    train, held = split_since(load(rows), "2026-02-01")
+    (record,) = train.records
+    assert (texts([record]), [(p.chosen, p.rejected) for p in record.pairs]) == (["a", "c"], [(1, 0)])
+    assert texts(held.records) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "date", "message"),
+    [
+        (DATED, "next week", "--eval-since must be a time"),
+        (
+            [*DATED, {"prompt": "x", "completion": "6", "label": True}],
+            "2026-02-01",
+            "1 of 6 have none .at., such as line 6",
+        ),
+        (DATED, "2027-01-01", "leaves nothing to be held out: the answers are from 2026-01-01T00:00:00Z to 2026-02-01"),
+        (DATED, "2025-01-01", "leaves nothing to be trained on"),
+    ],
+)
+def test_dates_that_split_nothing_are_refused(rows: list[dict[str, Any]], date: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        split_since(load(rows), date)

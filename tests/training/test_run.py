@@ -320,6 +320,16 @@ def test_old_checkpoints_go(model: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
 
 
+def test_what_was_judged_since_a_date_is_held_out(model: Path, tmp_path: Path) -> None:
+    """Also where `evaluate` measures again."""
+    rows = [row | {"at": f"2026-01-{i + 1:02}"} for i, row in enumerate(thumbs(24))]
+    run = train(model, rows, tmp_path / "run", eval_since="2026-01-17", **FAST)
+    held = run.evaluate()
+    assert held is not None and held.n == 8
+    with pytest.raises(ConfigError, match="both say what is held out"):
+        train(model, rows, tmp_path / "two", eval_since="2026-01-17", eval_fraction=0.25, **FAST)
+
+
 def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
     """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
     rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]
