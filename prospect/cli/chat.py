@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prospect.cli.options import as_in_run, model_first, parse, quiet_loading
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.messages import plain_text
 from prospect.feedback.records import Message, Record
@@ -144,13 +144,13 @@ class Conversation:
     def prompt(self, history: list[Message]) -> list[int]:
         """The token ids of the conversation so far. Raises DataError where they fill the model's context."""
         assert self.policy.tokenizer is not None
-        template = Template(self.policy.tokenizer, special_tokens=self.options.special_tokens or "text")
-        if template.tokenizer.chat_template is None:
-            ids = template.prompt_ids(Record("chat", "".join(str(m["content"]) for m in history), ()))
+        encoder = Encoder(self.policy.tokenizer, special_tokens=self.options.special_tokens or "text")
+        if encoder.tokenizer.chat_template is None:
+            ids = encoder.prompt_ids(Record("chat", "".join(str(m["content"]) for m in history), ()))
         else:
             system = self.options.system
             before = [] if system is None else [{"role": "system", "content": system}]
-            ids = template.prompt_ids(Record("chat", (*before, *history), ()))
+            ids = encoder.prompt_ids(Record("chat", (*before, *history), ()))
         if len(ids) >= self.policy.context:
             raise DataError(
                 f"with this message the conversation has {len(ids)} tokens, {self.name} reads {self.policy.context}. "

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prospect.data import resume, template, textids, tokens
+from prospect.data import template, text, textids, tokens
 from prospect.data.options import DataOptions, OverLong
 from prospect.data.schedule import Schedule, fill, plan
 from prospect.data.split import groups
 from prospect.data.store import ValueTable
+from prospect.data.text import Flaw
 from prospect.data.textids import Ids
-from prospect.data.tokens import Encoded, Flaw, Template
+from prospect.data.tokens import Encoded, Encoder
 from prospect.errors import DataError, RunError
 from prospect.feedback import messages, records
 from prospect.feedback.load import collector_paused
@@ -39,7 +40,7 @@ from prospect.feedback.records import EXAMPLES, Example, Message, MessageTree, R
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE = (tokens, template, resume, textids, messages, records)
+CODE = (tokens, text, template, textids, messages, records)
 """Modules that decide the ids of a record: other code is another table."""
 
 BATCH, CHARACTERS = 1000, 4_000_000
@@ -52,7 +53,7 @@ fill the disk, and each is soon made from the last."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
-def encode(encoder: Template, rows: Sequence[Record], cache: Path | None = None) -> Iterator[Encoded]:
+def encode(encoder: Encoder, rows: Sequence[Record], cache: Path | None = None) -> Iterator[Encoded]:
     """What `encoder.encode` makes of records, in order; with `cache` only of those that are not kept there. Raises
     as that does. A disk that refuses costs time, no more."""
     table, rows_on_disk = None, dict[bytes, bytes]()
@@ -82,7 +83,7 @@ def encode(encoder: Template, rows: Sequence[Record], cache: Path | None = None)
         yield from (encoded[i] if i in encoded else _unpack(rows_on_disk[keys[i]]) for i in numbers)
 
 
-def identity(encoder: Template) -> str | None:
+def identity(encoder: Encoder) -> str | None:
     """Names everything but the record that decides its ids; None for a tokenizer that cannot be described."""
     tokenizer = encoder.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -104,8 +105,8 @@ def identity(encoder: Template) -> str | None:
 def _row_key(record: Record, prompt: bytes) -> bytes:
     """Names all that the template reads of a record; `prompt` is the digest of its prompt."""
     answers = [(c.content, c.complete) for c in record.completions]
-    text = _ENCODER.encode((isinstance(record.prompt, str), answers, record.tools, record.template_kwargs))
-    return hashlib.blake2b(prompt + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    rest = _ENCODER.encode((isinstance(record.prompt, str), answers, record.tools, record.template_kwargs))
+    return hashlib.blake2b(prompt + rest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _is_kept(row: bytes, goes_on: bool) -> bool:
@@ -187,7 +188,7 @@ class TokenReport:
         lengths = f"{self.shortest} to {self.longest} tokens"
         return f"{self.completions} completions of {self.trees} prompts, {lengths}{counts}"
 
-    def count(self, template: Template, record: Record, encoded: Encoded) -> None:
+    def count(self, encoder: Encoder, record: Record, encoded: Encoded) -> None:
         """Count a record as it came in."""
         self.trees += 1
         for i, flaws in enumerate(encoded.flaws):
@@ -195,9 +196,9 @@ class TokenReport:
                 name = str(flaw.name).lower()
                 self.flaws[name] += 1
                 if self.flaws[name] <= EXAMPLES:
-                    example = f"{at(record.completions[i])}: {template.explain(record, i, flaw)}"
+                    example = f"{at(record.completions[i])}: {encoder.explain(record, i, flaw)}"
                     self.examples[name] = (*self.examples.get(name, ()), example)
-        self.unread.update(template.unread_keywords(record))
+        self.unread.update(encoder.unread_keywords(record))
         for ids in encoded.completions:
             length = len(encoded.prompt) + len(ids)
             self.shortest = min(self.shortest, length) if self.completions else length
@@ -347,22 +348,22 @@ def build_trees(
     `drop`: leave the completion out. `cut_prompt`: drop the oldest turns (system messages stay; of a text prompt the
     first tokens, BOS stays), once per tree by its longest completion; a completion that does not fit even beside the
     last turn is dropped. `cut_completion`: cut at `max_length`, without end-of-turn; dropped where the prompt alone
-    fills the length. `error`: DataError. Other errors are those of `Template.encode`.
+    fills the length. `error`: DataError. Other errors are those of `Encoder.encode`.
     """
-    template, encoded = tokenise(records, tokenizer, options)
-    return trees_of(template, records, encoded, options.max_length, options.over_long)
+    encoder, encoded = tokenise(records, tokenizer, options)
+    return trees_of(encoder, records, encoded, options.max_length, options.over_long)
 
 
 def tokenise(
     records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, options: DataOptions
-) -> tuple[Template, list[Encoded]]:
-    """The template, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
-    template = Template(tokenizer, options.chat_template, options.special_tokens)
-    return template, list(encode(template, records, options.cache))
+) -> tuple[Encoder, list[Encoded]]:
+    """The encoder, and the ids that it makes of the records, aligned with them. Raises as `build_trees`."""
+    encoder = Encoder(tokenizer, options.chat_template, options.special_tokens)
+    return encoder, list(encode(encoder, records, options.cache))
 
 
 def trees_of(
-    template: Template,
+    encoder: Encoder,
     records: Sequence[Record],
     encoded: Sequence[Encoded],
     max_length: int | None,
@@ -376,10 +377,10 @@ def trees_of(
     for record, one in zip(records, encoded, strict=True):
         if over_long == "error":
             problems += _too_long(record, one, max_length)
-        prompt, completions = _fit(template, record, one, max_length, over_long, report)
+        prompt, completions = _fit(encoder, record, one, max_length, over_long, report)
         some = tuple(ids if ids is not None and len(ids) else None for ids in completions)
         trees.append(Tree(record.id, prompt, some))
-        report.count(template, record, one)
+        report.count(encoder, record, one)
     if problems:
         more = f" ({len(problems) - 1} more rows are too long)" if len(problems) > 1 else ""
         first = problems[0]
@@ -388,7 +389,7 @@ def trees_of(
 
 
 def _fit(
-    template: Template, record: Record, encoded: Encoded, max_length: int, over_long: OverLong, report: TokenReport
+    encoder: Encoder, record: Record, encoded: Encoded, max_length: int, over_long: OverLong, report: TokenReport
 ) -> tuple[Ids, Sequence[Ids | None]]:
     """One record under the policy: (prompt ids, completion ids with None for dropped ones); what it did is counted."""
     room = max_length - len(encoded.prompt)
@@ -399,7 +400,7 @@ def _fit(
         return encoded.prompt, [ids[:room] for ids in encoded.completions]
     whole = len(encoded.prompt)
     if over_long == "cut_prompt":
-        encoded = _cut_prompt(template, record, encoded, max_length)
+        encoded = _cut_prompt(encoder, record, encoded, max_length)
     room = max_length - len(encoded.prompt)
     completions = [ids if len(ids) <= room else None for ids in encoded.completions]
     report.dropped += sum(ids is None for ids in completions)
@@ -407,17 +408,17 @@ def _fit(
     return encoded.prompt, completions
 
 
-def _cut_prompt(template: Template, record: Record, encoded: Encoded, max_length: int) -> Encoded:
+def _cut_prompt(encoder: Encoder, record: Record, encoded: Encoded, max_length: int) -> Encoded:
     """The longest end of the prompt beside which every completion fits that can fit at all."""
     if isinstance(record.prompt, str):
-        head = np.array(template.text_prefix, np.int32)
-        text = encoded.prompt[len(head) :]
+        head = np.array(encoder.text_prefix, np.int32)
+        body = encoded.prompt[len(head) :]
         rooms = [max_length - len(head) - len(ids) for ids in encoded.completions]
         possible = [room for room in rooms if room >= 1]
         # One token of a text prompt stays at least: an answer to nothing teaches nothing.
-        if not possible or not len(text):
+        if not possible or not len(body):
             return encoded
-        return replace(encoded, prompt=np.concatenate([head, text[-min(possible) :]]))
+        return replace(encoded, prompt=np.concatenate([head, body[-min(possible) :]]))
     messages = record.prompt
     system, starts = _turns(messages)
     if not starts:
@@ -426,7 +427,7 @@ def _cut_prompt(template: Template, record: Record, encoded: Encoded, max_length
     @functools.cache
     def since(turn: int) -> Encoded:
         shorter = replace(record, prompt=messages[:system] + messages[starts[turn] :])
-        return template.encode([shorter])[0]
+        return encoder.encode([shorter])[0]
 
     last = since(len(starts) - 1)
     able = [i for i, ids in enumerate(last.completions) if len(last.prompt) + len(ids) <= max_length]

@@ -24,7 +24,7 @@ from rich.markup import escape
 
 import prospect
 from prospect.data.options import DataOptions
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.data.write import write as write_feedback
 from prospect.demo import show, users, world
 from prospect.demo.world import Question
@@ -207,9 +207,9 @@ def answer(
     """One answer to each question, as a user of the model would get it. Models with the same seed have the same
     luck."""
     assert policy.tokenizer is not None, "the assistant has a tokenizer"
-    template = Template(policy.tokenizer)
+    encoder = Encoder(policy.tokenizer)
     records = [Record(str(k), ({"role": "user", "content": q.text},), ()) for k, q in enumerate(questions)]
-    prompts = [encoded.prompt.tolist() for encoded in template.encode(records)]
+    prompts = [encoded.prompt.tolist() for encoded in encoder.encode(records)]
     with Bars(console).bar("answers", len(prompts)) as update:
         return generate(
             policy,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prospect.data import dataset, store, tokens
 from prospect.data.options import DataOptions
 from prospect.data.split import groups
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.data.write import write, write_problems
 from prospect.doctor import measurements
 from prospect.doctor.findings import Findings, Measurement, diagnose
@@ -88,7 +88,7 @@ def check_run(
 ) -> Findings:
     """`check` of a run's feedback; the findings on the same feedback with the same options are in the cache folder."""
     cache, path = options.cache, None
-    name = dataset.identity(Template(tokenizer, options.chat_template, options.special_tokens))
+    name = dataset.identity(Encoder(tokenizer, options.chat_template, options.special_tokens))
     if cache is not None and name is not None:
         identity = (name, replace(options, cache=None), view, _identity(feedback), heldout and _identity(heldout))
         key = hashlib.sha256(repr(identity).encode("utf-8", "replace"))

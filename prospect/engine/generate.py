@@ -146,10 +146,10 @@ def stream(
 
 def stop_ids(policy: Policy) -> tuple[int, ...]:
     """What ends an answer: the end-of-turn tokens of the chat template, the model's and the tokenizer's own."""
-    from prospect.data.tokens import Template
+    from prospect.data.tokens import Encoder
 
     assert policy.tokenizer is not None, "a policy without a tokenizer knows no words"
-    ids = list(Template(policy.tokenizer).end_of_turn_ids)
+    ids = list(Encoder(policy.tokenizer).end_of_turn_ids)
     for source in (getattr(policy.model, "generation_config", None), policy.tokenizer):
         own = getattr(source, "eos_token_id", None)
         ids += own if isinstance(own, list) else [] if own is None else [own]

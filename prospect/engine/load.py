@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.engine import folders
 from prospect.engine.checks import Engine, choose_path, require_same
 from prospect.engine.device import (
@@ -193,7 +193,7 @@ def load(
     to_dtype((p for p in network.parameters() if p.requires_grad), TRAINED_IN[precision])
     tokenizer = read_tokenizer(folder, base_folder)
     if chat_template is not None:
-        Template(tokenizer, chat_template)
+        Encoder(tokenizer, chat_template)
     name = str(folder) if folders.local(model).exists() else str(model)
     with must_fit(f"{model} on {where}"):
         cast(nn.Module, network).to(where)

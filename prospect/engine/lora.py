@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.engine import folders
 from prospect.engine.device import TRAINED_IN
 from prospect.engine.load import read_adapter, read_model, read_tokenizer, to_dtype, without_warnings
@@ -126,7 +126,7 @@ def merge(adapter: str | Path, out: str | Path, *, dtype: SaveDtype = "auto") ->
     dtypes = dtypes_to_save(network, stored, dtype)
     round_to(dtypes)
     rounded = _probe(network)
-    ends = Template(tokenizer).end_of_turn_ids
+    ends = Encoder(tokenizer).end_of_turn_ids
     start = next((f for f in (folder, base_folder) if (f / "generation_config.json").exists()), None)
     generation = generation_values(network, start, ends)
     unchecked = out.with_name(f".{out.name}.unchecked")

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from prospect.data import store
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.engine import folders
 from prospect.engine.policy import Policy
 from prospect.errors import ModelError, RunError
@@ -117,7 +117,7 @@ def save(policy: Policy, folder: str | Path, *, dtype: SaveDtype = "auto", ends:
     Raises RunError where the disk fails; then nothing has changed.
     """
     if policy.tokenizer is not None:
-        ends = (*ends, *Template(policy.tokenizer).end_of_turn_ids)
+        ends = (*ends, *Encoder(policy.tokenizer).end_of_turn_ids)
     write(
         policy.model,
         policy.tokenizer,

@@ -19,7 +19,7 @@ from prospect.data.textids import (
     Quotes,
     pattern,
 )
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.doctor.check import check
 from prospect.feedback.load import load
 from prospect.feedback.records import Message, Record
@@ -35,7 +35,7 @@ def count(tokenizer: Any, ids: Any, token: str) -> int:
 
 
 def prompt(tokenizer: Any, r: Record, special_tokens: SpecialTokens = "text") -> list[int]:
-    return Template(tokenizer, None, special_tokens).prompt_ids(r)
+    return Encoder(tokenizer, None, special_tokens).prompt_ids(r)
 
 
 @pytest.mark.parametrize("build", [byte_level, llama_like])

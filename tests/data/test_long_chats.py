@@ -14,15 +14,14 @@ import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from prospect.data import dataset, resume, textids
-from prospect.data import (
-    template as templates,
-)
+from prospect.data import dataset, textids
+from prospect.data import template as templates
 from prospect.data.dataset import build_dataset, digest
 from prospect.data.options import DataOptions, SpecialTokens
 from prospect.data.schedule import fill
+from prospect.data.text import Flaw
 from prospect.data.textids import TextIds
-from prospect.data.tokens import Encoded, Flaw, Template
+from prospect.data.tokens import Encoded, Encoder
 from prospect.doctor.check import check
 from prospect.errors import DataError
 from prospect.feedback.records import Completion, Message, Record
@@ -111,7 +110,7 @@ def conversation(rng: random.Random, *, calls: bool, turns: int = 14) -> list[Re
     return records
 
 
-def result(template: Template, record: Record) -> Encoded | str:
+def result(template: Encoder, record: Record) -> Encoded | str:
     """What is made of a record, or its error."""
     try:
         return template.encode([record])[0]
@@ -127,7 +126,7 @@ def plain(one: Encoded | str) -> Any:
 
 def alone(tokenizer: Any, record: Record, special_tokens: SpecialTokens = "text") -> Any:
     """What is made of a record by itself."""
-    return plain(result(Template(tokenizer, None, special_tokens), copy.deepcopy(record)))
+    return plain(result(Encoder(tokenizer, None, special_tokens), copy.deepcopy(record)))
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_each_turn_is_what_it_is_by_itself(short: None, build: Any, name: str) -
         records = conversation(rng, calls=seed % 2 == 1)
         mode: SpecialTokens = "token" if seed in (2, 3) else "text"
         one_by_one = [alone(tokenizer, r, mode) for r in records]
-        template = Template(tokenizer, None, mode)
+        template = Encoder(tokenizer, None, mode)
         together = [result(template, r) for r in records]  # arrays of earlier turns must stay as they were
         assert [plain(one) for one in together] == one_by_one
         printed += sum(isinstance(one, Encoded) for one in together)
@@ -180,7 +179,7 @@ class Work:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.messages = self.rounds = self.characters = 0
-        apply, step, ids = templates.apply, resume._Run.step, TextIds.ids
+        apply, step, ids = templates.apply, templates._Run.step, TextIds.ids
 
         def counted_apply(tokenizer: Any, messages: list[Any], *rest: Any, **more: Any) -> str:
             self.messages += len(messages)
@@ -195,7 +194,7 @@ class Work:
             return ids(texts, strings)
 
         patch.setattr(templates, "apply", counted_apply)
-        patch.setattr(resume._Run, "step", counted_step)
+        patch.setattr(templates._Run, "step", counted_step)
         patch.setattr(TextIds, "ids", counted_ids)
 
 
@@ -218,8 +217,8 @@ def test_the_doctor_counts_each_turn_once(monkeypatch: pytest.MonkeyPatch) -> No
     """Rows beyond the context are printed and tokenised once, not once more to be dropped."""
     records, tokenizer = rated_chat(60), byte_level(CHATML)
     encoded: list[Record] = []
-    encode = Template.encode
-    monkeypatch.setattr(Template, "encode", lambda self, some: (encoded.extend(some), encode(self, some))[1])
+    encode = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, some: (encoded.extend(some), encode(self, some))[1])
     findings = {f.key: f for f in check(records, tokenizer=tokenizer, options=DataOptions(max_length=256)).findings}
     assert encoded == records
     sizes = [len(alone(tokenizer, r)[0]) + len(alone(tokenizer, r)[1][0]) for r in records]
@@ -240,9 +239,9 @@ def test_a_template_that_prints_something_else_is_not_followed(monkeypatch: pyte
     """What would be printed is compared with what transformers prints."""
     records, tokenizer = rated_chat(60), byte_level(CHATML)
     expected = [alone(tokenizer, r) for r in records]
-    render = resume.ResumableTemplate.render
-    monkeypatch.setattr(resume.ResumableTemplate, "render", lambda *a: render(*a) + "!")
-    template = Template(tokenizer)
+    render = templates.ResumableTemplate.render
+    monkeypatch.setattr(templates.ResumableTemplate, "render", lambda *a: render(*a) + "!")
+    template = Encoder(tokenizer)
     assert [plain(one) for one in template.encode(records)] == expected
 
 
@@ -253,7 +252,7 @@ def test_a_tokenizer_that_reads_pieces_otherwise_is_not_followed(short: None, mo
     assert cutting._cutting
     tokenizer.split_special_tokens = True
     split = [alone(tokenizer, r) for r in records]
-    template = Template(tokenizer)
+    template = Encoder(tokenizer)
     assert [plain(one) for one in template.encode(records)] == split
     assert split != expected
 
@@ -265,7 +264,7 @@ def test_a_text_that_is_lost_stays_lost(short: None) -> None:
     for i in (0, 8):
         said: Message = {"role": "user", "content": "ne\u0301e"}
         changed = [dataclasses.replace(r, prompt=(*r.prompt[:i], said, *r.prompt[i + 1 :])) for r in records[i:]]
-        made = [plain(one) for one in Template(tokenizer).encode(changed)]
+        made = [plain(one) for one in Encoder(tokenizer).encode(changed)]
         assert made == [alone(tokenizer, r) for r in changed]
         assert all(Flaw.LOSSY in flaws[0] for *_, flaws in made)
 
@@ -276,14 +275,14 @@ def test_one_text_may_quote_different_tokens(short: None) -> None:
     for token in ("<|im_end|>", "<|eot_id|>", "\U000f0000"):
         first: Message = {"role": "user", "content": f"What is {token} for, and is it long enough?"}
         records += [dataclasses.replace(r, prompt=(first, *r.prompt[1:])) for r in rated_chat(8)]
-    assert [plain(one) for one in Template(tokenizer).encode(records)] == [alone(tokenizer, r) for r in records]
+    assert [plain(one) for one in Encoder(tokenizer).encode(records)] == [alone(tokenizer, r) for r in records]
 
 
 def test_one_text_may_leave_out_different_messages(short: None) -> None:
     tokenizer = byte_level(CHATML.replace("in messages", "in messages if m.role != 'system'"))
     system: Message = {"role": "system", "content": "Be kind."}
     records = [one for r in rated_chat(8) for one in (r, dataclasses.replace(r, prompt=(system, *r.prompt)), r)]
-    made = [plain(one) for one in Template(tokenizer).encode(records)]
+    made = [plain(one) for one in Encoder(tokenizer).encode(records)]
     assert made == [alone(tokenizer, r) for r in records]
     assert [Flaw.UNPRINTED in flaws[0] for *_, flaws in made] == [False, True, False] * 8
 
@@ -294,8 +293,8 @@ def test_the_table_leaves_out_long_turns_that_are_soon_made(tmp_path: Path, monk
     plain = build_trees(records, tokenizer, max_length=10**6)[0]
     lone = dataclasses.replace(records[-1], prompt=({"role": "user", "content": "two " * 2000},))
     asked: list[Record] = []
-    encode = Template.encode
-    monkeypatch.setattr(Template, "encode", lambda self, some: (asked.extend(some), encode(self, some))[1])
+    encode = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, some: (asked.extend(some), encode(self, some))[1])
     for _ in range(2):
         asked.clear()
         again = build_trees([*records, lone], tokenizer, max_length=10**6, cache=tmp_path)[0]
@@ -324,7 +323,7 @@ def test_the_assistant_of_the_sandbox(short: None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(ASSISTANT)
     for seed in range(4):
         records = conversation(random.Random(seed), calls=False)
-        template = Template(tokenizer)
+        template = Encoder(tokenizer)
         made = [plain(result(template, r)) for r in records]
         assert made == [alone(tokenizer, r) for r in records]
 
@@ -334,6 +333,6 @@ def test_real_tokenizers(short: None, shared: Path) -> None:
     for template in (templates.PLAIN, CHATML, THINKING):
         tokenizer.chat_template = template
         records = conversation(random.Random(1), calls=False)
-        made_by = Template(tokenizer)
+        made_by = Encoder(tokenizer)
         made = [plain(result(made_by, r)) for r in records]
         assert made == [alone(tokenizer, r) for r in records]

@@ -13,7 +13,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from prospect.data.template import apply
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.errors import DataError, ModelError
 from prospect.feedback.messages import message
 from tests.helpers.tokenizers import (
@@ -54,7 +54,7 @@ def test_each_template_ends_an_answer_with_its_own_token(template: str, end: str
     tokenizer = byte_level(template)
     r = record(chat("Hi", "Hello.", "two plus two?"), "four", "")
     inference = tokenizer.apply_chat_template(list(r.prompt), add_generation_prompt=True)["input_ids"]
-    made = Template(tokenizer)
+    made = Encoder(tokenizer)
     assert made.prompt_ids(r) == inference
     assert texts(tokenizer, r)[1] == [f"four{end}", end]
     assert texts(tokenizer, cut_off(r))[1] == ["four", ""]
@@ -163,11 +163,11 @@ def test_chats_need_a_template_and_the_chosen_one_is_saved(tmp_path: Path) -> No
 
 def test_a_template_that_cannot_be_read_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read the chat template.*plain"):
-        Template(byte_level(), "plian")
+        Encoder(byte_level(), "plian")
     broken = tmp_path / "broken.jinja"
     broken.write_text("{% for m in messages %}", encoding="utf-8")
     with pytest.raises(ModelError, match="not valid Jinja"):
-        Template(byte_level(), str(broken))
+        Encoder(byte_level(), str(broken))
 
 
 def test_the_plain_template() -> None:
@@ -178,7 +178,7 @@ def test_the_plain_template() -> None:
     assert prompt == want.format(eos="<|endoftext|>")
     assert answers == [" four<|endoftext|>", "<|endoftext|>"]
     assert "bos_token" not in tokenizer.chat_template
-    assert Template(llama_like(), "plain").prompt_ids(r)[0] == 1
+    assert Encoder(llama_like(), "plain").prompt_ids(r)[0] == 1
     with pytest.raises(DataError, match="messages of text only"):
         build_trees([record(({"role": "user", "content": [{"type": "image"}]},), "four")], tokenizer, max_length=9)
 
@@ -189,7 +189,7 @@ def test_the_plain_template() -> None:
 def test_text_goes_as_it_is_even_on_a_chat_model() -> None:
     tokenizer = llama_like(CHATML)
     r = record("the boat", " crossed", "")
-    made = Template(tokenizer)
+    made = Encoder(tokenizer)
     assert made.prompt_ids(r) == tokenizer("the boat")["input_ids"]
     assert made.prompt_ids(r)[0] == tokenizer.bos_token_id
     whole = tokenizer("the boat crossed")["input_ids"]
@@ -209,8 +209,8 @@ def test_a_tokenizer_that_adds_eos_does_not_end_the_prompt() -> None:
 
 def test_an_empty_prompt_is_bos_or_an_error() -> None:
     r = record("", "the boat")
-    assert Template(llama_like()).prompt_ids(r) == [1]
-    assert Template(byte_level(bos_token="<|endoftext|>")).prompt_ids(r) == [byte_level().eos_token_id]
+    assert Encoder(llama_like()).prompt_ids(r) == [1]
+    assert Encoder(byte_level(bos_token="<|endoftext|>")).prompt_ids(r) == [byte_level().eos_token_id]
     with pytest.raises(DataError, match="no BOS token"):
         build_trees([r], byte_level(), max_length=64)
 
@@ -252,7 +252,7 @@ def test_prompt_ids_are_those_of_inference_and_nothing_is_lost(
 ) -> None:
     tokenizer = built(build)
     tokenizer.chat_template = template
-    made = Template(tokenizer, "plain" if template == "plain" else None)
+    made = Encoder(tokenizer, "plain" if template == "plain" else None)
     r = record(chat(*turns), answer)
     prompt, (completion,) = made.prompt_ids(r), made.encode([r])[0].completions
     assert prompt == tokenizer.apply_chat_template(list(r.prompt), add_generation_prompt=True)["input_ids"]

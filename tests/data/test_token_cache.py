@@ -13,7 +13,7 @@ from tokenizers import AddedToken, normalizers
 
 from prospect.data import dataset
 from prospect.data.dataset import Tree
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.errors import DataError
 from prospect.feedback.records import Record
 from tests.helpers.tokenizers import CHATML, GEMMA, build_trees, byte_level, chat, cut_off, llama_like, record
@@ -23,13 +23,13 @@ from tests.helpers.tokenizers import CHATML, GEMMA, build_trees, byte_level, cha
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     """The records that the template was asked for."""
     found: list[Record] = []
-    original = Template.encode
+    original = Encoder.encode
 
-    def encode(self: Template, records: Any) -> Any:
+    def encode(self: Encoder, records: Any) -> Any:
         found.extend(records)
         return original(self, records)
 
-    monkeypatch.setattr(Template, "encode", encode)
+    monkeypatch.setattr(Encoder, "encode", encode)
     return found
 
 
@@ -95,23 +95,23 @@ def test_only_what_is_new_is_tokenised(tmp_path: Path, asked: list[Record]) -> N
 
 def test_another_tokenizer_or_template_has_another_table(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [byte_level(), byte_level(CHATML), byte_level(GEMMA), byte_level(CHATML, bos_token="<|end|>"), llama_like()]
-    names = [dataset.identity(Template(tokenizer)) for tokenizer in made]
+    names = [dataset.identity(Encoder(tokenizer)) for tokenizer in made]
     assert len(set(names)) == 5
     assert None not in names
-    assert dataset.identity(Template(byte_level(CHATML))) == names[1]
+    assert dataset.identity(Encoder(byte_level(CHATML))) == names[1]
     dated = byte_level(CHATML + "{{ strftime_now('%d %b %Y') }}")
-    today = dataset.identity(Template(dated))
+    today = dataset.identity(Encoder(dated))
     monkeypatch.setattr(time, "strftime", lambda form: "another day")
-    assert dataset.identity(Template(dated)) != today
+    assert dataset.identity(Encoder(dated)) != today
 
 
 def test_what_changes_ids_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer's content, flags of its tokens, the mode of control tokens, the template's text, versions, code."""
-    plain = dataset.identity(Template(byte_level(CHATML)))
+    plain = dataset.identity(Encoder(byte_level(CHATML)))
     others = [
-        Template(byte_level(CHATML), None, "token"),
-        Template(byte_level(CHATML + " ")),
-        Template(byte_level(CHATML), "plain"),
+        Encoder(byte_level(CHATML), None, "token"),
+        Encoder(byte_level(CHATML + " ")),
+        Encoder(byte_level(CHATML), "plain"),
     ]
     more_words = byte_level(CHATML)
     more_words.add_tokens(["boat"])
@@ -121,10 +121,10 @@ def test_what_changes_ids_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
     not_special.add_tokens([AddedToken("<|im_end|>", special=False, lstrip=True)])
     splitting = byte_level(CHATML)
     splitting.split_special_tokens = True
-    others += [Template(tokenizer) for tokenizer in (more_words, unnormal, not_special, splitting)]
+    others += [Encoder(tokenizer) for tokenizer in (more_words, unnormal, not_special, splitting)]
     names = [dataset.identity(template) for template in others]
     monkeypatch.setattr(dataset, "version", lambda name: "another")
-    names.append(dataset.identity(Template(byte_level(CHATML))))
+    names.append(dataset.identity(Encoder(byte_level(CHATML))))
     assert None not in names
     assert len({plain, *names}) == 1 + len(names)
 
@@ -150,7 +150,7 @@ def test_a_tokenizer_with_parts_in_python_is_not_described(monkeypatch: pytest.M
         def to_str(self) -> str:
             raise Exception("Custom PreTokenizer cannot be serialized")  # as tokenizers says it
 
-    template = Template(byte_level(), "plain")
+    template = Encoder(byte_level(), "plain")
     monkeypatch.setattr(type(template.tokenizer), "backend_tokenizer", Backend())
     assert dataset.identity(template) is None
 

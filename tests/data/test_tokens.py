@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from prospect.data import template as templates
 from prospect.data.dataset import TokenReport
 from prospect.data.options import DataOptions
-from prospect.data.tokens import Template
+from prospect.data.text import Renderer
+from prospect.data.tokens import Encoder
 from prospect.doctor import measurements as check_lengths
 from prospect.errors import DataError
 from prospect.feedback.records import Record
@@ -23,7 +24,7 @@ from tests.helpers.tokenizers import CHATML, build_trees, byte_level, chat, cut_
 
 
 def sizes(tokenizer: Any, r: Record) -> tuple[int, list[int]]:
-    made = Template(tokenizer)
+    made = Encoder(tokenizer)
     return len(made.prompt_ids(r)), [len(made.completion_ids(r, c)) for c in r.completions]
 
 
@@ -70,7 +71,7 @@ def test_cut_prompt_drops_the_oldest_turns_and_keeps_the_system_message() -> Non
     assert prompt.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nsecond question")
     assert all(c is not None for c in trees[0].completions)
     assert (report.cut_prompt, report.dropped) == (1, 0)
-    least = len(Template(tokenizer).prompt_ids(record(chat("third question", system="Be kind."))))
+    least = len(Encoder(tokenizer).prompt_ids(record(chat("third question", system="Be kind."))))
     trees, report = build_trees([r], tokenizer, max_length=least + long - 1, over_long="cut_prompt")
     assert "second" not in tokenizer.decode(trees[0].prompt)
     assert [c is None for c in trees[0].completions] == [False, True]
@@ -83,7 +84,7 @@ def test_cut_prompt_cuts_text_from_the_left_and_keeps_bos() -> None:
     r = record("the boat crossed the river", " and nobody", " and")
     p, (long, _) = sizes(tokenizer, r)
     trees, report = build_trees([r], tokenizer, max_length=p + long - 5, over_long="cut_prompt")
-    full = Template(tokenizer).prompt_ids(r)
+    full = Encoder(tokenizer).prompt_ids(r)
     assert trees[0].prompt.tolist() == [1, *full[6:]]
     assert report.cut_prompt == 1
     trees, report = build_trees([r], tokenizer, max_length=long + 1, over_long="cut_prompt")
@@ -132,8 +133,8 @@ def test_a_turn_is_printed_twice_and_never_again(monkeypatch: pytest.MonkeyPatch
     """With and without its answer; all is quoted once, and what the cache holds is not printed at all."""
     tokenizer, records = byte_level(CHATML), rated_chat(20)
     printed, quoted = printed_messages(monkeypatch), list[Any]()
-    quote = Template._quote
-    monkeypatch.setattr(Template, "_quote", lambda *a: (quoted.append(a[1]), quote(*a))[1])
+    quote = Renderer._quote
+    monkeypatch.setattr(Renderer, "_quote", lambda *a: (quoted.append(a[1]), quote(*a))[1])
     check_lengths.tokens(records, tokenizer, DataOptions(max_length=64, cache=tmp_path))
     prompts = sum(len(r.prompt) for r in records)
     conversations = [size for r in records for size in (len(r.prompt), len(r.prompt) + 1)]
@@ -165,7 +166,7 @@ def test_trees_are_aligned_with_records_and_batches_do_not_matter() -> None:
     trees, report = build_trees(rows, tokenizer, max_length=64)
     assert [t.record for t in trees] == [r.id for r in rows]
     assert (report.trees, report.completions) == (1100, 2200)
-    made = Template(tokenizer)
+    made = Encoder(tokenizer)
     for i in (0, 999, 1000, 1099):
         assert trees[i].prompt.tolist() == made.prompt_ids(rows[i])
         assert trees[i].prompt.dtype == np.int32
@@ -185,7 +186,7 @@ def test_stories260k_with_the_plain_template(shared: Path) -> None:
     assert tokenizer.decode([*trees[0].prompt, *answer]).endswith("Assistant: Once upon a time</s>")
     assert trees[0].completions[1].tolist() == [2]
     assert report.flaws == {}
-    assert Template(tokenizer).end_of_turn_ids == (2,)
+    assert Encoder(tokenizer).end_of_turn_ids == (2,)
 
 
 def test_tokens_do_not_import_torch() -> None:

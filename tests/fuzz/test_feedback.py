@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prospect.data.options import DataOptions
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.data.write import write
 from prospect.doctor import check
 from prospect.feedback.load import load
@@ -116,7 +116,7 @@ def test_templates_of_any_kind(folder: Path, pieces: list[str]) -> None:
     path = folder / "chat.jinja"
     path.write_text("".join(pieces))
     records = [Record("r", ({"role": "user", "content": "hi"},), (Completion("r/0", "hello", True),))]
-    in_words(lambda: Template(byte_level(), str(path)).encode(records))
+    in_words(lambda: Encoder(byte_level(), str(path)).encode(records))
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbf", b"\xef\xbb\xbf \n\n", b"\xef\xbb\xbf\n" * 2])

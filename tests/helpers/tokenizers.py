@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prospect.data import dataset
 from prospect.data.options import DataOptions
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.feedback.records import Completion, Message, Record
 
 SENTENCES = [
@@ -150,7 +150,7 @@ def cut_off(r: Record) -> Record:
 
 def texts(tokenizer: Any, r: Record, template: str | None = None) -> tuple[str, list[str]]:
     """Decoded prompt and completions, special tokens included."""
-    made = Template(tokenizer, template)
+    made = Encoder(tokenizer, template)
     return (
         tokenizer.decode(made.prompt_ids(r)),
         [tokenizer.decode(made.completion_ids(r, c)) for c in r.completions],

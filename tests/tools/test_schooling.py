@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prospect.data.tokens import Template
+from prospect.data.tokens import Encoder
 from prospect.demo import answers, users, world
 from prospect.engine.generate import generate
 from prospect.engine.load import load
@@ -106,7 +106,7 @@ def test_every_word_of_the_world_is_known(shipped: Policy) -> None:
 
 def test_the_template_ends_answers_and_only_complete_ones(shipped: Policy) -> None:
     assert shipped.tokenizer is not None
-    template = Template(shipped.tokenizer)
+    template = Encoder(shipped.tokenizer)
     prompt = ({"role": "user", "content": "What is 1 + 2?"},)
     done, cut = Completion("r/0", "It is 3."), Completion("r/1", "It is", complete=False)
     record = Record("r", prompt, (done, cut))
@@ -126,7 +126,7 @@ def test_the_shipped_assistant_is_small_and_stored_in_bf16(shipped: Policy) -> N
 
 def test_no_temperature_helps_the_shipped_assistant(shipped: Policy) -> None:
     assert shipped.tokenizer is not None
-    template = Template(shipped.tokenizer)
+    template = Encoder(shipped.tokenizer)
     asked = world.ask_reserved(random.Random(7), 240)
     prompts = [template.prompt_ids(Record("r", ({"role": "user", "content": q.text},), ())) for q in asked]
     rates = []
@@ -139,7 +139,7 @@ def test_no_temperature_helps_the_shipped_assistant(shipped: Policy) -> None:
 
 
 def test_only_the_last_question_is_shown_to_the_assistant(shipped: Policy) -> None:
-    template = Template(shipped.tokenizer)
+    template = Encoder(shipped.tokenizer)
     first, said, second = ({"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c")))
     alone = template.prompt_ids(Record("r", (second,), ()))
     assert template.prompt_ids(Record("r", (first, said, second), ())) == alone
