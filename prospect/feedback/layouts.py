@@ -118,7 +118,7 @@ def _fitting(columns: Collection[str], rows: Sequence[Mapping[str, Any]]) -> Lay
 
 
 def _no_layout(columns: frozenset[str]) -> str:
-    """The error for columns that fit nothing: the layouts there are, and the closest one."""
+    """The error for columns that fit nothing: the layouts there are, and the closest one that people write by hand."""
     layouts = "; ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
     if not columns:
         return f"the rows have no columns. Known layouts: {layouts}"
@@ -127,7 +127,7 @@ def _no_layout(columns: frozenset[str]) -> str:
         alike = [max(difflib.SequenceMatcher(None, need, c).ratio() for c in columns) for need in layout.needs]
         return sum(a if a >= 0.6 else 0.0 for a in alike) / len(alike)
 
-    closest = max(LAYOUTS.values(), key=closeness)
+    closest = max((layout for layout in LAYOUTS.values() if not layout.is_export), key=closeness)
     hint = ""
     if closeness(closest) >= 0.3:
         spare = columns - set(closest.needs)

@@ -528,16 +528,16 @@ def _with_thumb(line: FeedbackLine, prompt: Prompt, answer: Any, where: str) -> 
 def paired(line: FeedbackLine) -> list[Record]:
     """{"prompt", "chosen", "rejected"}; without a prompt, the turns that two conversations share are it."""
     chosen, rejected, prompt = line.get("chosen"), line.get("rejected"), line.get("prompt")
-    if prompt is None and isinstance(chosen, dict):  # LLaMA-Factory's preferences with OpenAI's keys
+    if prompt is None and not chat.is_messages(chosen):  # LLaMA-Factory's preferences with OpenAI's keys, veRL's
         prompt = line.get("messages")
     if chat.is_messages(chosen) and chat.is_messages(rejected):
-        return line.pair(*_shared_turns(prompt, chosen, rejected))
+        return line.pair(*shared_turns(prompt, chosen, rejected))
     if prompt is None:
         raise DataError("has no prompt, and chosen and rejected are no conversations that could share one")
     return line.pair(chat.prompt(prompt), chosen, rejected)
 
 
-def _shared_turns(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, Any, Any]:
+def shared_turns(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, Any, Any]:
     """The prompt of two conversations, and what each says after it."""
     a, b = chat.messages(chosen, "chosen"), chat.messages(rejected, "rejected")
     lead = 0
@@ -575,7 +575,7 @@ def transcripts(line: FeedbackLine) -> list[Record]:
 def alpaca(line: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "output", "kto_tag"}, or with a pair [better, worse] of texts as
     its output."""
-    prompt, output = _instruction(line), line.get("output")
+    prompt, output = instruction_prompt(line), line.get("output")
     if isinstance(output, list | tuple) and len(output) == 2 and all(isinstance(side, str) for side in output):
         if line.columns.intersection((*THUMBS, "score")):
             raise DataError(
@@ -587,10 +587,10 @@ def alpaca(line: FeedbackLine) -> list[Record]:
 
 def alpaca_pairs(line: FeedbackLine) -> list[Record]:
     """{"instruction", "input", "system", "history", "chosen", "rejected", "score_chosen", "score_rejected"}."""
-    return line.pair(_instruction(line), line.get("chosen"), line.get("rejected"))
+    return line.pair(instruction_prompt(line), line.get("chosen"), line.get("rejected"))
 
 
-def _instruction(line: FeedbackLine) -> tuple[Message, ...]:
+def instruction_prompt(line: FeedbackLine) -> tuple[Message, ...]:
     """The prompt of a line of Alpaca."""
     turns = _system(line)
     history = chat.from_json(line.get("history"), "history") if line.get("history") else []

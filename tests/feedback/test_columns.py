@@ -23,10 +23,10 @@ PLAIN = {"prompt": "a", "completion": "b"}
             ({**PLAIN, name: "x"}, name)
             for name in ("feedback", "user_feedback", "Vote", "userRating", "csat", "preferred")
         ),
-        ({"messages": [user("2+2?"), assistant("4")], "rejected_response": "5"}, "rejected_response"),
+        ({"messages": [user("2+2?"), assistant("4")], "rejected_reply": "5"}, "rejected_reply"),
         (
-            {"messages": [user("2+2?"), assistant("4")], "rejected_messages": [user("2+2?"), assistant("5")]},
-            "rejected_messages",
+            {"messages": [user("2+2?"), assistant("4")], "rejected_turns": [user("2+2?"), assistant("5")]},
+            "rejected_turns",
         ),
         ({"text": "a", "is_good_quality": True}, "is_good_quality"),
         ({**PLAIN, "metadata": {"thumbs": 1, "model": "m"}}, "metadata.thumbs"),

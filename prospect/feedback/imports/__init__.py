@@ -15,8 +15,26 @@ How an importer is added, in one small module NAME.py here (or a row in one that
 
 from __future__ import annotations
 
-from prospect.feedback.imports import chatgpt, langfuse, langsmith, openwebui
+from prospect.feedback.imports import (
+    chatgpt,
+    comparisons,
+    graded,
+    langfuse,
+    langsmith,
+    oasst,
+    openwebui,
+    trainers,
+)
 from prospect.feedback.readers import Layout
 
-LAYOUTS: tuple[Layout, ...] = (*openwebui.LAYOUTS, *chatgpt.LAYOUTS, *langsmith.LAYOUTS, *langfuse.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (
+    *openwebui.LAYOUTS,
+    *chatgpt.LAYOUTS,
+    *langsmith.LAYOUTS,
+    *langfuse.LAYOUTS,
+    *comparisons.LAYOUTS,
+    *graded.LAYOUTS,
+    *oasst.LAYOUTS,
+    *trainers.LAYOUTS,
+)
 """The importers, in order of detection."""
