@@ -207,7 +207,8 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
         policy.add_value_head(config.seed)
     policy.checkpoint_activations(setup.checkpointing(config, policy))
     loss = job.objective.loss
-    live = LiveReference(policy) if loss.motion or (job.estimator is not None and job.estimator.live) else None
+    needs_live = loss.motion or loss.live or (job.estimator is not None and job.estimator.live)
+    live = LiveReference(policy) if needs_live else None
 
     def evaluate(resamples: int = 1000) -> Heldout | None:
         if held is None:

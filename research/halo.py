@@ -141,8 +141,9 @@ class _World:
                 "value": self.value.expand_as(policy),
             }[name]
             return tokens[:, torch.isin(self.owner, side)].reshape(-1)
-        if name in ("logp", "reference_logp", "old_logp", "log_ratio"):
-            tokens = {"logp": policy, "log_ratio": policy - reference}.get(name, reference)
+        if name in ("logp", "reference_logp", "old_logp", "log_ratio", "reference_kl"):
+            ratio = policy - reference  # whose KL is, to second order, its square: 0 where the two are equal
+            tokens = {"logp": policy, "log_ratio": ratio, "reference_kl": ratio**2 / 2}.get(name, reference)
             sums = torch.zeros(copies, len(self.lengths), dtype=torch.float64).index_add(1, self.owner, tokens)
             return sums[:, side].reshape(-1)
         if name == "z0":

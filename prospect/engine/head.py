@@ -68,7 +68,7 @@ class Head:
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
             parts: list[Scores] = [
                 checkpoint(self._chunk, hidden[rows], targets[rows], want_sum_p2, use_reentrant=False)
-                for rows in _chunks(hidden, self.vocabulary, CHUNK)
+                for rows in self.chunks(hidden)
             ]
         logp, sum_p2 = zip(*parts, strict=True)
         return torch.cat(logp), torch.cat(sum_p2) if want_sum_p2 else None
@@ -78,6 +78,10 @@ class Head:
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16):
             z = self.module(hidden.to(compute_dtype) if compute_dtype != torch.bfloat16 else hidden)
         return finish(z, None, self.scale, self.softcap)[0]
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Rows of hidden (M, H) whose logits are held at once."""
+        return _chunks(hidden, self.vocabulary, CHUNK)
 
     def _chunk(self, hidden: Tensor, targets: Tensor, want_sum_p2: bool) -> Scores:
         z, _ = finish(self.module(hidden), None, self.scale, self.softcap)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
 from prospect.data.schedule import fill
@@ -185,18 +186,46 @@ class LiveReference:
 def token_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches]) -> tuple[Tensor, Tensor]:
     """KL(pi(.|prefix) || pi_ref(.|prefix)) in nats at every completion token, (M,), and offsets (N+1,).
 
-    Exact over the vocabulary, of which it holds (M x V) numbers a few times over: ask for at most `kl_tokens` at once.
-    The gradient flows to the policy.
+    Exact over the vocabulary. The gradient flows to the policy.
     """
-    dtype = COMPUTED_IN[policy.precision]
-    with torch.no_grad(), reference.in_place():
-        hidden = forward(policy, trees, want_hidden=True).hidden
-        assert hidden is not None
-        other = policy.head.logits(hidden, compute_dtype=dtype).log_softmax(-1)
     output = forward(policy, trees, want_hidden=True)
     assert output.hidden is not None
-    mine = policy.head.logits(output.hidden, compute_dtype=dtype).log_softmax(-1)
-    return (mine.exp() * (mine - other)).sum(-1), output.offsets
+    divergence = _divergence(policy, reference, trees, output.hidden, lambda mine, theirs: (mine.exp(), mine - theirs))
+    return divergence, output.offsets
+
+
+def reference_kl(policy: Policy, reference: LiveReference, trees: Sequence[Branches], hidden: Tensor) -> Tensor:
+    """KL(pi_ref(.|prefix) || pi(.|prefix)) in nats at every completion token, (M,), from the policy's hidden states (M,
+    H) of `forward` over the same trees.
+
+    Exact over the vocabulary. The gradient flows to the policy: through the hidden states, and to the head.
+    """
+    return _divergence(policy, reference, trees, hidden, lambda mine, theirs: (theirs.exp(), theirs - mine))
+
+
+def _divergence(
+    policy: Policy,
+    reference: LiveReference,
+    trees: Sequence[Branches],
+    hidden: Tensor,
+    of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """At every token the sum over the vocabulary of the two factors that `of` makes of both models' log-probs. As many
+    of these as the head holds at once are there at a time, and backward computes them again."""
+    dtype = COMPUTED_IN[policy.precision]
+    with torch.no_grad(), reference.in_place():
+        other = forward(policy, trees, want_hidden=True).hidden
+    assert other is not None
+
+    def part(rows: slice) -> Tensor:
+        with torch.no_grad(), reference.in_place():
+            theirs = policy.head.logits(other[rows], compute_dtype=dtype).log_softmax(-1)
+        mine = policy.head.logits(hidden[rows], compute_dtype=dtype).log_softmax(-1)
+        probability, difference = of(mine, theirs)
+        return (probability * difference).sum(-1)
+
+    rows = list(policy.head.chunks(hidden))
+    return torch.cat([checkpoint(part, some, use_reentrant=False, preserve_rng_state=False) for some in rows])
 
 
 def kl_tokens(policy: Policy) -> int:

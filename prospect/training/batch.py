@@ -22,6 +22,7 @@ from prospect.data.schedule import balance, fill
 from prospect.data.textids import Ids
 from prospect.engine.packing import Branches, TokenLogps, forward, forward_more, move, take
 from prospect.engine.policy import Policy
+from prospect.engine.reference import LiveReference, reference_kl
 from prospect.feedback.records import Example
 from prospect.losses.numerics import segment_sum
 
@@ -145,6 +146,11 @@ def _micro_batch(groups: Sequence[Sequence[_Row]]) -> MicroBatch:
     )
 
 
+LEARNT = ("token_logp", "value", "token_reference_kl")
+"""Columns through which a gradient flows to the policy."""
+COLUMNS = (*LEARNT, "token_reference_logp", "token_sum_p2")
+
+
 @dataclass(frozen=True, eq=False)
 class Completions:
     """Log-probs of N completions in T tokens, completion k being `bounds[k]:bounds[k + 1]`, and what follows from them.
@@ -155,6 +161,7 @@ class Completions:
     token_reference_logp: Tensor | None = None  # (T,)
     token_sum_p2: Tensor | None = None  # (T,)
     value: Tensor | None = None  # (T,)
+    token_reference_kl: Tensor | None = None  # (T,)
 
     @property
     def offsets(self) -> Tensor:
@@ -200,11 +207,20 @@ class Completions:
         assert self.value is not None, "who reads it has a value head"
         return self.value[self.offsets[:-1]]
 
+    @property
+    def reference_kl(self) -> Tensor:
+        """KL(pi_ref || pi), summed over the tokens of each completion (N,), in nats."""
+        assert self.token_reference_kl is not None, "who reads it has a live reference"
+        return segment_sum(self.token_reference_kl, self.offsets)
+
     def map(self, change: Callable[[Tensor], Tensor], bounds: Tensor) -> Completions:
         """With every column of tokens changed, and these bounds."""
-        columns = (self.token_reference_logp, self.token_sum_p2, self.value)
-        rest = (None if column is None else change(column) for column in columns)
-        return Completions(change(self.token_logp), bounds, *rest)
+        return Completions(bounds=bounds, **{name: change(column) for name, column in self.columns().items()})
+
+    def columns(self, names: Sequence[str] = COLUMNS) -> dict[str, Tensor]:
+        """Those of these columns of tokens that there are, by name."""
+        there = {name: getattr(self, name) for name in names}
+        return {name: column for name, column in there.items() if column is not None}
 
     def take(self, numbers: Sequence[int]) -> Completions:
         """Some completions, in this order."""
@@ -217,17 +233,10 @@ class Completions:
 
 def join(parts: Sequence[Completions]) -> Completions:
     """The completions of all parts, at least one of which there is, one behind the other."""
-
-    def cat(columns: list[Tensor | None]) -> Tensor | None:
-        tensors = [column for column in columns if column is not None]
-        return torch.cat(tensors) if tensors else None
-
+    columns = [part.columns() for part in parts]
     return Completions(
-        torch.cat([part.token_logp for part in parts]),
-        _bounds(torch.cat([part.bounds.diff() for part in parts])),
-        cat([part.token_reference_logp for part in parts]),
-        cat([part.token_sum_p2 for part in parts]),
-        cat([part.value for part in parts]),
+        bounds=_bounds(torch.cat([part.bounds.diff() for part in parts])),
+        **{name: torch.cat([column[name] for column in columns]) for name in columns[0]},
     )
 
 
@@ -345,11 +354,17 @@ def _columns(dataset: Dataset, rows: Sequence[Example]) -> dict[str, list[Any]]:
 
 
 def compute(
-    policy: Policy, trees: Sequence[Branches], reference: Reference | None, *, sum_p2: bool = False, value: bool = False
+    policy: Policy,
+    trees: Sequence[Branches],
+    reference: Reference | None,
+    *,
+    sum_p2: bool = False,
+    value: bool = False,
+    live: LiveReference | None = None,
 ) -> Completions:
-    """Run the engine on trees, and look up their completions in the reference."""
-    output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value)
-    return _completions(policy, trees, output, reference)
+    """Run the engine on trees, and look up their completions in the reference. From a `live` one comes its KL, too."""
+    output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value or live is not None)
+    return _completions(policy, trees, output, reference, value=value, live=live)
 
 
 def compute_with(
@@ -360,13 +375,15 @@ def compute_with(
     *,
     sum_p2: bool = False,
     value: bool = False,
+    live: LiveReference | None = None,
 ) -> tuple[Completions, Completions]:
     """The same and, without gradient, `further[k]`: more completions of the prompt of tree k, which is not computed
     again. There is at least one of them."""
     # Around both: the second finds most of the weights that the first has cast for its backward. Not around the
     # look-up: a live reference puts other weights into the same parameters, which is all that autocast looks at.
     with policy.autocast():
-        output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value, want_prompts=True)
+        wants_hidden = value or live is not None
+        output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=wants_hidden, want_prompts=True)
         assert output.prompts is not None, "the caller has asked `on_trees`"
         with torch.no_grad():
             more = forward_more(policy, output.prompts, further)
@@ -374,17 +391,24 @@ def compute_with(
     with torch.no_grad():
         others = [Branches(tree.prompt, tuple(ids)) for tree, ids in zip(trees, further, strict=True) if ids]
         beside = _completions(policy, others, more, reference)
-    return _completions(policy, trees, output, reference), beside
+    return _completions(policy, trees, output, reference, value=value, live=live), beside
 
 
 def _completions(
-    policy: Policy, trees: Sequence[Branches], output: TokenLogps, reference: Reference | None
+    policy: Policy,
+    trees: Sequence[Branches],
+    output: TokenLogps,
+    reference: Reference | None,
+    *,
+    value: bool = False,
+    live: LiveReference | None = None,
 ) -> Completions:
-    logp = output.token_logp
+    logp, hidden = output.token_logp, output.hidden
     return Completions(
         logp,
         output.offsets,
         None if reference is None else reference.scores(trees, logp.detach()),
         output.token_sum_p2,
-        policy.values(output.hidden).to(logp.dtype) if output.hidden is not None else None,
+        policy.values(hidden).to(logp.dtype) if value and hidden is not None else None,
+        reference_kl(policy, live, trees, hidden).to(logp.dtype) if live is not None and hidden is not None else None,
     )

@@ -13,6 +13,7 @@ import torch
 from prospect.data.dataset import Dataset
 from prospect.engine.packing import Branches
 from prospect.training import ranks
+from prospect.training.batch import LEARNT
 from prospect.training.step import Job
 
 CPU_TOKENS = 4096
@@ -91,8 +92,8 @@ def _budget(job: Job, meter: Meter) -> int:
 
     def backward(part: list[Branches]) -> None:
         completions = job.compute(part)
-        columns = (completions.token_logp, completions.token_sum_p2, completions.value)
-        torch.stack([column.sum() for column in columns if column is not None]).sum().backward()
+        columns = completions.columns((*LEARNT, "token_sum_p2")).values()
+        torch.stack([column.sum() for column in columns]).sum().backward()
 
     def measure(part: list[Branches]) -> Measurement:
         return _tokens(part), meter.peak(lambda: backward(part))

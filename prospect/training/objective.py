@@ -54,6 +54,7 @@ class Objective:
         self.pairs, self.groups = loss.view == "pairs", loss.view == "groups"
         self.reads_sum_p2 = "token_sum_p2" in loss.reads
         self.reads_value = loss.value_head
+        self.reads_kl = loss.live
 
     @property
     def beta(self) -> float:
@@ -191,7 +192,8 @@ class Objective:
 
         def side(sign: float) -> Completions:
             logp = reference + (sign * reward / lengths).repeat_interleave(lengths)
-            return Completions(logp, bounds, reference, logp.detach().exp().square(), logp * 0)
+            squares, kl = logp.detach().exp().square(), (logp - reference).square() / 2
+            return Completions(logp, bounds, reference, squares, logp * 0, kl)
 
         sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)

@@ -220,6 +220,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
     Raises ConfigError where an option does not fit the loss, DataError where no answer has a partner for z0.
     """
     point = _reference_point(config, loss)
+    _require_live(config, loss, point)
     training, arguments = weigh(config, loss, policy, training)
     with_partners = point is not None and point.partners
     if config.equal_scores != "keep" and loss.view != "groups":
@@ -284,6 +285,21 @@ def _reference_point(config: TrainConfig, loss: Loss) -> ReferencePoint | None:
     if config.z0_gradient and point.averages == "samples":
         raise ConfigError("no gradient flows through answers that were sampled: leave out --z0-gradient")
     return point
+
+
+def _require_live(config: TrainConfig, loss: Loss, point: ReferencePoint | None) -> None:
+    """What asks for the reference's weights has them: they are the start model's. Raises ConfigError."""
+    if config.reference is None:
+        return
+    reasons = [f"the loss {loss.name} reads its whole distribution"] * loss.live
+    reasons += [f"--modify {modifier.name} moves it" for modifier in loss.modifiers if modifier.motion]
+    if point is not None and point.live:
+        reasons.append(f"the reference point {point.name} asks it about what is not in the data")
+    if reasons:
+        raise ConfigError(
+            f"of --reference {config.reference} only the log-probs of the data's answers are kept, but {reasons[0]}. "
+            "Leave out --reference, so that the start model is the reference, or start from that model"
+        )
 
 
 def checkpointing(config: TrainConfig, policy: Policy) -> bool:

@@ -37,6 +37,7 @@ from prospect.losses.reference_point import Statistics
 from prospect.losses.registry import ReferencePoint
 from prospect.training import ranks
 from prospect.training.batch import (
+    LEARNT,
     Batch,
     Completions,
     MicroBatch,
@@ -108,9 +109,11 @@ class Job:
         computed again. The engine must be able to (`shares_prompts`)."""
         return compute_with(self.policy, trees, further, self.reference, **self._columns())
 
-    def _columns(self) -> dict[str, bool]:
+    def _columns(self) -> dict[str, Any]:
         """The columns of completions that the loss reads beside the log-probs."""
-        return {"sum_p2": self.objective.reads_sum_p2, "value": self.objective.reads_value}
+        objective = self.objective
+        live = self.live if objective.reads_kl else None
+        return {"sum_p2": objective.reads_sum_p2, "value": objective.reads_value, "live": live}
 
     def shares_prompts(self, trees: Sequence[Branches]) -> bool:
         """Whether the engine can score further completions of these prompts without computing them again."""
@@ -366,8 +369,8 @@ def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: Step
 
 @dataclass(frozen=True, slots=True)
 class WholeStep:
-    """The objective.SUMS of a whole step at once, and the objective's derivatives: per side by each token's log-prob
-    and value, and by z0 where a gradient flows through it."""
+    """The objective.SUMS of a whole step at once, and the objective's derivatives: per side by each token's columns
+    that are learnt, and by z0 where a gradient flows through it."""
 
     sums: Tensor
     by_tokens: tuple[Completions, ...]
@@ -377,10 +380,9 @@ class WholeStep:
         """What has the same gradient as the whole step's objective has on these rows of it."""
         total = batch.weight.new_zeros(())
         for side, derivatives in zip(batch.sides, self.by_tokens, strict=True):
-            by = derivatives.take(places)
-            total = total + (side.token_logp * by.token_logp.to(side.token_logp)).sum()
-            if by.value is not None and side.value is not None:
-                total = total + (side.value * by.value.to(side.value)).sum()
+            columns = side.columns(LEARNT)
+            for name, by in derivatives.take(places).columns(LEARNT).items():
+                total = total + (columns[name] * by.to(columns[name])).sum()
         return total
 
 
@@ -405,12 +407,12 @@ def _whole_step(
         parts = [(places, batch.to(job.policy.device)) for share in shares for places, batch in share]
     step_batch = _in_order(parts, z0)
     assert len(step_batch) == len(step.rows), "every row of the step is on one rank, once"
-    leaves = [x.requires_grad_() for side in step_batch.sides for x in (side.token_logp, side.value) if x is not None]
+    leaves = [x.requires_grad_() for side in step_batch.sides for x in side.columns(LEARNT).values()]
     objective = job.objective(step_batch, counts)
     leaves += [z0.value] if z0.value is not None and z0.graph is not None else []
     slopes = iter(torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True))
     by_tokens = tuple(
-        Completions(next(slopes), side.bounds, value=None if side.value is None else next(slopes))
+        Completions(bounds=side.bounds, **{name: next(slopes) for name in side.columns(LEARNT)})
         for side in step_batch.sides
     )
     with torch.no_grad():

@@ -2,7 +2,8 @@
 
 A case is a loss with its arguments filled in and the kinds of its positional inputs, one letter each:
 r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, w win rate, t token log-prob, V
-value of the prompt; without gradient c log-ratio, v value of the prompt, q quantile and k count of the reference's.
+value of the prompt, D KL; without gradient c log-ratio, v value of the prompt, q quantile and k count of the
+reference's.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ EXTREMES: dict[str, list[float]] = {
     "w": [0.0, 0.5, 1.0],
     "q": [0.0, 0.5, 1.0],
     "k": [1.0, 2.0, 1000.0],
+    "D": [0.0, 1.0, 1e4],
 }
-LEARNT = "rLtV"
+LEARNT = "rLtVD"
 """The kinds that carry gradient."""
 
 
@@ -68,6 +70,7 @@ def draw(kinds: str, rows: int = 8, dtype: torch.dtype = torch.float64, seed: in
         "w": lambda: uniform(0, 1),
         "q": lambda: uniform(0, 1),
         "k": lambda: torch.randint(1, 20, (rows,), generator=g).to(dtype),
+        "D": lambda: uniform(0, 5),
     }
     return [makers[kind]() for kind in kinds]
 

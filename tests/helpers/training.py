@@ -99,13 +99,18 @@ def queries(micro_batch: MicroBatch) -> list[Query]:
     return [(tree.prompt, completion) for tree in micro_batch.trees for completion in tree.completions]
 
 
-def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
-    """log pi of each completion token by the model's own forward on one sequence, (c,)."""
+def log_probs(job: Job, prompt: Any, completion: Any) -> Tensor:
+    """log pi of the whole vocabulary at each completion token by the model's own forward on one sequence, (c, V)."""
     ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]], device=job.policy.device)
     with job.policy.autocast():
-        every = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
-    start = len(prompt)
-    return every[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0]
+        every: Tensor = job.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+    return every[len(prompt) - 1 : -1]
+
+
+def logp(job: Job, prompt: Any, completion: Any) -> Tensor:
+    """log pi of each completion token, (c,), in the same way."""
+    every = log_probs(job, prompt, completion)
+    return every.gather(-1, torch.tensor(completion.tolist(), device=every.device)[:, None])[:, 0]
 
 
 def expected_gradient(job: Job, objective: Tensor) -> Gradients:
@@ -183,7 +188,8 @@ def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) ->
 
 
 def with_live(job: Job) -> None:
-    if job.objective.loss.motion or (job.estimator is not None and job.estimator.live):
+    loss = job.objective.loss
+    if loss.motion or loss.live or (job.estimator is not None and job.estimator.live):
         job.live = LiveReference(job.policy)
         if job.objective.loss.motion:
             job.reference = job.live

@@ -30,6 +30,8 @@ from prospect.losses.paired import (
     reverse_kl,
     robust,
     sppo_hard,
+    tdpo1,
+    tdpo2,
 )
 from prospect.losses.paired_coupled import aot, aot_unpaired
 from prospect.losses.paired_scores import margin_dpo, odpo
@@ -52,6 +54,8 @@ CASES = {
     "fdpo alpha 1.5": Case(partial(fdpo, divergence=partial(alpha_divergence, alpha=1.5)), "rr"),
     "bco_pair": Case(bco_pair, "rrz"),
     "cpo_constrained": Case(cpo_constrained, "rrLLnn"),
+    "tdpo1": Case(tdpo1, "rrDD"),
+    "tdpo2": Case(tdpo2, "rrmD"),  # its third input has no gradient
     "odpo": Case(odpo, "rrm"),
     "margin_dpo": Case(margin_dpo, "rrm"),
     "aot": Case(partial(aot, epsilon=0.1), "LLLL", coupled=True),
@@ -244,3 +248,16 @@ def test_golden_cpo_constrained() -> None:
     assert torch.equal(partial(cpo_constrained, gamma=0.0)(*inputs), dpo(*inputs[:2]))
     longer = loss(ratios, f64(0, 0, 0), 7 * up, 7 * down, 7 * one, 7 * one)
     torch.testing.assert_close(longer, got)
+
+
+def test_golden_tdpo() -> None:
+    """K of the chosen 0.4, 0.2, 0, of the rejected 0.9, 0.1, 0. The second has no gradient in K of the chosen."""
+    at = f64(3, -1, 0), f64(-1.5, 1.5, 0), f64(0.4, 0.2, 0), f64(0.9, 0.1, 0)
+    assert tdpo1(*at).tolist() == pytest.approx([0.51301525, 0.82032997, 0.69314718], abs=5e-9)
+    assert tdpo2(*at).tolist() == pytest.approx([0.50305740, 0.82313161, 0.69314718], abs=5e-9)
+    assert torch.equal(partial(tdpo2, alpha=0.0)(*at), dpo(*at[:2]))
+    torch.testing.assert_close(partial(tdpo2, alpha=1.0)(*at), tdpo1(*at))
+    chosen_kl, rejected_kl = f64(0.4).requires_grad_(), f64(0.9).requires_grad_()
+    loss = tdpo2(f64(3), f64(-1.5), chosen_kl, rejected_kl).sum()
+    by_chosen, by_rejected = torch.autograd.grad(loss, (chosen_kl, rejected_kl), allow_unused=True)
+    assert by_chosen is None and by_rejected is not None and by_rejected.item() > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prospect.errors import ConfigError, DataError
+from prospect.feedback.records import Example
 from prospect.losses.registry import LOSSES, Read, bound
 from prospect.training import loop
 from prospect.training.batch import Batch, Completions, batch_of
@@ -24,6 +26,7 @@ from tests.helpers.training import (
     expected_gradient,
     gradients,
     job_of,
+    log_probs,
     logp,
     micro_batches,
     move,
@@ -89,6 +92,7 @@ def independent(job: Job, start: Job) -> Tensor:
                     "old_token_logp": lambda b=theirs: torch.cat(b),
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
+                    "reference_kl": partial(whole_kls, job, start, [rows[k] for k in keep], side),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
                     "prompt_value": lambda a=mine: torch.zeros(len(a), dtype=torch.float64, **there),
                 }
@@ -107,10 +111,21 @@ def independent(job: Job, start: Job) -> Tensor:
     return total
 
 
+def whole_kls(job: Job, start: Job, rows: list[Example], side: int) -> Tensor:
+    """KL(pi_ref || pi) summed over the tokens of each answer, over the vocabulary as the models give it."""
+    kls = []
+    for row in rows:
+        prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row, side)
+        theirs = log_probs(start, prompt, answer).detach()
+        kls.append((theirs.exp() * (theirs - log_probs(job, prompt, answer))).sum())
+    return torch.stack(kls)
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("csft", "bco_density")])
 def test_gradient_of_every_loss(make_job: MakeJob, name: str) -> None:
     """In float64 the gradient of the objective written down term by term, and the same in many micro-batches."""
     job, start = job_of(make_job, name), make_job(thumbs(2), "start")
+    with_live(job)
     move(job)
     if job.policy.value_head is not None:
         with torch.no_grad():
@@ -152,6 +167,8 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         ("kto", ("tr",), {}),
         ("dpo:0.8,bco_pair:0.2,sft:1", (), {}),
         ("kto:0.5,sft:0.1", (), {}),
+        ("tdpo1:0.5,aot:0.5", (), {}),
+        ("tdpo2", ("tr",), {}),
     ],
 )
 def test_modifiers_and_mixtures_do_not_depend_on_micro_batches(
@@ -288,12 +305,18 @@ def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
             {"loss": "kto_surprisal", "reference_point": "running_mean"},
             "averages log-ratios, but kto_surprisal reads none",
         ),
+        (
+            {"loss": "tdpo1", "reference": "other"},
+            "log-probs .* are kept, but the loss tdpo1 reads its whole distribution",
+        ),
+        ({"loss": "kto", "modify": ("tr",), "reference": "other"}, "but --modify tr moves it. Leave out --reference"),
+        ({"loss": "kto", "reference": "other", "reference_point": "token_kl"}, "the reference point token_kl asks it"),
         ({"loss": "kto", "loss_args": {"value": "logistics"}}, 'no "logistics".*"logistic"'),
         ({"loss": "cdpo", "loss_args": {"epsilon": 0.6}}, "epsilon must be from 0 to below 0.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_job: MakeJob, options: dict[str, Any], message: str) -> None:
-    rows = pairs(4) if options["loss"] in ("dpo", "bco_pair", "cdpo") else thumbs(8)
+    rows = pairs(4) if options["loss"] in ("dpo", "bco_pair", "cdpo", "tdpo1") else thumbs(8)
     with pytest.raises(ConfigError, match=message):
         make_job(rows, **options)
 
