@@ -157,7 +157,7 @@ def _checks(found: Facts) -> list[str]:
 
 def _figure(found: Facts) -> str:
     """How many times as fast: a bar per work and peer setting."""
-    from prospect.report.charts import Bar, bars
+    from prospect.report.svg import Bar, bars
 
     rows = []
     for work, sides in _by_work(found).items():

@@ -107,7 +107,7 @@ def train(
         options["loss"] = loss
     folder = str(out) if out is not None else run_folder.new_folder(loss or TrainConfig.loss)
     config = from_dict({"model": str(model), "data": name, "out": folder, **options}, "prospect.train")
-    return run(config, in_memory, typed=frozenset(options))
+    return run(config, in_memory, set_by_user=frozenset(options))
 
 
 def run(
@@ -115,23 +115,23 @@ def run(
     data: Any = None,
     *,
     command: str = "prospect.train(...)",
-    typed: frozenset[str] = frozenset(),
+    set_by_user: frozenset[str] = frozenset(),
 ) -> Run:
     """`train` from a config; `data` replaces config.data where it is not a path; `command` is what config.json says
-    that the run was started with, `typed` names the options that the user has set. Raises UserError before anything is
-    written, RunError once the run has started."""
+    that the run was started with, `set_by_user` names the options that the user has set. Raises UserError before
+    anything is written, RunError once the run has started."""
     process.settle()
     with ranks.together(), store.private(), ExitStack() as claims:
         try:
-            return _run_in_folder(config, data, command, typed, claims)
+            return _run_in_folder(config, data, command, set_by_user, claims)
         except OSError as error:
             raise store.disk_error(error) from error
 
 
-def _run_in_folder(config: TrainConfig, data: Any, command: str, typed: frozenset[str], claims: ExitStack) -> Run:
+def _run_in_folder(config: TrainConfig, data: Any, command: str, set_by_user: frozenset[str], claims: ExitStack) -> Run:
     """Everything; what is entered into `claims` lasts to the end."""
     began = time.monotonic()
-    config, resumed = run_folder.settle(config, typed)
+    config, resumed = run_folder.settle(config, set_by_user)
     folder, loss = Path(config.out), registry.modified(registry.find(config.loss), config.modify)
     Objective(loss, registry.arguments(loss, config.loss_args)).rehearse()  # before anything is loaded
     adapter = parse_lora(config.lora) if config.lora else None

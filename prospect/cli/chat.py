@@ -78,7 +78,7 @@ def chat(arguments: list[str]) -> int:
         compare = run.reference
         if compare is None:
             raise ConfigError(f"--compare start needs a run folder, and {options.model} is none: name the second model")
-    names = [run.model] if compare is None else [run.model, run_folder.trained(compare).model]
+    names = [run.model] if compare is None else [run.model, run_folder.model_of_run(compare).model]
     quiet_loading()
     conversations = []
     for name in names:

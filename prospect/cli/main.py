@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a broken pipe is expected
         return code
     except BrokenPipeError:
-        from prospect.training.console import drop
+        from prospect.training.console import discard
 
-        drop(sys.stdout)  # its reader, such as `head`, has gone; Python would complain once more at exit
+        discard(sys.stdout)  # its reader, such as `head`, has gone; Python would complain once more at exit
         return 0
     except (ProspectError, KeyboardInterrupt, OSError) as error:
         if "--debug" in arguments:
@@ -92,9 +92,9 @@ def _dispatch(arguments: list[str], *, quiet: bool) -> int:
     name = "version" if name == "--version" else name
     if name not in COMMANDS:
         raise ConfigError(f'there is no command "{name}".{nearest(name, COMMANDS)} "prospect --help" lists them')
-    from prospect.training.console import hushed
+    from prospect.training.console import silent_notes
 
-    with hushed(quiet):
+    with silent_notes(quiet):
         return COMMANDS[name].load()(rest)
 
 

@@ -164,7 +164,7 @@ def merge(arguments: list[str]) -> int:
     from prospect.training import run_folder
 
     refuse_existing(options.out)
-    adapter = run_folder.trained(options.adapter).model
+    adapter = run_folder.model_of_run(options.adapter).model
     quiet_loading()
     off = merge_adapter(adapter, options.out, dtype=options.save_dtype)
     print(

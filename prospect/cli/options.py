@@ -26,7 +26,7 @@ from prospect.errors import ConfigError
 from prospect.training.config import TrainConfig, advice, same_flag
 
 if TYPE_CHECKING:
-    from prospect.training.run_folder import Trained
+    from prospect.training.run_folder import ModelOfRun
 
 Options = TypeVar("Options")
 
@@ -190,12 +190,12 @@ def split_off(arguments: Sequence[str]) -> tuple[list[str], dict[str, float | st
     return rest, loss_args, file
 
 
-def as_in_run(options: Options, *names: str) -> tuple[Options, Trained]:
+def as_in_run(options: Options, *names: str) -> tuple[Options, ModelOfRun]:
     """The options, in which those of `names` that are not set are as in the run whose folder is `options.model`; and
     what that run says of its model."""
     from prospect.training import run_folder
 
-    run = run_folder.trained(typing.cast(Any, options).model)
+    run = run_folder.model_of_run(typing.cast(Any, options).model)
     unset: dict[str, Any] = {name: run.options.get(name) for name in names if not getattr(options, name)}
     return replace(typing.cast(Any, options), **unset), run
 

@@ -50,7 +50,7 @@ def train(arguments: list[str]) -> int:
     if path is not None and of_a_run:
         run_folder.require_trust(config, _config(arguments, loss_args, TrainConfig()), Path(path))
     quiet_loading()
-    run(config, command=command, typed=frozenset(options) | flags | ({"loss_args"} if loss_args else set()))
+    run(config, command=command, set_by_user=frozenset(options) | flags | ({"loss_args"} if loss_args else set()))
     return 0
 
 

@@ -30,7 +30,7 @@ not shown to beat what ranks them for free; it learnt what people like."""
 
 LESS_LIKELY = 0.2
 """Nats per token by which liked answers may become less likely before it is worth a word."""
-STILL = 0.1
+HARDLY_CHANGED = 0.1
 """Nats by which the log-prob of an answer moves, on average, in a model that has hardly changed: a tenth of its
 probability."""
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
@@ -266,14 +266,14 @@ class Evidence:
 
     def _still(self) -> bool:
         """Whether the model has hardly changed: its sampled answers are the same, or log-probs have moved by no more
-        than STILL or three times what rounding moves them."""
+        than HARDLY_CHANGED or three times what rounding moves them."""
         if self.sampled and not self.changed:
             return True
         if math.isfinite(self.change.value):
             rounding = number(section(self.run.before, "change"), "value", 0.0)
-            return self.change.value <= max(STILL, 3 * rounding)
+            return self.change.value <= max(HARDLY_CHANGED, 3 * rounding)
         moves = [abs(value) / self.beta for value in _finite((self.reward_up, self.reward_down))]
-        return not self.sampled and self.run.own_reference and bool(moves) and max(moves) <= STILL
+        return not self.sampled and self.run.own_reference and bool(moves) and max(moves) <= HARDLY_CHANGED
 
     def _effect(self) -> Effect:
         if math.isnan(self.auc.value):

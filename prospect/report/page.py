@@ -18,10 +18,10 @@ from markupsafe import Markup
 
 from prospect.data import store
 from prospect.evaluate.advice import LEGEND
-from prospect.report import figures
-from prospect.report.advice import advise
-from prospect.report.charts import minus
+from prospect.report import charts
 from prospect.report.evidence import Data, Evidence, RunFolder, interval, items, number, objects, read, section
+from prospect.report.next_steps import advise
+from prospect.report.svg import minus
 from prospect.report.verdict import verdict
 
 Facts = list[tuple[str, str]]
@@ -69,17 +69,17 @@ def _values(run: RunFolder) -> dict[str, Any]:
         "story_table": [row for row in rows if isinstance(row, list)],
         "story_answers": objects(story, "answers"),
         "story_paragraphs": items(story, "paragraphs"),
-        "story_figure": figures.story(story),
+        "story_figure": charts.story(story),
         "verdict": verdict(run),
         "tiles": _tiles(run),
-        "outcome": figures.outcome(run),
+        "outcome": charts.outcome(run),
         "notes": items(run.after, "notes"),
         "advice": advise(run) if run.steps or run.after else None,
         "legend": LEGEND,
         "samples": _samples(run.answers),
-        "heldout": figures.heldout(run),
+        "heldout": charts.heldout(run),
         "heldout_counts": ", ".join(counts),
-        "curves": figures.curves(run) if run.steps else [],
+        "curves": charts.curves(run) if run.steps else [],
         "training_summary": _training_summary(run),
         "findings": [finding | {"examples": items(finding, "examples")} for finding in objects(run.check, "findings")],
         "data_facts": _flat(section(run.check, "summary")),
@@ -156,7 +156,7 @@ def _training_summary(run: RunFolder) -> str:
         hours = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
         parts.append(f"{seconds:.0f} seconds" if seconds < 90 else hours)
     smooth = " Lines are averages over neighbouring steps, bands show their standard deviation."
-    return ", ".join(parts) + "." + (smooth if len(run.steps) > 2 * figures.WINDOWS else "")
+    return ", ".join(parts) + "." + (smooth if len(run.steps) > 2 * charts.WINDOWS else "")
 
 
 def _samples(by_prompt: Mapping[str, Mapping[float, str]]) -> list[tuple[str, list[tuple[str, str]]]]:

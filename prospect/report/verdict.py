@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prospect.evaluate.advice import render
-from prospect.report.evidence import STILL, Evidence, RunFolder, ends, interval, rise, section, with_interval
+from prospect.report.evidence import HARDLY_CHANGED, Evidence, RunFolder, ends, interval, rise, section, with_interval
 
 Tone = Literal["good", "bad", "open"]
 
@@ -85,7 +85,7 @@ class Sentences(Evidence):
         if self.sampled:
             parts.append(f"{self.changed} of {self.sampled} sampled answers differ from those before training")
         if not parts and self.still:
-            parts.append(f"the log-probs of training answers moved by less than {STILL:g} nats on average")
+            parts.append(f"the log-probs of training answers moved by less than {HARDLY_CHANGED:g} nats on average")
         text = " and ".join(parts)
         return f"{text[0].upper()}{text[1:]}." if text else ""
 

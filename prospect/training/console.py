@@ -56,7 +56,7 @@ class Console(rich.console.Console):
         except OSError:
             if not self.stderr:
                 raise
-            drop(sys.stderr)
+            discard(sys.stderr)
             super()._check_buffer()
 
     def render(
@@ -67,7 +67,7 @@ class Console(rich.console.Console):
             yield Segment(text if control else printable(text), style, control)
 
 
-def drop(stream: Any) -> None:
+def discard(stream: Any) -> None:
     """Let go of all that is written to a standard stream from now on, by whomever, and of what waits in it."""
     with suppress(OSError, ValueError, AttributeError):  # it is no file
         sink = os.open(os.devnull, os.O_WRONLY)
@@ -84,7 +84,7 @@ def quiet() -> bool:
 
 
 @contextmanager
-def hushed(silent: bool = True) -> Iterator[None]:
+def silent_notes(silent: bool = True) -> Iterator[None]:
     """Leave progress and notes out while this lasts."""
     token = _QUIET.set(silent or _QUIET.get())
     try:

@@ -226,7 +226,7 @@ def require_trust(config: TrainConfig, typed: TrainConfig, path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class ModelOfRun:
     """A trained model, and what its run says of it: `reference` is None and `options` are empty where no run does."""
 
     model: str
@@ -235,7 +235,7 @@ class Trained:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def trained(name: str) -> Trained:
+def model_of_run(name: str) -> ModelOfRun:
     """The model of a run folder, or of its folder `model`, with the run's reference model, beta and options; any other
     name stands for itself. Raises ConfigError where a run has no model yet, or a config.json that cannot be read."""
     folder = folders.local(name)
@@ -255,8 +255,8 @@ def trained(name: str) -> Trained:
             raise ConfigError(f"the run {run} has no model yet: go on with prospect train --resume --out {run}")
         if run == folder or folder.name == "model":
             reference = options.get("reference") or options.get("model") or model.get("path")
-            return Trained(str(run / "model"), reference, float(loss.get("beta", 0.1)), options)
-    return Trained(name)
+            return ModelOfRun(str(run / "model"), reference, float(loss.get("beta", 0.1)), options)
+    return ModelOfRun(name)
 
 
 def new_folder(loss: str) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prospect.losses.paired import dpo
 from prospect.losses.unpaired import kto
-from prospect.report import charts
-from prospect.report.charts import Figure, Line
+from prospect.report import svg
+from prospect.report.svg import Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
@@ -103,7 +103,7 @@ def _sides_figure(p: Tensor, odds: Tensor, reference: Tensor) -> Figure:
         "Share of y_a among y_a and y_b, where the reference gives .2 and .8. A majority above ½ is enough for KTO; "
         "DPO stays with the minority until the majority outweighs the reference. β = 0.1."
     )
-    return charts.lines(
+    return svg.lines(
         "theory-majority",
         title,
         caption,
@@ -256,7 +256,7 @@ def both_thumbs(seed: int) -> Experiment:
     )
     title = "What an answer with both thumbs teaches"
     caption = "Length of the gradient on the policy's logits, one thumb up and one down on the same answer, λ_D = 1."
-    figure = charts.lines(
+    figure = svg.lines(
         "theory-both-thumbs",
         title,
         caption,

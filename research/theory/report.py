@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from prospect.report.charts import Figure
+from prospect.report.svg import Figure
 from prospect.training.console import Console
 from research.theory.contradiction import both_thumbs, contradiction
 from research.theory.sampled import noise, reference_point

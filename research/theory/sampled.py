@@ -8,8 +8,8 @@ from torch import Tensor
 from prospect.losses.paired import dpo
 from prospect.losses.reference_point import Statistics, mismatched, unclamped
 from prospect.losses.unpaired import kto, logistic, logsigmoid
-from prospect.report import charts
-from prospect.report.charts import Figure, Line
+from prospect.report import svg
+from prospect.report.svg import Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
@@ -110,7 +110,7 @@ def _noise_figure(sampled: list[Tensor]) -> Figure:
         f"mean of {REPEATS} draws with two standard errors over {PROMPTS} prompts. "
         f"β = {BETA:g}, z0 = 0, 150 steps of Adam."
     )
-    return charts.lines("theory-noise", title, caption, series, "probability of a flipped label", "gain", include=[0])
+    return svg.lines("theory-noise", title, caption, series, "probability of a flipped label", "gain", include=[0])
 
 
 def reference_point(seed: int) -> Experiment:
@@ -166,5 +166,5 @@ def reference_point(seed: int) -> Experiment:
         Line("raw", "bad", drifts, raw),
         Line("clamped", "main", drifts, clamped),
     ]
-    figure = charts.lines("theory-z0", title, caption, series, "drift of the logits (standard deviation)", "nats")
+    figure = svg.lines("theory-z0", title, caption, series, "drift of the logits (standard deviation)", "nats")
     return Experiment("z0: what its estimator really estimates", findings, figure)

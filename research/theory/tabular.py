@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prospect.report.charts import Figure
+from prospect.report.svg import Figure
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(log-ratios (X, K), exact KL(pi || pi_ref) of each prompt (X,), both with gradient) -> scalar loss."""

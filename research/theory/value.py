@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prospect.losses.paired import dpo
 from prospect.losses.unpaired import kto, logsigmoid
-from prospect.report import charts
-from prospect.report.charts import Bar, Figure, Line
+from prospect.report import svg
+from prospect.report.svg import Bar, Figure, Line
 from research.theory.tabular import (
     Experiment,
     Finding,
@@ -116,7 +116,7 @@ def _gradient_figure() -> Figure:
         "KTO pulls hardest at the reference point and lets go on both sides. DPO, and KTO with the concave value "
         "log σ, pull with full force at answers that look hopeless. β = 0.1."
     )
-    return charts.lines("theory-gradient", title, caption, series, "z = r − z0 in nats", "|dL/dr|", include=[0])
+    return svg.lines("theory-gradient", title, caption, series, "z = r − z0 in nats", "|dL/dr|", include=[0])
 
 
 def human_value(seed: int) -> Experiment:
@@ -200,6 +200,6 @@ def _value_figure(gaps: dict[str, float]) -> Figure:
     )
     rows = [Bar(f"reference point: {name}", gap, nan, nan) for name, gap in gaps.items()]
     largest = max(0.5, *gaps.values())
-    return charts.bars(
+    return svg.bars(
         "theory-value", title, caption, rows, "change of value, between 0 and 1", x=(0.0, largest), filled=True
     )

@@ -31,8 +31,8 @@ from prospect.feedback.load import load as load_feedback
 from prospect.losses.registry import LOSSES, MODIFIERS, defaults
 from prospect.training import runlog
 from prospect.training.config import TrainConfig, advice, other_names, same_flag, to_dict
-from prospect.training.console import hushed, quiet
-from prospect.training.run_folder import Trained, trained
+from prospect.training.console import quiet, silent_notes
+from prospect.training.run_folder import ModelOfRun, model_of_run
 from prospect.training.runlog import RunLog
 from tests.helpers.models import tiny
 from tests.helpers.tokenizers import CHATML
@@ -275,7 +275,7 @@ def test_quiet_leaves_out_notes_and_keeps_warnings(tmp_path: Path, capsys: pytes
 
     loud = speak()
     assert "a note" in loud and "steps 10/10" in loud and "warning: a danger" in loud
-    with hushed():
+    with silent_notes():
         assert speak() == "warning: a danger\n"
     assert speak() == loud
 
@@ -612,11 +612,11 @@ def test_eval_without_a_reference_says_so(
 
 
 def test_a_run_is_measured_with_its_own_options(run_folder: Path, assistant: Path, tmp_path: Path) -> None:
-    found = trained(str(run_folder))
+    found = model_of_run(str(run_folder))
     assert (found.model, found.reference, found.beta) == (str(run_folder / "model"), str(assistant), 0.3)
     assert found.options["max_length"] == 90
-    assert trained("owner/name") == Trained("owner/name")
-    assert trained(str(assistant)) == Trained(str(assistant)), "a model's config.json is no run's"
+    assert model_of_run("owner/name") == ModelOfRun("owner/name")
+    assert model_of_run(str(assistant)) == ModelOfRun(str(assistant)), "a model's config.json is no run's"
 
 
 def test_chat_takes_a_run_folder(run_folder: Path, assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:

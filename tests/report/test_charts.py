@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prospect.report import charts
-from prospect.report.charts import Bar, Canvas, Figure, Line, labels, minus, padded, ticks
+from prospect.report import svg
+from prospect.report.charts import POINTS, smooth
 from prospect.report.evidence import ends, rise
-from prospect.report.figures import POINTS, smooth
+from prospect.report.svg import Bar, Canvas, Figure, Line, labels, minus, padded, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -64,7 +64,7 @@ def test_the_canvas_maps_data_to_places() -> None:
 
 def test_lines_have_title_description_labels_and_legend() -> None:
     series = [Line("desirable", "good", [1, 2, 3], [0.0, 1.0, 2.0]), Line("undesirable", "bad", [1, 2, 3], [0, -1, -2])]
-    root = parse(charts.lines("x", "Rewards", "How they part", series, "step", "reward (nats)"))
+    root = parse(svg.lines("x", "Rewards", "How they part", series, "step", "reward (nats)"))
     assert root.get("role") == "img"
     named = {element.get("id"): element.text for element in root if element.get("id")}
     assert [named[i] for i in str(root.get("aria-labelledby")).split()] == ["Rewards", "How they part"]
@@ -74,7 +74,7 @@ def test_lines_have_title_description_labels_and_legend() -> None:
 
 
 def test_a_gap_breaks_the_line() -> None:
-    root = parse(charts.lines("x", "t", "d", [Line("", "main", [1, 2, 3, 4], [1, math.nan, 3, 4])], "x", "y"))
+    root = parse(svg.lines("x", "t", "d", [Line("", "main", [1, 2, 3, 4], [1, math.nan, 3, 4])], "x", "y"))
     path = next(p for p in root.iter(f"{SVG}path") if "line" in str(p.get("class")))
     assert str(path.get("d")).count("M") == 2
 
@@ -82,17 +82,17 @@ def test_a_gap_breaks_the_line() -> None:
 def test_bands_break_at_gaps_and_stay_inside() -> None:
     y = [1.0, 2.0, 3.0, 4.0, 5.0]
     low, high = [0.0, 1.0, math.nan, 3.0, 4.0], [2.0, 3.0, math.nan, 5.0, 6.0]
-    root = parse(charts.lines("x", "t", "d", [Line("", "main", y, y, (low, high))], "x", "y"))
+    root = parse(svg.lines("x", "t", "d", [Line("", "main", y, y, (low, high))], "x", "y"))
     assert sum("band" in str(p.get("class")) for p in root.iter(f"{SVG}path")) == 2
 
 
 @pytest.mark.parametrize("y", [[], [math.nan], [2.0], [0.0, 0.0]])
 def test_degenerate_series_draw(y: list[float]) -> None:
-    parse(charts.lines("x", "t", "d", [Line("a", "main", range(len(y)), y)], "x", "y"))
+    parse(svg.lines("x", "t", "d", [Line("a", "main", range(len(y)), y)], "x", "y"))
 
 
 def test_histogram_puts_the_classes_on_two_sides() -> None:
-    root = parse(charts.histogram("h", "t", "d", [0.0, 1.0, 2.0], [1, 3], [4, 0], "reward", mark=0.5))
+    root = parse(svg.histogram("h", "t", "d", [0.0, 1.0, 2.0], [1, 3], [4, 0], "reward", mark=0.5))
     bars = [r for r in root.iter(f"{SVG}rect") if "fill" in str(r.get("class"))]
     good = [r for r in bars if "good" in str(r.get("class"))]
     bad = [r for r in bars if "bad" in str(r.get("class"))]
@@ -106,7 +106,7 @@ def test_histogram_puts_the_classes_on_two_sides() -> None:
 
 
 def test_histogram_of_nothing_draws() -> None:
-    parse(charts.histogram("h", "t", "d", [0.0, 1.0], [0], [0], "reward"))
+    parse(svg.histogram("h", "t", "d", [0.0, 1.0], [0], [0], "reward"))
 
 
 def test_calibration_says_n_for_every_bin() -> None:
@@ -114,14 +114,14 @@ def test_calibration_says_n_for_every_bin() -> None:
         {"low": 0.1, "high": 0.2, "mean": 0.15, "rate": 0.3, "n": 17},
         {"low": 0.9, "high": 1.0, "mean": 0.95, "rate": 0.8, "n": 4},
     ]
-    root = parse(charts.calibration("c", "t", "d", [("before", "base", bins[:1]), ("after", "main", bins)]))
+    root = parse(svg.calibration("c", "t", "d", [("before", "base", bins[:1]), ("after", "main", bins)]))
     assert [w for w in words(root) if w in ("17", "4")] == ["17", "17", "4"]
     assert {"n before", "n after"} <= set(words(root))
 
 
 def test_bars_show_value_and_interval() -> None:
     rows = [Bar("before", 0.391, 0.36, 0.42, "base"), Bar("after", 0.5, math.nan, math.nan), Bar("sure", 0.5, 0.5, 0.5)]
-    root = parse(charts.bars("b", "t", "d", rows, "desirable", percent=True, filled=True, reference=0.5))
+    root = parse(svg.bars("b", "t", "d", rows, "desirable", percent=True, filled=True, reference=0.5))
     assert {"39.1 %", "36.0 % – 42.0 %", "before", "after", "50.0 %"} <= set(words(root))
     assert sum("whisker" in str(e.get("class")) for e in root.iter(f"{SVG}line")) == 6
 
@@ -129,8 +129,8 @@ def test_bars_show_value_and_interval() -> None:
 def test_text_from_data_is_escaped() -> None:
     evil = '<script>alert("1")</script> & "x"\x00\x0b'
     for figure in (
-        charts.lines(evil, evil, evil, [Line(evil, "main", [1, 2], [1, 2])] * 2, evil, evil),
-        charts.bars(evil, evil, evil, [Bar(evil, 0.5, 0.4, 0.6)], evil),
+        svg.lines(evil, evil, evil, [Line(evil, "main", [1, 2], [1, 2])] * 2, evil, evil),
+        svg.bars(evil, evil, evil, [Bar(evil, 0.5, 0.4, 0.6)], evil),
     ):
         assert "<script" not in figure.svg
         assert any("<script>" in word for word in words(parse(figure)))

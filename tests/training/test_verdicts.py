@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from prospect.evaluate.heldout import measure
-from prospect.report.advice import advise
 from prospect.report.evidence import RunFolder, read
+from prospect.report.next_steps import advise
 from prospect.report.verdict import Verdict, result_line, verdict
 from prospect.run import train
 from tests.helpers.training import thumbs

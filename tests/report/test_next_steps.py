@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prospect.report.advice import RULES, advise
 from prospect.report.evidence import Evidence, RunFolder
+from prospect.report.next_steps import RULES, advise
 from prospect.report.verdict import Verdict, result_line, verdict
 from prospect.training.config import usual_rate
 
@@ -235,7 +235,7 @@ def test_beside_another_reference_it_must_beat_what_was_there_before() -> None:
 
 
 def test_rounding_is_no_change() -> None:
-    """In bf16, long answers move by more than STILL without any training."""
+    """In bf16, long answers move by more than HARDLY_CHANGED without any training."""
     noisy = {
         "before": held(0.5, 0.0, margin=spread(0.0, 0.0), change=spread(0.4, 0.02)),
         "after": held(change=spread(1.0, 0.1)),

@@ -27,51 +27,65 @@ def advise(run: RunFolder) -> list[tuple[Level, Advice]]:
     return [(level, advice) for level, rules in RULES.items() for advice in advice_of(rules, e)]
 
 
-HARM = (
+LIKED_COST_MORE = (
     "Held-out answers that people liked cost {nll_change.value:+.2f} nats a token against before training, "
     "{nll.value:.2f} now: the model has moved away from them. That can be right when its own answers are better than "
     "those, so read the samples first."
 )
-FALL = (
+BOTH_REWARDS_FELL = (
     "Both rewards ended below 0 (desirable {reward_up:+.2f}, undesirable {reward_down:+.2f} β·nats): the model moves "
     "away from good and bad answers alike. In KTO that is the sign of too high a learning rate, its most sensitive "
     "setting."
 )
-LITTLE = (
+HARDLY_TRAINED = (
     "{movement} {training_loss} The model has hardly been trained. For under-fitting the paper lowers beta and adds "
     "epochs."
 )
-SATURATED = (
+ROWS_SATURATED = (
     "At the end {saturated:.0%} of the rows were saturated: so far from the reference point that the loss hardly pulls "
     "on them. Further steps mostly go to the rest. A smaller beta keeps rows within reach for longer."
 )
-SLOWER = "Lower the learning rate from {rate:.1e} to about {lower_rate:.1e}"
-CLOSER = "Hold the model closer to where it started: a larger beta, or fewer epochs"
-MORE = "Hold out more prompts before you believe either way"
+LOWER_RATE = "Lower the learning rate from {rate:.1e} to about {lower_rate:.1e}"
+HOLD_CLOSER = "Hold the model closer to where it started: a larger beta, or fewer epochs"
+HOLD_OUT_MORE = "Hold out more prompts before you believe either way"
 
 TRY: tuple[Rule[E], ...] = (
     Rule(
         "lower_rate_for_liked",
         lambda e: e.too_far and e.harm and math.isfinite(e.lower_rate),
-        SLOWER,
-        HARM,
+        LOWER_RATE,
+        LIKED_COST_MORE,
         KTO,
         "medium",
     ),
-    Rule("hold_closer_for_liked", lambda e: e.too_far and e.harm and math.isnan(e.lower_rate), CLOSER, HARM),
-    Rule("lower_rate", lambda e: e.too_far and not e.harm and math.isfinite(e.lower_rate), SLOWER, FALL, KTO, "medium"),
-    Rule("hold_closer", lambda e: e.too_far and not e.harm and math.isnan(e.lower_rate), CLOSER, FALL),
+    Rule(
+        "hold_closer_for_liked",
+        lambda e: e.too_far and e.harm and math.isnan(e.lower_rate),
+        HOLD_CLOSER,
+        LIKED_COST_MORE,
+    ),
+    Rule(
+        "lower_rate",
+        lambda e: e.too_far and not e.harm and math.isfinite(e.lower_rate),
+        LOWER_RATE,
+        BOTH_REWARDS_FELL,
+        KTO,
+        "medium",
+    ),
+    Rule(
+        "hold_closer", lambda e: e.too_far and not e.harm and math.isnan(e.lower_rate), HOLD_CLOSER, BOTH_REWARDS_FELL
+    ),
     Rule(
         "raise_rate",
         lambda e: e.too_little and math.isfinite(e.higher_rate),
         "Raise the learning rate from {rate:.1e} to about {higher_rate:.1e}",
-        LITTLE,
+        HARDLY_TRAINED,
     ),
     Rule(
         "train_longer",
         lambda e: e.too_little and math.isnan(e.higher_rate),
         "Train longer: more epochs, or a smaller beta",
-        LITTLE,
+        HARDLY_TRAINED,
         KTO,
         "medium",
     ),
@@ -86,7 +100,7 @@ TRY: tuple[Rule[E], ...] = (
         "saturated",
         lambda e: e.saturated > 0.5 and not e.still and e.effect != "learnt",
         "Train for fewer steps, or with a smaller beta",
-        SATURATED,
+        ROWS_SATURATED,
     ),
     Rule(
         "check_labels",
@@ -99,7 +113,7 @@ TRY: tuple[Rule[E], ...] = (
     Rule(
         "hold_out_more",
         lambda e: e.effect in ("few", "unclear"),
-        MORE,
+        HOLD_OUT_MORE,
         "{groups:.0f} separate held-out prompts leave the AUC between {auc.low:.2f} and {auc.high:.2f}: too wide to "
         "tell what was learnt from chance or from what was there. If more data says the same, the feedback is noisy or "
         "the model has not learnt it.",
@@ -108,7 +122,7 @@ TRY: tuple[Rule[E], ...] = (
     Rule(
         "hold_out_more_for_lead",
         lambda e: e.effect == "free" and e.lead.high > 0,
-        MORE,
+        HOLD_OUT_MORE,
         "{groups:.0f} separate held-out prompts leave the difference to {hardest_words} between {lead.low:+.2f} and "
         "{lead.high:+.2f}: too wide to tell what was learnt from what was there for free.",
         confidence="high",
@@ -135,7 +149,7 @@ WATCH: tuple[Rule[E], ...] = (
         "saturated_and_learnt",
         lambda e: e.saturated > 0.5 and e.effect == "learnt",
         "Fewer steps may do as well",
-        SATURATED,
+        ROWS_SATURATED,
     ),
     Rule(
         "length_too",
