@@ -432,7 +432,8 @@ class Layout:
     def unread(self, columns: frozenset[str]) -> list[str]:
         """The columns that the layout does not read."""
         needs = (name for need in self.needs for name in need.split("|"))
-        return sorted(columns - {*needs, *self.reads, *self.judged_by, *COMMON, *CONVERSATION_IDS})
+        every = columns if "*" in self.reads else frozenset()
+        return sorted(columns - {*needs, *every, *self.reads, *self.judged_by, *COMMON, *CONVERSATION_IDS})
 
 
 # Prospect's own lines

@@ -16,12 +16,15 @@ How an importer is added, in one small module NAME.py here (or a row in one that
 from __future__ import annotations
 
 from prospect.feedback.imports import (
+    anythingllm,
     chatgpt,
     comparisons,
     graded,
+    labelling,
     langfuse,
     langsmith,
     oasst,
+    openai_dpo,
     openwebui,
     trainers,
 )
@@ -36,5 +39,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *graded.LAYOUTS,
     *oasst.LAYOUTS,
     *trainers.LAYOUTS,
+    *openai_dpo.LAYOUTS,
+    *anythingllm.LAYOUTS,
+    *labelling.LAYOUTS,
 )
 """The importers, in order of detection."""
