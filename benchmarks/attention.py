@@ -29,14 +29,15 @@ def milliseconds(attend: Callable[[], Tensor], pull: Tensor, times: int = 5) -> 
 
 
 def main() -> None:
-    """A table: segments and their keys, both times, and their ratio."""
+    """A table: segments and their keys, both times, their ratio, and blocks of one segment each."""
     settle()
     torch.set_num_threads(1)
     attention.FUSED = 1 << 30  # blocks at any length
-    print("dtype     segments  keys  fused ms  blocks ms  ratio")
+    together = attention.TOGETHER
+    print("dtype     segments  keys  fused ms  blocks ms  ratio  one by one ms")
     for dtype in (torch.bfloat16, torch.float32):
         scoring = Scoring(dtype, 64**-0.5)
-        for count, keys in ((16, 30), (8, 60), (4, 150), (4, 300), (2, 600), (1, 1000), (1, 2000), (1, 4000)):
+        for count, keys in ((32, 25), (16, 30), (8, 60), (4, 150), (4, 300), (2, 600), (1, 1000), (1, 2000), (1, 4000)):
             spans = [Span(0, 0, k * keys, keys) for k in range(count)]
             flat = [torch.randn(1, 8, count * keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
             rows = [torch.randn(count, 8, keys, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
@@ -49,7 +50,10 @@ def main() -> None:
 
             a = milliseconds(fused, torch.randn(count, 8, keys, 64).to(dtype))
             b = milliseconds(blocks, torch.randn(1, count * keys, 8, 64).to(dtype))
-            print(f"{str(dtype)[6:]:8s}  {count:8d}  {keys:4d}  {a:8.1f}  {b:9.1f}  {a / b:5.2f}")
+            attention.TOGETHER = 1
+            c = milliseconds(blocks, torch.randn(1, count * keys, 8, 64).to(dtype))
+            attention.TOGETHER = together
+            print(f"{str(dtype)[6:]:8s}  {count:8d}  {keys:4d}  {a:8.1f}  {b:9.1f}  {a / b:5.2f}  {c:13.1f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, ndtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -147,6 +146,8 @@ def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None)
     therefore miss the 0 of a calibrated model. (B,) for `weight` (B, N). NaN where the logits are equal, and where they
     separate the labels, which no slope is steep enough for.
     """
+    from scipy.special import expit  # slow to import, and a check needs none of it
+
     weight = np.ones((1, len(logit))) if weight is None else weight
     scale = float(logit.std()) if len(logit) else 0.0
     if not scale > 0 or float(auc(logit, label)[0]) in (0.0, 1.0):
@@ -190,6 +191,8 @@ def bootstrap(
     Below about FEW clusters such an interval is too narrow; where every resample agrees it has no width (see
     `separated`).
     """
+    from scipy.special import ndtr, stdtrit  # slow to import, and a check needs none of it
+
     value = float(statistic(np.ones((1, len(cluster))))[0]) if len(cluster) else np.nan
     if np.isnan(value):
         return None
