@@ -12,24 +12,8 @@ from prospect.data.write import write
 from prospect.feedback.layouts import ColumnChoice
 from prospect.feedback.load import Feedback, load
 from prospect.feedback.records import Completion, Pair, readable
-from tests.helpers.exports import ASKED, BATTLE, BRICK, FRUIT, OASST, PEAR, SAMPLES, said
+from tests.helpers.datasets import ASKED, BATTLE, BRICK, FRUIT, OASST, PEAR, SAMPLES, said
 from tests.helpers.feedback import error_of, save, user
-
-NAMES = [
-    *("arena", "arena-55k", "helpsteer2-preference", "helpsteer3", "pku-saferlhf", "shp", "ultrafeedback", "nectar"),
-    *(
-        "helpsteer",
-        "nemo-rl",
-        "openrlhf",
-        "oasst",
-        "oasst-trees",
-        "orca-pairs",
-        "response-pairs",
-        "ms-swift",
-        "axolotl",
-    ),
-]
-PROMPT = (user(ASKED),)
 
 
 def judged(feedback: Feedback) -> list[tuple[Any, bool | None, float | None]]:
@@ -49,7 +33,7 @@ def pairs(feedback: Feedback) -> list[tuple[Any, Any, float]]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_is_recognised_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     feedback = load(SAMPLES[name])
     assert feedback.format == name
@@ -58,7 +42,7 @@ def test_a_sample_is_recognised_and_survives_a_round_trip(name: str, tmp_path: P
     assert load(tmp_path / "out.jsonl").records == feedback.records
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_in_parquet_is_the_same(name: str, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,5 +1,5 @@
-"""A sample of every export and data set that prospect/feedback/imports/ reads, as its source writes it (the texts are
-made up)."""
+"""A sample of every public data set and other trainer's file that is read, as its source writes it (the texts are made
+up)."""
 
 from __future__ import annotations
 
@@ -44,61 +44,9 @@ for _row in OASST:  # what every message has
         "lang": "en",
     }
 
-_CHAT: dict[str, Any] = {
-    "q": {"id": "q", "parentId": None, "childrenIds": ["a1", "a2"], "role": "user", "content": ASKED},
-    "a1": {"id": "a1", "parentId": "q", "role": "assistant", "model": "m-a", "content": PEAR},
-    "a2": {"id": "a2", "parentId": "q", "role": "assistant", "model": "m-b", "content": BRICK},
-}
-_NODES = {
-    "root": {"id": "root", "message": None, "parent": None, "children": ["u0"]},
-    "u0": {"parent": "root", "message": {"author": {"role": "user"}, "content": {"parts": [ASKED]}}},
-    "m0": {"parent": "u0", "message": {"author": {"role": "assistant"}, "content": {"parts": [PEAR]}}},
-}
-_SCORE = {"id": "s1", "trace_id": "t1", "observation_id": "o1", "name": "thumb", "value": 1, "source": "API"}
-_CALL = {"input": json.dumps([FRUIT]), "output": json.dumps(said(PEAR))}
-_RUN = {"id": "r1", "run_type": "llm", "inputs": {"messages": [[{"type": "human", "content": ASKED}]]}}
 _GRADES = {"helpfulness": {"Rating": "5", "Rationale": "ok"}, "honesty": {"Rating": "N/A"}}
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
-    "openwebui": [
-        {
-            "id": "f1",
-            "user_id": "u7",
-            "type": "rating",
-            "data": {"rating": 1, "sibling_model_ids": ["m-b"], "reason": "accurate", "details": {"rating": 9}},
-            "meta": {"chat_id": "c1", "message_id": "a1"},
-            "snapshot": {"chat": {"id": "c1", "chat": {"history": {"messages": _CHAT}}}},
-            "created_at": 1730000000,
-        }
-    ],
-    "openwebui-chats": [
-        {
-            "id": "c1",
-            "user_id": "u",
-            "chat": {"history": {"messages": {**_CHAT, "a1": {**_CHAT["a1"], "annotation": {"rating": -1}}}}},
-        }
-    ],
-    "chatgpt": [
-        {"title": "t", "conversation_id": "c0", "mapping": _NODES},
-        {"id": "m0", "conversation_id": "c0", "user_id": "x", "rating": "thumbs_up", "content": "{}"},
-    ],
-    "langsmith": [
-        {**_RUN, "outputs": {"generations": [[{"text": PEAR}]]}, "feedback_stats": {"user_score": {"n": 1, "avg": 1.0}}}
-    ],
-    "langfuse-scores": [
-        {**_SCORE, "data_type": "BOOLEAN"},
-        {"id": "o1", "trace_id": "t1", "type": "GENERATION", "start_time": "2024-11-01T00:00:00Z", **_CALL},
-    ],
-    "langfuse": [
-        {"id": "t", "timestamp": "2024-11-01T00:00:00Z", "userId": "u", **_CALL, "scores": {"user-feedback": ["1.0"]}}
-    ],
-    "langfuse-trace": [
-        {
-            "trace": {"id": "t1", "timestamp": "2024-11-01T00:00:00Z", "input": None, "output": None},
-            "observations": [{"id": "o1", "type": "GENERATION", "startTime": "x", **_CALL}],
-            "scores": [_SCORE],
-        }
-    ],
     "arena": [
         BATTLE,
         {**BATTLE, "winner": "both_bad", "conversation_a": json.dumps([FRUIT, said("Stone.")])},
