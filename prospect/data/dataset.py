@@ -324,14 +324,6 @@ def build_dataset(records: Sequence[Record], tokenizer: Any, view: View, options
     rows = examples(records, view, options.threshold)
     trees, report = build_trees(records, tokenizer, options)
     short = tuple(row for row in rows if all(trees[row.tree].completions[b] is not None for b in row.branches))
-    if view == "groups" and short:
-        sizes = Counter(row.tree for row in short)
-        short = tuple(row for row in short if sizes[row.tree] > 1)
-        if not short:
-            raise DataError(
-                f"no prompt has two scored answers of at most {options.max_length} tokens to compare. Raise "
-                "--max-length (up to the model's context), or choose --over-long cut_prompt or cut_completion"
-            )
     if not short:
         raise DataError(
             f"all {len(rows)} rows are longer than {options.max_length} tokens. Raise --max-length (up to the model's "

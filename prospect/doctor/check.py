@@ -63,6 +63,8 @@ def check(
             *measurements.balance(thumbs, weights),
             *measurements.partners(thumbs),
         ]
+    if view in (None, "groups"):
+        measured += measurements.scored_groups(records)
     measured += measurements.contradictions(thumbs, records)
     measured += measurements.length_confound(thumbs, sizes.unit)
     if sizes.report is not None:

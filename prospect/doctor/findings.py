@@ -141,6 +141,12 @@ RULES: tuple[Rule, ...] = (
         "answers to imitate",
         lambda n: n["desirable"] > 0),
     Rule("one_class", "error", "all {thumbs} thumbs are undesirable: KTO learns from both. Add desirable answers"),
+    Rule("scored_groups", "info",
+        "{share} prompts have several scored answers, which losses on groups compare (such as --loss ddo_rm); in "
+        "{equal} of them all scores are equal, so that there is nothing to compare (--equal-scores drop)",
+        lambda n: n["equal"] > 0),
+    Rule("scored_groups", "info",
+        "{share} prompts have several scored answers, which losses on groups compare (such as --loss ddo_rm)"),
     Rule("unjudged", "info", "{share} completions have no thumb and are left out of training with thumbs"),
     Rule("zero_weight", "info", "{share} rows have weight 0 and teach nothing"),
     Rule("balance", "ok",

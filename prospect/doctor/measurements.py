@@ -21,6 +21,7 @@ from prospect.data.options import DataOptions, OverLong, SpecialTokens
 from prospect.data.split import Groups, near_twins, words
 from prospect.doctor.findings import Measurement, of
 from prospect.evaluate.statistics import clustered_auc
+from prospect.feedback import records as views
 from prospect.feedback.records import EXAMPLES, Completion, Example, Record, at, cite, cite_end, prompt_sizes, readable
 from prospect.losses.unpaired import balanced_weights
 
@@ -59,6 +60,15 @@ def classes(records: Sequence[Record], thumbs: Sequence[Thumb]) -> Iterator[Meas
     if thumbs and silent:
         words = {"share": of(len(silent), len(every))}
         yield Measurement("unjudged", {"count": len(silent)}, [at(c) for c in silent], words)
+
+
+def scored_groups(records: Sequence[Record]) -> Iterator[Measurement]:
+    """The prompts whose scored answers losses on groups compare."""
+    together = [group for number, record in enumerate(records) if (group := views.groups(record, tree=number))]
+    if together:
+        equal = len(views.without_spread(row for group in together for row in group))
+        counts = {"prompts": len(together), "equal": equal}
+        yield Measurement("scored_groups", counts, words={"share": of(len(together), len(records))})
 
 
 def auto_weights(up: float, down: float) -> dict[str, float]:

@@ -335,10 +335,17 @@ def scores(record: Record, threshold: float, tree: int = 0) -> list[Example]:
     ]
 
 
-def groups(record: Record, threshold: float, tree: int = 0) -> list[Example]:
-    """The rows of `scores` where there are at least two: all scored answers to one prompt, which losses compare."""
-    rows = scores(record, threshold, tree)
-    return rows if len(rows) > 1 else []
+def groups(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
+    """All scored answers to one prompt where there are at least two, which losses compare. For what wants a thumb:
+    score >= threshold; without one, up above the mean score of the group, down below it, and none at it."""
+    rows = scores(record, 0.0 if threshold is None else threshold, tree)
+    if len(rows) < 2 or threshold is not None:
+        return rows if len(rows) > 1 else []
+    values = [row.score or 0.0 for row in rows]
+    leads = (value - statistics.fmean(values) for value in values)
+    return [
+        replace(row, desirable=lead > 0 if abs(lead) > EQUAL else None) for row, lead in zip(rows, leads, strict=True)
+    ]
 
 
 def without_spread(rows: Iterable[Example]) -> set[int]:
@@ -396,14 +403,13 @@ def examples(records: Sequence[Record], view: View, threshold: str | None = None
     """
     if view == "pairs":
         parts = [pairs(r, k) for k, r in enumerate(records)]
-    elif view in ("scores", "groups"):
+    elif view == "scores":
         has_scores = any(c.score is not None for r in records for c in r.completions)
         middle = threshold_of(records, threshold or "median") if has_scores else 0.0
-        scored = scores if view == "scores" else groups
-        parts = [scored(r, middle, k) for k, r in enumerate(records)]
+        parts = [scores(r, middle, k) for k, r in enumerate(records)]
     else:
         limit = None if threshold is None else threshold_of(records, threshold)
-        of_record = binary if view == "binary" else text
+        of_record = {"binary": binary, "groups": groups, "text": text}[view]
         parts = [of_record(r, limit, k) for k, r in enumerate(records)]
     rows = [example for part in parts for example in part]
     if not rows:

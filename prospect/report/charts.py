@@ -105,7 +105,8 @@ CURVES = (
         "shares",
         "Right and saturated",
         "share of the step's rows",
-        "Training answers on the right side of z0, and those so far from it that they hardly pull any more.",
+        "Training answers on the right side of z0 (of pairs: chosen above rejected; of groups: of their mean), and "
+        "those so far from it that they hardly pull any more.",
         [Series("accuracy", "ranked right", band=""), Series("saturated", "saturated", "base", band="")],
         y=(0.0, 1.0),
     ),

@@ -25,6 +25,7 @@ from prospect.feedback.records import (
     View,
     at,
     examples,
+    groups,
     scores,
     threshold_of,
     without_spread,
@@ -98,8 +99,8 @@ def rows(
     except DataError as error:
         raise _unfit(error, loss, records, threshold) from None
     _require_scores(loss, training)
-    if loss.view == "groups" and config.equal_scores == "drop":
-        training = _with_spread(training)
+    if loss.view == "groups":
+        training = _comparable(config, training)
     both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
     if loss.view == "binary" and both and len({row.desirable for row in training.examples}) < 2:
         thumb = "up" if training.examples[0].desirable else "down"
@@ -163,10 +164,18 @@ def _require_scores(loss: Loss, training: Dataset) -> None:
                 )
 
 
-def _with_spread(training: Dataset) -> Dataset:
-    """Without groups whose answers all have the same score. Raises DataError where there is no other."""
-    equal = without_spread(training.examples)
-    examples = tuple(row for row in training.examples if row.tree not in equal)
+def _comparable(config: TrainConfig, training: Dataset) -> Dataset:
+    """The groups that have two answers which are not too long and, where the config asks for it, unequal scores. Raises
+    DataError where there is none."""
+    sizes = Counter(row.tree for row in training.examples)
+    examples = tuple(row for row in training.examples if sizes[row.tree] > 1)
+    if not examples:
+        raise DataError(
+            f"no prompt has two scored answers of at most {training.report.max_length} tokens to compare. Raise "
+            "--max-length (up to the model's context), or choose --over-long cut_prompt or cut_completion"
+        )
+    equal = without_spread(examples) if config.equal_scores == "drop" else set()
+    examples = tuple(row for row in examples if row.tree not in equal)
     if not examples:
         raise DataError(
             f"in all {len(equal)} groups every answer has the same score, so that none is better than another: "
@@ -181,23 +190,26 @@ def group_counts(training: Dataset) -> dict[str, int]:
     scored = [example for k, record in enumerate(training.records) for example in scores(record, 0.0, k)]
     for row in scored:
         usable[row.tree] += training.trees[row.tree].completions[row.branches[0]] is not None
-    groups = [row for row in scored if usable[row.tree] > 1]
+    comparable = [row for row in scored if usable[row.tree] > 1]
     sizes = Counter(row.tree for row in training.examples)
     return {
         "groups": len(sizes),
         "smallest": min(sizes.values()),
         "largest": max(sizes.values()),
-        "equal_scores": len(without_spread(groups)),
+        "equal_scores": len(without_spread(comparable)),
         "alone": sum(size == 1 for size in usable.values()),
         "unscored": sum(c.score is None for record in training.records for c in record.completions),
     }
 
 
 def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
-    """ "binary" where anything was judged, else "text"."""
+    """ "binary" where anything was judged, "groups" where scores alone tell answers to one prompt apart, else
+    "text"."""
     completions = [c for record in records for c in record.completions]
     judged = any(c.label is not None or (threshold is not None and c.score is not None) for c in completions)
-    return "binary" if judged or any(record.pairs for record in records) else "text"
+    if judged or any(record.pairs for record in records):
+        return "binary"
+    return "groups" if any(row.desirable for record in records for row in groups(record)) else "text"
 
 
 def weigh(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset) -> tuple[Dataset, dict[str, Any]]:
@@ -417,6 +429,8 @@ def announce(job: Job, held: Dataset | None) -> None:
         job.log.say(line)
     if objective.groups:
         job.log.say(_about_groups(job))
+    if held is not None and held.examples[0].score is not None:
+        job.log.say("held out: answers scored above the mean of their prompt's count as liked, those below as disliked")
     ratio = objective.arguments.get("desirable_weight", 1.0) / objective.arguments.get("undesirable_weight", 1.0)
     if not 0.1 <= ratio <= 10:
         job.log.say(

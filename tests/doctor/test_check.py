@@ -101,6 +101,20 @@ def test_no_rows_is_an_error() -> None:
     assert only([], "no_rows").level == "error"
 
 
+def test_prompts_with_several_scored_answers_are_counted() -> None:
+    def scored(n: int, *scores: float | None) -> Record:
+        answers = (Completion(f"c{n}.{k}", ANSWERS[k], score=score) for k, score in enumerate(scores))
+        return Record(f"r{n}", ANSWERS[n], tuple(answers))
+
+    records = [scored(0, 0.1, 0.9), scored(1, 0.5, 0.5, None), scored(2, 0.3), scored(3, 0.2, 0.1)]
+    found_groups = only(records, "scored_groups")
+    assert found_groups.data == {"prompts": 3, "equal": 1} and found_groups.level == "info"
+    assert found_groups.message.startswith("3 of 4 (75 %) prompts have several scored answers")
+    assert only(records, "scored_groups", view="groups").message == found_groups.message
+    assert "scored_groups" not in found(check(records, view="pairs")) | found(check(healthy()))
+    assert "all scores are equal" not in only(records[:1], "scored_groups").message
+
+
 # Labels
 
 

@@ -296,7 +296,7 @@ def test_the_sweep_and_the_alternatives_are_the_rates_that_the_report_advises(mo
 
 
 def test_every_loss_named_is_in_the_table() -> None:
-    named_losses = ["kto", "dpo", "sft", "npo", "bco", "tgo", "odpo", "robust", "rdpo", "simpo"]
+    named_losses = ["kto", "dpo", "sft", "npo", "bco", "tgo", "odpo", "ddo_rm", "robust", "rdpo", "simpo"]
     assert [find(name).name for name in named_losses] == named_losses
 
 

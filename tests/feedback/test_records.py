@@ -14,11 +14,13 @@ from prospect.feedback.records import (
     View,
     binary,
     examples,
+    groups,
     inventory,
     pairs,
     readable,
     text,
     threshold_of,
+    without_spread,
 )
 
 
@@ -148,6 +150,29 @@ def test_a_view_that_finds_nothing_says_what_there_is(view: View, held: Record, 
     with pytest.raises(DataError, match=message) as error:
         examples([held], view)
     assert inventory([held]) in str(error.value)
+
+
+def test_groups_are_the_scored_answers_of_a_prompt() -> None:
+    """Without a threshold the group's own mean tells its answers apart; one at it has no thumb."""
+    assert [(row.branches, row.score, row.desirable) for row in groups(SCORES)] == [
+        ((0,), 0.2, False), ((1,), 0.9, True), ((2,), 0.2, False)
+    ]  # fmt: skip
+    middle = record(
+        *(Completion(str(k), "a", score=score) for k, score in enumerate((0.1, 0.3, 0.2))), Completion("u", "b")
+    )
+    assert [row.desirable for row in groups(middle)] == [False, True, None]
+    assert [row.desirable for row in groups(middle, 0.2)] == [False, True, True]
+    assert groups(record(Completion("0", "a", score=1.0), Completion("1", "b"))) == []
+    assert examples([THUMBS, SCORES], "groups")[0].tree == 1
+    with pytest.raises(DataError, match="several scored completions to one prompt"):
+        examples([THUMBS], "groups")
+
+
+def test_groups_without_spread() -> None:
+    """Equal up to rounding, on whatever scale."""
+    equal = record(*(Completion(str(k), "a", score=score) for k, score in enumerate((0.3, 0.1 + 0.2, 0.3))))
+    rows = [*groups(SCORES, tree=3), *groups(equal, tree=5)]
+    assert without_spread(rows) == {5} and not any(row.desirable for row in groups(equal))
 
 
 def test_inventory() -> None:

@@ -239,3 +239,21 @@ def test_training_approaches_the_target(make_job: MakeJob) -> None:
     assert "accuracy" not in lines[0] and lines[0]["margin"] == pytest.approx(0, abs=1e-4)
     losses = [line["loss"] for line in lines]
     assert losses[-1] < losses[4] < losses[0] and all(0 <= line["accuracy"] <= 1 for line in lines[1:])
+
+
+def test_held_out_groups_are_measured_by_what_is_above_their_mean(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a threshold, scores of one prompt say which of its answers are better, and equal ones nothing."""
+    run = train(model, groups((4, 3, 2) * 12), tmp_path / "run", loss="ddo_rm", eval_fraction=0.3, **FAST)
+    result = run.evaluate()
+    assert result is not None and result.auc is not None and result.desirable > 3 < result.undesirable
+    assert "held out: answers scored above the mean of their prompt's count as liked" in capsys.readouterr().err
+    again = run.evaluate([row | {"prompt": f"w1 {row['prompt']}"} for row in groups((4, 3, 2))])
+    assert again is not None and (again.desirable, again.undesirable, again.n) == (3, 3, 9)
+
+
+def test_lone_scores_held_out_are_imitated(model: Path, tmp_path: Path) -> None:
+    run = train(model, groups(), tmp_path / "run", loss="tpo", **FAST)
+    alone = run.evaluate([row | {"prompt": f"w{k} w1 "} for k, row in enumerate(groups())])
+    assert alone is not None and alone.auc is None and alone.nll is not None

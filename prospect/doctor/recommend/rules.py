@@ -122,6 +122,13 @@ def _short(case: Case) -> str:
     return "rdpo or simpo, if it must not learn to be longer (arXiv 2403.19159, 2405.14734)" if longer else ""
 
 
+def _groups(case: Case) -> str:
+    """What several scores to a prompt are good for."""
+    if not case.facts.possible_pairs:
+        return ""
+    return "ddo_rm, which compares all scored answers to a prompt with each other (arXiv 2604.11119)"
+
+
 def _odpo(case: Case) -> str:
     """What pairs of scores are good for."""
     pairs = case.facts.possible_pairs
@@ -197,7 +204,8 @@ RULES: tuple[Rule[Case], ...] = (
         "The paper turns scores into thumbs by a threshold, but shows no experiment with them. The {facts.threshold} "
         "gives both thumbs enough rows.",
         f"{KTO} section on scores; the threshold is {JUDGEMENT}", "low",
-        ("tgo keeps how far a score is from the threshold (arXiv 2605.04653; we know its formula second-hand)", _odpo)),
+        ("tgo keeps how far a score is from the threshold (arXiv 2605.04653; we know its formula second-hand)", _odpo,
+            _groups)),
     Rule("loss", lambda c: c.clean and c.stage in ("tuned", "tuned on this"), "dpo",
         lambda c: f"The pairs are clean (at most {100 * (c.facts.noise.high or 0):.1f} % wrong, no circles), and the "
         f"paper says DPO may then be better. {AFTER_SFT}",
