@@ -30,7 +30,7 @@ from prospect.data.schedule import Schedule, fill, plan
 from prospect.data.split import groups
 from prospect.data.store import ValueTable
 from prospect.data.text import Flaw
-from prospect.data.textids import Ids
+from prospect.data.textids import Ids, TargetIds
 from prospect.data.tokens import Encoded, Encoder
 from prospect.errors import DataError, RunError
 from prospect.feedback import messages, records
@@ -104,7 +104,7 @@ def identity(encoder: Encoder) -> str | None:
 
 def _row_key(record: Record, prompt: bytes) -> bytes:
     """Names all that the template reads of a record; `prompt` is the digest of its prompt."""
-    answers = [(c.content, c.complete) for c in record.completions]
+    answers = [(c.content, c.complete, c.target) for c in record.completions]
     rest = _ENCODER.encode((isinstance(record.prompt, str), answers, record.tools, record.template_kwargs))
     return hashlib.blake2b(prompt + rest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -114,18 +114,28 @@ def _is_kept(row: bytes, goes_on: bool) -> bool:
 
 
 def _pack(encoded: Encoded) -> bytes:
-    """int32: the number of completions, their flaws, the lengths of the prompt and of each, their ids."""
+    """int32: the number of completions, their flaws, the lengths of the prompt and of each, their ids; where there are
+    targets, then of each completion's the number of tokens, the place (0 where there is none), and all ids."""
     pieces = [encoded.prompt, *encoded.completions]
     head = np.array([len(encoded.completions), *encoded.flaws, *map(len, pieces)], np.int32)
-    return np.concatenate([head, *pieces]).tobytes()
+    targets = [TargetIds(0, pieces[0][:0]) if target is None else target for target in encoded.target_ids]
+    tail = np.array([*(len(t.ids) for t in targets), *(t.place for t in targets)], np.int32)
+    return np.concatenate([head, *pieces, tail, *(target.ids for target in targets)]).tobytes()
 
 
 def _unpack(row: bytes) -> Encoded:
     values = np.frombuffer(row, np.int32)
     count = int(values[0])
     sizes = values[1 + count : 2 + 2 * count]
-    prompt, *completions = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])
-    return Encoded(prompt, completions, [Flaw(int(flaw)) for flaw in values[1 : 1 + count]])
+    prompt, *completions, tail = np.split(values[2 + 2 * count :], np.cumsum(sizes))
+    flaws = [Flaw(int(flaw)) for flaw in values[1 : 1 + count]]
+    if not len(tail):
+        return Encoded(prompt, completions, flaws)
+    ids = np.split(tail[2 * count :], np.cumsum(tail[:count])[:-1])
+    targets = [
+        TargetIds(int(place), some) if len(some) else None for place, some in zip(tail[count:], ids, strict=False)
+    ]
+    return Encoded(prompt, completions, flaws, targets)
 
 
 FLAWS = {
@@ -142,11 +152,17 @@ FLAWS = {
 @dataclass(frozen=True, slots=True)
 class Tree:
     """One prompt with its completions. `completions` is aligned with the record's; None: left out, as over-long or
-    because it has no token at all (empty and cut off)."""
+    because it has no token at all (empty and cut off). `target_ids` are aligned with them where any has a target; None
+    also where the answer was cut before that place."""
 
     record: str
     prompt: Ids
     completions: tuple[Ids | None, ...]
+    target_ids: tuple[TargetIds | None, ...] = ()
+
+    def target(self, branch: int) -> TargetIds | None:
+        """Of one completion."""
+        return self.target_ids[branch] if self.target_ids else None
 
 
 @dataclass(slots=True)
@@ -216,6 +232,8 @@ class Dataset:
     trees: tuple[Tree, ...]
     examples: tuple[Example, ...]
     report: TokenReport
+    target_size: int = 0
+    """The most tokens that a target of an example has."""
 
     def prompt(self, example: Example) -> bytes:
         """A digest of the example's prompt by its token ids."""
@@ -232,10 +250,11 @@ class Dataset:
         return ids
 
     def ids(self) -> Iterator[Ids]:
-        """The ids of every prompt and every completion that was not dropped."""
+        """The ids of every prompt, every completion that was not dropped, and its target."""
         for tree in self.trees:
             yield tree.prompt
             yield from (ids for ids in tree.completions if ids is not None)
+            yield from (target.ids for target in tree.target_ids if target is not None)
 
     def ends(self, tokenizer: Any) -> list[int]:
         """The special tokens that complete answers end with, tool calls' among them."""
@@ -329,7 +348,13 @@ def build_dataset(records: Sequence[Record], tokenizer: Any, view: View, options
             f"all {len(rows)} rows are longer than {options.max_length} tokens. Raise --max-length (up to the model's "
             "context), or choose --over-long cut_prompt or cut_completion"
         )
-    return Dataset(tuple(records), tuple(trees), short, report)
+    aimed = tuple(replace(row, target=()) if row.target and _lost(trees, row) else row for row in short)
+    return Dataset(tuple(records), tuple(trees), aimed, report, max(len(row.target) for row in aimed))
+
+
+def _lost(trees: Sequence[Tree], row: Example) -> bool:
+    """Whether the place of a row's target is no longer in its answer."""
+    return trees[row.tree].target(row.branches[0]) is None
 
 
 def build_trees(
@@ -369,9 +394,13 @@ def trees_of(
     for record, one in zip(records, encoded, strict=True):
         if over_long == "error":
             problems += _too_long(record, one, max_length)
-        prompt, completions = _fit(encoder, record, one, max_length, over_long, report)
+        fitting, completions = _fit(encoder, record, one, max_length, over_long, report)
         some = tuple(ids if ids is not None and len(ids) else None for ids in completions)
-        trees.append(Tree(record.id, prompt, some))
+        places = zip(fitting.target_ids, some, strict=True) if fitting.target_ids else ()
+        targets = tuple(
+            target if target and ids is not None and target.place < len(ids) else None for target, ids in places
+        )
+        trees.append(Tree(record.id, fitting.prompt, some, targets))
         report.count(encoder, record, one)
     if problems:
         more = f" ({len(problems) - 1} more rows are too long)" if len(problems) > 1 else ""
@@ -382,14 +411,15 @@ def trees_of(
 
 def _fit(
     encoder: Encoder, record: Record, encoded: Encoded, max_length: int, over_long: OverLong, report: TokenReport
-) -> tuple[Ids, Sequence[Ids | None]]:
-    """One record under the policy: (prompt ids, completion ids with None for dropped ones); what it did is counted."""
+) -> tuple[Encoded, Sequence[Ids | None]]:
+    """One record under the policy: with a prompt that may be cut, and its completions' ids, None for dropped ones; what
+    it did is counted."""
     room = max_length - len(encoded.prompt)
     if all(len(ids) <= room for ids in encoded.completions):
-        return encoded.prompt, encoded.completions
+        return encoded, encoded.completions
     if over_long == "cut_completion" and room > 0:
         report.cut_completion += sum(len(ids) > room for ids in encoded.completions)
-        return encoded.prompt, [ids[:room] for ids in encoded.completions]
+        return encoded, [ids[:room] for ids in encoded.completions]
     whole = len(encoded.prompt)
     if over_long == "cut_prompt":
         encoded = _cut_prompt(encoder, record, encoded, max_length)
@@ -397,7 +427,7 @@ def _fit(
     completions = [ids if len(ids) <= room else None for ids in encoded.completions]
     report.dropped += sum(ids is None for ids in completions)
     report.cut_prompt += len(encoded.prompt) < whole
-    return encoded.prompt, completions
+    return encoded, completions
 
 
 def _cut_prompt(encoder: Encoder, record: Record, encoded: Encoded, max_length: int) -> Encoded:

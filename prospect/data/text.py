@@ -417,7 +417,7 @@ def _squashed(text: str) -> str:
     return "".join(text.split())
 
 
-def common(a: str, b: str) -> int:
+def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

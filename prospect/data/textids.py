@@ -19,13 +19,21 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int32]
 """Token ids (n,)."""
+
+
+class TargetIds(NamedTuple):
+    """The tokens (k,) that a target speaks of, and how many tokens of the answer stand before their place."""
+
+    place: int
+    ids: Ids
+
 
 FIRST, LAST = 0xF0000, 0xFFFFD
 """Unicode's private plane 15. A character of it that people wrote is quoted as well, so nobody can forge one."""

@@ -13,14 +13,14 @@ completions end with EOS. Where what is trained is not simply what the row says,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prospect.data.options import SpecialTokens
 from prospect.data.text import Flaw, Renderer, TextRow, common, row_error, unprinted
-from prospect.data.textids import GrowingIds, Ids, Start, TextIds
+from prospect.data.textids import GrowingIds, Ids, Start, TargetIds, TextIds
 from prospect.feedback.records import Completion, Record, cite
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one record: the prompt's (p,), and of each of its completions (c,) with its flaws."""
+    """Token ids of one record: the prompt's (p,), and of each of its completions (c,) with its flaws; where any has a
+    target, that one's tokens of each."""
 
     prompt: Ids
     completions: list[Ids]
     flaws: list[Flaw]
+    target_ids: list[TargetIds | None] = field(default_factory=list)
 
 
 class Encoder:
@@ -78,8 +80,14 @@ class Encoder:
         """Tokenise records in one batch.
 
         Raises ModelError without a template or an end token; DataError where the template refuses a conversation, a
-        rendered prompt is no beginning of its conversation, or a prompt is empty while the tokenizer has no BOS token.
+        rendered prompt is no beginning of its conversation, a prompt is empty while the tokenizer has no BOS token, or
+        the answers of a target have no place where each has a token of its own.
         """
+        encoded = self._encode([_with_targets(record) for record in records])
+        return [_fold_targets(record, one) for record, one in zip(records, encoded, strict=True)]
+
+    def _encode(self, records: Sequence[Record]) -> list[Encoded]:
+        """The same without a look at targets."""
         rows = self._renderer.rows(records)
         starts = self._starts(rows)
         joints = zip(rows, starts, strict=True)
@@ -179,3 +187,53 @@ class Encoder:
         bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         starts = [i for i in range(len(marked)) if marked[i : i + len(bare)] == bare]
         return marked[: starts[0]] if starts else []
+
+
+# Targets
+
+
+def _with_targets(record: Record) -> Record:
+    """The record with the answers that its targets name behind its own."""
+    named = [
+        replace(completion, content=text, complete=True, target=())
+        for completion in record.completions
+        for text, _ in completion.target
+    ]
+    return replace(record, completions=(*record.completions, *named)) if named else record
+
+
+def _fold_targets(record: Record, encoded: Encoded) -> Encoded:
+    """The ids of such a record with those answers' as targets of its own."""
+    count = len(record.completions)
+    if len(encoded.completions) == count:
+        return encoded
+    others = iter(encoded.completions[count:])
+    target_ids: list[TargetIds | None] = []
+    for completion, ids in zip(record.completions, encoded.completions[:count], strict=True):
+        named = [next(others).tolist() for _ in completion.target]
+        target_ids.append(_target_ids(record, completion, ids.tolist(), named) if named else None)
+    return Encoded(encoded.prompt, encoded.completions[:count], encoded.flaws[:count], target_ids)
+
+
+def _target_ids(record: Record, completion: Completion, own: list[int], named: list[list[int]]) -> TargetIds:
+    """Where the answers of a target first differ, and their tokens there."""
+    place = min(common(named[0], other) for other in named[1:])
+    tokens = [ids[place] for ids in named if len(ids) > place]
+    if len(set(tokens)) < len(named):
+        texts = [text for text, _ in completion.target]
+        twice = [text for text, token in zip(texts, tokens, strict=False) if tokens.count(token) > 1] or texts
+        raise row_error(
+            f"the answers {', '.join(map(cite, twice[:2]))} of target have the same token where the answers of target "
+            "first differ, so it cannot tell them apart. Name answers that differ in one token",
+            record,
+            completion,
+        )
+    if own[:place] != named[0][:place] or len(own) <= place:
+        raise row_error(
+            f"the answers of target, such as {cite(completion.target[0][0])}, share their first {place} tokens, but "
+            "the row's own answer does not go on with these and one more. Let target name answers that begin like it, "
+            "or that differ from the first token on",
+            record,
+            completion,
+        )
+    return TargetIds(place, np.array(tokens, np.int32))

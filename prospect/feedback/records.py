@@ -265,7 +265,8 @@ class Example:
     """One training row of a view: `branches` are indices of its record's completions, (completion,) with its thumb, or
     (chosen, rejected). `tree` is the number of the record, and of its tree of token ids; `desirable` is None where the
     view has no label; `score` is the answer's, of a pair chosen minus rejected, None where there is none;
-    `reference_scores` are those of the reference's own answers to the prompt, of a row with one answer and a score."""
+    `reference_scores` are those of the reference's own answers to the prompt, of a row with one answer and a score;
+    `target` are the probabilities of its answer's target."""
 
     id: str
     tree: int
@@ -274,6 +275,7 @@ class Example:
     weight: float = 1.0
     score: float | None = None
     reference_scores: tuple[float, ...] = ()
+    target: tuple[float, ...] = ()
 
 
 def binary(record: Record, threshold: float | None = None, tree: int = 0) -> list[Example]:
@@ -285,7 +287,7 @@ def binary(record: Record, threshold: float | None = None, tree: int = 0) -> lis
         if label is None and c.score is not None and threshold is not None:
             label = c.score >= threshold
         if label is not None:
-            examples.append(Example(c.id, tree, (i,), label, c.weight))
+            examples.append(Example(c.id, tree, (i,), label, c.weight, target=tuple(p for _, p in c.target)))
     with_thumb = {example.branches[0] for example in examples}
     for pair in record.pairs:
         for side, desirable in ((pair.chosen, True), (pair.rejected, False)):

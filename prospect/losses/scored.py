@@ -102,7 +102,7 @@ def log_quantile(q: Tensor, n: Tensor, *, beta: float = 0.003) -> Tensor:
 def identity_quantile(q: Tensor, n: Tensor, *, beta: float = 0.003) -> Tensor:
     """q - beta * log(beta * (e^(1 / beta) - 1)).
 
-    Choice: exact. The released code leaves out the -1, which is 0.00005 of 1 / Z at beta 0.1 and less below.
+    Choice: exact. The released code leaves out the -1, which at beta 0.1 is 0.00005 of Z, and less below.
     """
     return q - beta * (math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta)))
 
