@@ -146,6 +146,9 @@ class _World:
             tokens = {"logp": policy, "log_ratio": ratio, "reference_kl": ratio**2 / 2}.get(name, reference)
             sums = torch.zeros(copies, len(self.lengths), dtype=torch.float64).index_add(1, self.owner, tokens)
             return sums[:, side].reshape(-1)
+        if name == "target_logp":
+            first = policy[:, self.lengths.cumsum(0) - self.lengths][:, side].reshape(-1)
+            return torch.stack([first, torch.log1p(-first.exp())], 1)
         if name == "z0":
             return torch.repeat_interleave(z0, len(side))
         if name == "group":
@@ -155,12 +158,14 @@ class _World:
             "desirable": self.desirable,
             "score": self.scores,
             "margin": self.scores - self.scores.roll(-1),
+            "target": torch.tensor([0.25, 0.75], dtype=torch.float64).expand(len(self.scores), 2),
             "reference_quantile": (0.5 + self.scores / 4).clamp(0, 1),
             "reference_count": torch.full_like(self.scores, 4.0),
             "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
             "win_rate": torch.tensor((0.8, 0.3, 0.6, 0.1), dtype=torch.float64),
         }
-        return facts[name][side].repeat(copies)
+        fact = facts[name][side]
+        return fact.repeat(copies, *[1] * (fact.ndim - 1))
 
     @property
     def rewards(self) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from prospect.data.textids import Ids
+from prospect.data.textids import Ids, TargetIds
 
 if TYPE_CHECKING:
     from prospect.engine.policy import Policy, TargetScores
@@ -34,10 +34,12 @@ Query = tuple[Ids, Ids]
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """One prompt (p,) with the completions (c,) to score in this pass, at least one; p >= 1, every c >= 1."""
+    """One prompt (p,) with the completions (c,) to score in this pass, at least one; p >= 1, every c >= 1. `target_ids`
+    are aligned with the completions where any has a target."""
 
     prompt: Ids
     completions: tuple[Ids, ...]
+    target_ids: tuple[TargetIds | None, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.completions

@@ -157,6 +157,12 @@ class Policy:
         scores = self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=want_sum_p2)
         return TargetScores(*scores, hidden if want_hidden else None)
 
+    def logp(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probs (M,) in nats of targets (M,) under hidden states (M, H)."""
+        backward = torch.is_grad_enabled() and bool(self.cost.head_trained)
+        self.flops += self.cost.flops(tokens=0, targets=len(targets), pairs=0, backward=backward)
+        return self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=False)[0]
+
     def add_value_head(self, seed: int) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
         the hidden states (as in the HALOs repository's offline PPO), drawn from `seed`, 0 at the start."""

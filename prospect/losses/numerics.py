@@ -25,6 +25,14 @@ def softplus(u: Tensor) -> Tensor:
     return functional.softplus(u)
 
 
+def xlogx(x: Tensor) -> Tensor:
+    """x * log x, and 0 at 0."""
+    import torch
+
+    product: Tensor = torch.special.xlogy(x, x)
+    return product
+
+
 def logsigmoid(u: Tensor) -> Tensor:
     """log sigmoid(u): finite for every u."""
     from torch.nn import functional

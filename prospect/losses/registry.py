@@ -39,7 +39,7 @@ Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
-    "group", "old_logp", "old_token_logp", "reference_kl",
+    "target", "target_logp", "group", "old_logp", "old_token_logp", "reference_kl",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from prospect.losses.likelihood import NLL
 from prospect.losses.numerics import logsigmoid as log_sigmoid
-from prospect.losses.numerics import softplus
+from prospect.losses.numerics import softplus, xlogx
 from prospect.losses.reference_point import mismatched, mismatched_logp, running_mean
-from prospect.losses.registry import choice, loss
+from prospect.losses.registry import Term, choice, loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +94,33 @@ def balanced_weights(rows: Sequence[Example]) -> dict[str, float]:
     return {"desirable_weight": max(1.0, down / up), "undesirable_weight": max(1.0, up / down)}
 
 
+def target_kl(target: Tensor, target_logp: Tensor, *, kl_weight: float = 1.0) -> Tensor:
+    """kl_weight * sum_k q_k * (log q_k - log p_k), the KL divergence of the policy from a target at one token, (N,).
+
+    `target` (N, K) are the probabilities q of K tokens, 0 where a row has fewer; `target_logp` (N, K) the policy's
+    log-probs of these in nats, of its whole distribution: what it gives to other tokens counts against it.
+    Source: arXiv 2604.05756 and the authors' code, at the last token of the prompt; weight 1 each.
+
+    Gradient: -kl_weight * q_k in log p_k: p is drawn to q, whatever the thumbs say.
+
+    Use: desirable answers whose first words ought to be spread in a known way, such as labels without bias.
+    """
+    return kl_weight * (xlogx(target) - target * target_logp).sum(-1)
+
+
+TARGET = Term(target_kl, "examples", ("target", "target_logp"), rows="desirable")
+"""A distribution to aim at, beside the thumbs."""
+
+
+@loss(
+    "binary",
+    "KTO, and a distribution over answers to aim at",
+    "arXiv 2604.05756",
+    name="kto_target",
+    reference_point=mismatched,
+    learning_rate=1e-6,
+    beside=(TARGET,),
+)
 @loss(
     "binary",
     "Kahneman-Tversky Optimization: the utility of each answer, from a thumb",

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prospect.data.dataset import Dataset
 from prospect.data.schedule import balance, fill
-from prospect.data.textids import Ids
-from prospect.engine.packing import Branches, TokenLogps, forward, forward_more, move, take
+from prospect.data.textids import Ids, TargetIds
+from prospect.engine.packing import Branches, TokenLogps, forward, forward_more, move, move_all, take
 from prospect.engine.policy import Policy
 from prospect.engine.reference import LiveReference, reference_kl
 from prospect.feedback.records import Example
@@ -63,6 +64,7 @@ class _Row(NamedTuple):
     group: int
     prompt: Ids
     completions: Mapping[int, Ids]
+    target_ids: Mapping[int, TargetIds | None]
 
 
 def cut_step(dataset: Dataset, rows: Sequence[int], ranks: int, budget: int) -> list[list[MicroBatch]]:
@@ -70,8 +72,10 @@ def cut_step(dataset: Dataset, rows: Sequence[int], ranks: int, budget: int) -> 
     items: list[_Row] = []
     for place, i in enumerate(rows):
         row = dataset.examples[i]
+        tree = dataset.trees[row.tree]
         completions = {b: dataset.completion(row, side) for side, b in enumerate(row.branches)}
-        items.append(_Row(i, place, row.tree, dataset.trees[row.tree].prompt, completions))
+        target_ids = {b: tree.target(b) for b in row.branches if tree.target_ids}
+        items.append(_Row(i, place, row.tree, tree.prompt, completions, target_ids))
     return _cut(items, ranks, budget)
 
 
@@ -90,7 +94,7 @@ def cut_answers(
     prompts = [dataset.trees[dataset.examples[i].tree].prompt for i in rows]
     columns = enumerate(zip(rows, prompts, answers, strict=True))
     return _cut(
-        [_Row(i, place, place, prompt, {0: ids}) for place, (i, prompt, ids) in columns if len(ids)], ranks, budget
+        [_Row(i, place, place, prompt, {0: ids}, {}) for place, (i, prompt, ids) in columns if len(ids)], ranks, budget
     )
 
 
@@ -107,7 +111,7 @@ def _mismatched(
     for place, i in numbered:
         pair = dataset.mismatch(i, partners, context)
         if pair is not None:
-            items.append(_Row(i, place, dataset.examples[i].tree, pair[0], {partners[i]: pair[1]}))
+            items.append(_Row(i, place, dataset.examples[i].tree, pair[0], {partners[i]: pair[1]}, {}))
     return items
 
 
@@ -138,7 +142,9 @@ def _micro_batch(groups: Sequence[Sequence[_Row]]) -> MicroBatch:
         completions = {key: ids for item in group for key, ids in item.completions.items()}
         number = {key: count + k for k, key in enumerate(completions)}
         count += len(completions)
-        trees.append(Branches(group[0].prompt, tuple(completions.values())))
+        target_ids = {key: target for item in group for key, target in item.target_ids.items()}
+        aims = tuple(map(target_ids.get, completions)) if any(target_ids.values()) else ()
+        trees.append(Branches(group[0].prompt, tuple(completions.values()), aims))
         numbers += [tuple(number[key] for key in item.completions) for item in group]
     items = [item for group in groups for item in group]
     return MicroBatch(
@@ -146,7 +152,7 @@ def _micro_batch(groups: Sequence[Sequence[_Row]]) -> MicroBatch:
     )
 
 
-LEARNT = ("token_logp", "value", "token_reference_kl")
+LEARNT = ("token_logp", "value", "token_reference_kl", "token_target_logp")
 """Columns through which a gradient flows to the policy."""
 COLUMNS = (*LEARNT, "token_reference_logp", "token_sum_p2")
 
@@ -162,6 +168,7 @@ class Completions:
     token_sum_p2: Tensor | None = None  # (T,)
     value: Tensor | None = None  # (T,)
     token_reference_kl: Tensor | None = None  # (T,)
+    token_target_logp: Tensor | None = None  # (T, K), 0 but where a completion has the place of its target
 
     @property
     def offsets(self) -> Tensor:
@@ -212,6 +219,12 @@ class Completions:
         """KL(pi_ref || pi), summed over the tokens of each completion (N,), in nats."""
         assert self.token_reference_kl is not None, "who reads it has a live reference"
         return segment_sum(self.token_reference_kl, self.offsets)
+
+    @property
+    def target_logp(self) -> Tensor:
+        """The log-probs of the tokens of each completion's target (N, K), 0 where it has fewer, in nats."""
+        assert self.token_target_logp is not None, "who reads it has asked for targets"
+        return segment_sum(self.token_target_logp, self.offsets)
 
     def map(self, change: Callable[[Tensor], Tensor], bounds: Tensor) -> Completions:
         """With every column of tokens changed, and these bounds."""
@@ -287,6 +300,11 @@ class Batch:
         return self.score
 
     @property
+    def target(self) -> Tensor | None:
+        """The probabilities of each answer's target (N, K), 0 where it has fewer."""
+        return self.columns.get("target")
+
+    @property
     def win_rate(self) -> Tensor | None:
         """How often each answer of a row wins against others (N, answers), which is what its score says."""
         return self.columns.get("win_rate")
@@ -341,11 +359,14 @@ def batch_of(dataset: Dataset, micro_batch: MicroBatch, computed: Completions, z
 
 def _columns(dataset: Dataset, rows: Sequence[Example]) -> dict[str, list[Any]]:
     """`Batch.columns` of rows, those that every row has."""
+    columns: dict[str, list[Any]] = {}
+    if size := dataset.target_size:
+        columns["target"] = [[*row.target, *[0.0] * (size - len(row.target))] for row in rows]
     scored = [(row.score, row) for row in rows if row.score is not None]
     if len(scored) < len(rows):
-        return {}
+        return columns
     answers = ([dataset.records[row.tree].completions[branch] for branch in row.branches] for row in rows)
-    columns: dict[str, list[Any]] = {"win_rate": [[answer.score for answer in row] for row in answers]}
+    columns["win_rate"] = [[answer.score for answer in row] for row in answers]
     if all(row.reference_scores for row in rows):
         below = [(sum(x <= score for x in row.reference_scores), len(row.reference_scores)) for score, row in scored]
         columns["reference_quantile"] = [no_higher / count for no_higher, count in below]
@@ -361,10 +382,13 @@ def compute(
     sum_p2: bool = False,
     value: bool = False,
     live: LiveReference | None = None,
+    target_size: int = 0,
 ) -> Completions:
-    """Run the engine on trees, and look up their completions in the reference. From a `live` one comes its KL, too."""
-    output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=value or live is not None)
-    return _completions(policy, trees, output, reference, value=value, live=live)
+    """Run the engine on trees, and look up their completions in the reference. From a `live` one comes its KL, too.
+    Targets have at most `target_size` tokens; 0: they are not wanted."""
+    wants_hidden = value or live is not None or target_size > 0
+    output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=wants_hidden)
+    return _completions(policy, trees, output, reference, value=value, live=live, target_size=target_size)
 
 
 def compute_with(
@@ -376,13 +400,14 @@ def compute_with(
     sum_p2: bool = False,
     value: bool = False,
     live: LiveReference | None = None,
+    target_size: int = 0,
 ) -> tuple[Completions, Completions]:
     """The same and, without gradient, `further[k]`: more completions of the prompt of tree k, which is not computed
     again. There is at least one of them."""
     # Around both: the second finds most of the weights that the first has cast for its backward. Not around the
     # look-up: a live reference puts other weights into the same parameters, which is all that autocast looks at.
     with policy.autocast():
-        wants_hidden = value or live is not None
+        wants_hidden = value or live is not None or target_size > 0
         output = forward(policy, trees, want_sum_p2=sum_p2, want_hidden=wants_hidden, want_prompts=True)
         assert output.prompts is not None, "the caller has asked `on_trees`"
         with torch.no_grad():
@@ -391,7 +416,7 @@ def compute_with(
     with torch.no_grad():
         others = [Branches(tree.prompt, tuple(ids)) for tree, ids in zip(trees, further, strict=True) if ids]
         beside = _completions(policy, others, more, reference)
-    return _completions(policy, trees, output, reference, value=value, live=live), beside
+    return _completions(policy, trees, output, reference, value=value, live=live, target_size=target_size), beside
 
 
 def _completions(
@@ -402,6 +427,7 @@ def _completions(
     *,
     value: bool = False,
     live: LiveReference | None = None,
+    target_size: int = 0,
 ) -> Completions:
     logp, hidden = output.token_logp, output.hidden
     return Completions(
@@ -411,4 +437,23 @@ def _completions(
         output.token_sum_p2,
         policy.values(hidden).to(logp.dtype) if value and hidden is not None else None,
         reference_kl(policy, live, trees, hidden).to(logp.dtype) if live is not None and hidden is not None else None,
+        _target_logp(policy, trees, output, target_size) if target_size else None,
     )
+
+
+def _target_logp(policy: Policy, trees: Sequence[Branches], output: TokenLogps, size: int) -> Tensor:
+    """The log-probs of the tokens of targets (T, size), each at its place, 0 everywhere else."""
+    assert output.hidden is not None, "compute asks for it"
+    logp = output.token_logp
+    aims = [aim for tree in trees for aim in (tree.target_ids or [None] * len(tree.completions))]
+    there = [(start + aim.place, aim.ids) for start, aim in zip(output.offsets.tolist(), aims, strict=False) if aim]
+    if not there:
+        return logp.new_zeros(len(logp), size)
+    arrays = [
+        np.repeat([place for place, _ in there], [len(ids) for _, ids in there]),
+        np.concatenate([np.arange(len(ids)) for _, ids in there]),
+        np.concatenate([ids for _, ids in there]),
+    ]
+    places, columns, ids = move_all(arrays, policy.device, np.int64)
+    values = policy.logp(output.hidden[places], ids).to(logp.dtype)
+    return logp.new_zeros(len(logp), size).index_put((places, columns), values)

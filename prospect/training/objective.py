@@ -22,7 +22,7 @@ from prospect.training.batch import Batch, Completions
 
 Function = Callable[..., Tensor]
 
-OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count"}
+OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count", "target"}
 """Inputs that a row has once, be it a pair."""
 OF_ANSWERS = {"win_rate"}
 """Inputs that each answer of a row has."""
@@ -55,6 +55,7 @@ class Objective:
         self.reads_sum_p2 = "token_sum_p2" in loss.reads
         self.reads_value = loss.value_head
         self.reads_kl = loss.live
+        self.reads_target = "target_logp" in loss.reads
 
     @property
     def beta(self) -> float:
@@ -193,7 +194,7 @@ class Objective:
         def side(sign: float) -> Completions:
             logp = reference + (sign * reward / lengths).repeat_interleave(lengths)
             squares, kl = logp.detach().exp().square(), (logp - reference).square() / 2
-            return Completions(logp, bounds, reference, squares, logp * 0, kl)
+            return Completions(logp, bounds, reference, squares, logp * 0, kl, torch.stack([logp, logp - 1], 1))
 
         sides = (side(1.0), side(-0.5)) if self.pairs else (side(1.0),)
         scores, thumbs = torch.tensor([1.0, 0.25, 0.5, 2.0]), (True, False, False, True)
@@ -201,6 +202,7 @@ class Objective:
             "win_rate": torch.tensor([[1.0, 0.25], [0.5, 0.5], [0.75, 0.0], [0.5, 0.25]])[:, : len(sides)],
             "reference_quantile": scores / 2,
             "reference_count": torch.full((4,), 4.0),
+            "target": torch.tensor([0.25, 0.75]).expand(4, 2),
         }
         batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), (0, 0, 1, 1), columns)
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())

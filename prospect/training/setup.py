@@ -134,9 +134,12 @@ def _views(records: Sequence[Record], threshold: str | None) -> set[View]:
     return views
 
 
+THUMBS = {True: "desirable", False: "undesirable", None: "judged"}
+
+
 def _require_scores(loss: Loss, training: Dataset) -> None:
-    """A loss that reads scores gets one for every row, and win rates or the scores of the reference's answers where it
-    reads those."""
+    """A loss that reads scores gets one for every row, and win rates, the scores of the reference's answers, or targets
+    where it reads those."""
     reads = loss.reads
     for row in training.examples if "reference_quantile" in reads else ():
         if not row.reference_scores:
@@ -144,6 +147,13 @@ def _require_scores(loss: Loss, training: Dataset) -> None:
                 f"{loss.name} compares each answer with answers of the reference model to the same prompt, but row "
                 f"{row.id} has no reference_scores. Sample some, score them as the answers are scored, and write the "
                 'numbers beside the prompt: "reference_scores": [0.2, 0.7, ...]'
+            )
+    aimed = [term for term in loss.terms if "target" in term.reads]
+    for row in training.examples if aimed else ():
+        if not row.target and any(term.rows == "all" or term.rows == THUMBS[row.desirable] for term in aimed):
+            raise DataError(
+                f"{loss.name} reads a target for every {THUMBS[row.desirable]} answer, but row {row.id} has none, or "
+                'is cut before its place. Write it beside the answer: "target": {"Yes": 0.7, "No": 0.3}'
             )
     if not {"score", "margin", "win_rate"} & reads:
         return

@@ -112,8 +112,12 @@ class Job:
     def _columns(self) -> dict[str, Any]:
         """The columns of completions that the loss reads beside the log-probs."""
         objective = self.objective
-        live = self.live if objective.reads_kl else None
-        return {"sum_p2": objective.reads_sum_p2, "value": objective.reads_value, "live": live}
+        return {
+            "sum_p2": objective.reads_sum_p2,
+            "value": objective.reads_value,
+            "live": self.live if objective.reads_kl else None,
+            "target_size": self.dataset.target_size if objective.reads_target else 0,
+        }
 
     def shares_prompts(self, trees: Sequence[Branches]) -> bool:
         """Whether the engine can score further completions of these prompts without computing them again."""

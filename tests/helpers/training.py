@@ -176,7 +176,16 @@ def data(name: str) -> list[dict[str, Any]]:
         draw = random.Random(4)
         low, high = (0.0, 1.0) if "win_rate" in LOSSES[name].reads else (-2.0, 2.0)
         return [{**row, "score": draw.uniform(low, high)} for row in without_label(thumbs(12, per_prompt=2))]
+    if "target" in LOSSES[name].reads:
+        return [aimed(row, k) for k, row in enumerate(thumbs(8, per_prompt=2, weights=True))]
     return pairs(6) if view == "pairs" else thumbs(8 if view == "binary" else 16, per_prompt=2, weights=True)
+
+
+def aimed(row: dict[str, Any], k: int) -> dict[str, Any]:
+    """A row with a target at its first token or at its second, of two answers or three; bad ones may have none."""
+    begins = row["completion"].split()[0] + " " if k % 4 == 1 else ""
+    shares = [0.25, 0.75] if k % 3 else [0.5, 0.0, 0.5]
+    return row if k % 4 == 2 else {**row, "target": {f"{begins}w{n + 5}": share for n, share in enumerate(shares)}}
 
 
 def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) -> Job:

@@ -21,6 +21,7 @@ from prospect.losses.unpaired import (
     logsigmoid,
     npo,
     power,
+    target_kl,
 )
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
@@ -134,6 +135,37 @@ def test_kto_surprisal_is_kto_of_means() -> None:
 def test_bco_is_the_log_of_ktos_value() -> None:
     r, y, z0 = draw("ryz")
     torch.testing.assert_close(bco(r, y, z0), -torch.log(1 - kto(r, y, z0)))
+
+
+LOGP = f64(0.5, 0.3, 0.2, 0.2, 0.2, 0.6, 0.3, 0.3, 0.4).log().reshape(3, 3)
+AIM = f64(0.5, 0.5, 0, 0.2, 0.3, 0.5, 1 / 3, 1 / 3, 1 / 3).reshape(3, 3)
+
+
+def test_kto_with_a_target_on_published_points() -> None:
+    """Both terms: KTO at z0 = 1 on +, -, +, and the KL divergence of (.5, .5, 0) from (.5, .3, .2) and the like."""
+    kl, utility = target_kl(AIM, LOGP), kto(f64(3, -1.5, 0), torch.tensor([True, False, True]), f64(1)[0])
+    assert kl.tolist() == pytest.approx([0.25541281, 0.03047875, 0.00946649], abs=5e-9)
+    assert utility.tolist() == pytest.approx([0.45016600, 0.43782350, 0.52497919], abs=5e-9)
+    assert target_kl(AIM, LOGP, kl_weight=0.5).tolist() == pytest.approx((kl / 2).tolist())
+
+
+def test_a_target_draws_by_its_probabilities_and_counts_what_goes_elsewhere() -> None:
+    logp = LOGP.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(target_kl(AIM, logp).sum(), logp)
+    assert slope.tolist() == (-AIM).tolist()
+    assert torch.autograd.gradcheck(partial(target_kl, AIM), logp)
+    assert target_kl(AIM, AIM.clamp(min=1e-300).log()).tolist() == pytest.approx([0, 0, 0], abs=1e-15)
+    assert target_kl(AIM, LOGP - math.log(2)).tolist() == pytest.approx((target_kl(AIM, LOGP) + math.log(2)).tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_of_other_sizes_of_nothing_and_of_the_hopeless(dtype: torch.dtype) -> None:
+    """What a row has not is 0 in both; a token that the policy would never say costs much, and no infinity."""
+    aim = torch.tensor([[0.5, 0.5, 0], [0, 0, 0], [0.5, 0.5, 0]], dtype=dtype)
+    logp = torch.tensor([[-1, -2, 0], [0, 0, 0], [-1e4, -1e4, 0]], dtype=dtype)
+    first, second, third = target_kl(aim, logp).tolist()
+    assert (first, second, third) == pytest.approx((1.5 - math.log(2), 0, 1e4 - math.log(2)))
+    assert target_kl(aim[:0], logp[:0]).shape == (0,) and target_kl(aim, logp).dtype == dtype
 
 
 def test_npo_tends_to_gradient_ascent() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +66,9 @@ def independent(job: Job, start: Job) -> Tensor:
                 before_sums = torch.stack([before[0][k].sum() for k in keep])
                 found.append(torch.tensor([0, *sizes]).cumsum(0) if name == "group" else before_sums)
                 continue
+            if name in ("target", "target_logp"):
+                found.append(torch.stack([of_target(job, rows[k], name) for k in keep]))
+                continue
             if name in ("reference_quantile", "reference_count"):
                 others = [job.dataset.records[rows[k].tree].reference_scores for k in keep]
                 below = [sum(x <= (rows[k].score or 0.0) for x in o) for k, o in zip(keep, others, strict=True)]
@@ -121,6 +125,22 @@ def whole_kls(job: Job, start: Job, rows: list[Example], side: int) -> Tensor:
     return torch.stack(kls)
 
 
+def of_target(job: Job, row: Example, name: str) -> Tensor:
+    """A row's target (3,), or the log-probs of its answers' tokens where they differ, by words."""
+    completion = job.dataset.records[row.tree].completions[row.branches[0]]
+    rest = [0.0] * (3 - len(completion.target))
+    shares = torch.tensor([share for _, share in completion.target] + rest, dtype=torch.float64)
+    if name == "target":
+        return shares.to(job.policy.device)
+    assert job.policy.tokenizer is not None
+    words = [text.split() for text, _ in completion.target]
+    vocabulary = job.policy.tokenizer.get_vocab()
+    begins = job.dataset.completion(row)[: len(words[0]) - 1]
+    prompt = job.dataset.trees[row.tree].prompt
+    logps = [logp(job, prompt, np.append(begins, np.int32(vocabulary[word[-1]])))[-1] for word in words]
+    return torch.stack([*logps, *[torch.zeros_like(logps[0])] * len(rest)])
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("csft", "bco_density")])
 def test_gradient_of_every_loss(make_job: MakeJob, name: str) -> None:
     """In float64 the gradient of the objective written down term by term, and the same in many micro-batches."""
@@ -169,6 +189,7 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         ("kto:0.5,sft:0.1", (), {}),
         ("tdpo1:0.5,aot:0.5", (), {}),
         ("tdpo2", ("tr",), {}),
+        ("kto_target:0.5,ppo:0.5", (), {"kl_weight": 0.3}),
     ],
 )
 def test_modifiers_and_mixtures_do_not_depend_on_micro_batches(
@@ -284,6 +305,11 @@ def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
     rows = data("qrpo")
     with pytest.raises(DataError, match="compares each answer with answers of the reference.*row line3 has no refer"):
         make_job([*rows[:2], {**rows[2], "reference_scores": None}], loss="qrpo")
+    rows = data("kto_target")
+    with pytest.raises(DataError, match="kto_target reads a target for every desirable answer, but row line4 has none"):
+        make_job([*rows[:3], {**rows[3], "target": None}, *rows[4:]], loss="kto_target")
+    with pytest.raises(DataError, match="but row line2 has none, or is cut before its place. Write"):
+        make_job(rows, loss="kto_target", max_length=1 + len(rows[1]["prompt"].split()), over_long="cut_completion")
     with pytest.raises(DataError, match="odpo reads a score for both answers"):
         make_job(pairs(4), loss="odpo")
     rows = [{"prompt": "w2 ", "completion": f"w{k + 3}", "score": score} for k, score in enumerate((2.0, 0.5))]
@@ -338,7 +364,17 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
 
 def test_what_losses_read_are_properties() -> None:
     """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
-    rows = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count"}
+    rows = {
+        "desirable",
+        "score",
+        "margin",
+        "z0",
+        "group",
+        "old_logp",
+        "reference_quantile",
+        "reference_count",
+        "target",
+    }
     answers = {"win_rate"}
     columns = {"token_logp", "token_sum_p2", "value"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
