@@ -106,7 +106,7 @@ def gate_q10(
 
     `log_ratio` (N,) in nats; `token_logp` (T,) with `offsets` (N+1,). Between two tokens the quantile is interpolated
     linearly. g carries no gradient.
-    Source: arXiv 2605.02626 and the authors' description of their code.
+    Source: arXiv 2605.02626. Strength: A, the authors' description of their code.
 
     Gradient: g times the loss's: a few tokens that have become unlikely are enough to stop the push.
 

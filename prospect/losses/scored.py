@@ -82,7 +82,7 @@ def una(log_ratio: Tensor, score: Tensor, *, beta: float = 0.03, lowest: float =
     """UNA with scores: (sigmoid(beta * r) - s)^2, where s = (score - lowest) / (highest - lowest).
 
     `log_ratio` (N,) in nats, `score` (N,) from `lowest` to `highest`.
-    Source: arXiv 2408.15339, with the constants of the authors' code, which sums over the batch where this is the mean.
+    Source: arXiv 2408.15339. Strength: A, the authors' code, which sums over the batch where this is the mean.
 
     Gradient: 2 * beta * (p - s) * p * (1 - p), p = sigmoid(beta * r): zero where p is s, and far away on both sides.
 
@@ -132,7 +132,7 @@ def qrpo(
     """QRPO: (T(q) - beta * log Z - beta * r)^2, where q is the share of n answers of the reference scored no higher.
 
     `log_ratio` (N,) in nats; `reference_quantile` (N,) is q, `reference_count` (N,) is n.
-    Source: arXiv 2507.08068 and the authors' code: beta 0.003 and six answers a prompt.
+    Source: arXiv 2507.08068. Strength: A, the authors' code: beta 0.003 and six answers a prompt.
 
     Gradient: -2 * beta * (T(q) - beta * log Z - beta * r): zero where r is what the best policy's would be.
 
@@ -148,7 +148,7 @@ def dro_v(log_ratio: Tensor, score: Tensor, prompt_value: Tensor, *, tau: float 
     """DRO-V: (s - V - tau * r)^2 / 2, with the value V of the prompt learnt by the same term.
 
     `log_ratio` (N,) in nats; `score` (N,); `prompt_value` (N,) is V at the prompt's last token.
-    Source: arXiv 2405.19107, by an implementation that is not the authors'; tau from memory.
+    Source: arXiv 2405.19107. Strength: B, a trainer on TRL that is not the authors'; tau from memory.
 
     Gradient: -tau * (s - V - tau * r) in r, and -(s - V - tau * r) in V: zero where the policy's own reward explains
     by how much an answer is better than the prompt's mean.
@@ -172,7 +172,7 @@ def a_lol(logp: Tensor, log_ratio: Tensor, score: Tensor, prompt_value: Tensor, 
 
     `logp`, `log_ratio` (N,) in nats of the whole answer; `score` (N,); `prompt_value` (N,) is V. Ratio and A carry no
     gradient.
-    Source: arXiv 2305.14718 and the authors' code.
+    Source: arXiv 2305.14718. Strength: A, the authors' code.
 
     Gradient: -ratio * A in log pi, and none for answers that are no better than V.
 
@@ -189,7 +189,7 @@ def r_lol(logp: Tensor, log_ratio: Tensor, score: Tensor, *, clip: float = 0.9) 
     """R-LoL: -clamp(pi / pi_ref, 1 - clip, 1 + clip) * score * log pi(y|x), A-LoL with the score for the advantage.
 
     `logp`, `log_ratio` (N,) in nats of the whole answer; `score` (N,). The ratio carries no gradient.
-    Source: arXiv 2305.14718 and the authors' code.
+    Source: arXiv 2305.14718. Strength: A, the authors' code.
 
     Gradient: -ratio * score in log pi. A score below 0 makes its answer unlikely without a bound.
 
@@ -208,7 +208,7 @@ def awr(logp: Tensor, score: Tensor, prompt_value: Tensor, *, beta: float = 1.0,
     """AWR: -min(e^(A / beta), max_weight) * log pi(y|x), A = score - V without gradient.
 
     `logp` (N,) in nats, `score` (N,), `prompt_value` (N,) is V.
-    Source: arXiv 1910.00177, each answer being one action; from memory, with the paper's cap of 20.
+    Source: arXiv 1910.00177, each answer being one action. Strength: from memory, the cap of 20 with it.
 
     Gradient: -weight in log pi: every answer is imitated, the better the more, and one far below V hardly.
 

@@ -99,7 +99,7 @@ def target_kl(target: Tensor, target_logp: Tensor, *, kl_weight: float = 1.0) ->
 
     `target` (N, K) are the probabilities q of K tokens, 0 where a row has fewer; `target_logp` (N, K) the policy's
     log-probs of these in nats, of its whole distribution: what it gives to other tokens counts against it.
-    Source: arXiv 2604.05756 and the authors' code, at the last token of the prompt; weight 1 each.
+    Source: arXiv 2604.05756. Strength: A, the authors' code: at the last token of the prompt, weight 1, lambda 1.
 
     Gradient: -kl_weight * q_k in log p_k: p is drawn to q, whatever the thumbs say.
 
