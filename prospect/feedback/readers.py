@@ -154,7 +154,7 @@ class FeedbackLine:
         """A record with this line's source, tools and template keywords."""
         source = self.get("source")
         return Record(
-            id=id or self.id,
+            id=chat.plain_text(id, "id") if id else self.id,
             prompt=prompt,
             completions=completions,
             pairs=pairs,
@@ -178,7 +178,7 @@ class FeedbackLine:
     ) -> Completion:
         """An answer with the weight, the completeness and the origin (`records.ORIGIN`) that `values` give."""
         origin = {} if values.keys().isdisjoint(ORIGIN) else _origin(values)
-        whole = complete(values)
+        id, whole = chat.plain_text(id, "id"), complete(values)
         return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, **origin)
 
     def single(

@@ -145,9 +145,9 @@ def api_message(value: Any, where: str) -> Message:
     if isinstance(content, list):
         texts = []
         for part in content:
-            part_kind = part.get("type") if isinstance(part, dict) else "text"
+            part_kind = str(part.get("type")) if isinstance(part, dict) else "text"
             if part_kind in _THOUGHT_PARTS:
-                reasoning = (reasoning or "") + str(part.get(_THOUGHT_PARTS[part_kind]) or "")
+                reasoning = f"{reasoning or ''}{part.get(_THOUGHT_PARTS[part_kind]) or ''}"
             elif part_kind in ("text", "input_text", "output_text"):
                 texts.append(part.get("text") if isinstance(part, dict) else part)
             elif part_kind != "tool_use":  # stands in tool_calls, too

@@ -7,6 +7,7 @@ Names are trace_id or traceId. A score of source EVAL is a model's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from prospect.errors import DataError
@@ -44,7 +45,7 @@ def join(parts: Parts) -> Iterator[SourceRow]:
         trace, start = _id(either(row, "trace_id")), str(either(row, "start_time"))
         if trace in of_trace and row.get("type") == "GENERATION" and (trace not in last or start >= last[trace][0]):
             last[trace] = start, (file, number, row)
-    for file, number, row in parts.rows.get("langfuse", ()):
+    for file, number, row in chain(*(parts.rows.get(name, ()) for name in ("langfuse", "langfuse-trace"))):
         if not isinstance(row, dict):
             yield file, number, row
             continue

@@ -1,0 +1,93 @@
+"""Exports of applications in which anything is broken: records, or words that say where the fault is; at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prospect.feedback.load import load
+from prospect.feedback.records import readable
+from tests.helpers import datasets
+from tests.helpers.datasets import ASKED, PEAR
+from tests.helpers.exports import EXPORTS
+from tests.helpers.fuzzing import fuzz, in_words
+
+WILD: list[Any] = [
+    *(None, True, 0, -1, 3.5, 1e300, 10**30, "", " ", "x", "true", "1", "-1", "thumbs_up", "a1", "q", "\ud800"),
+    *("[", "{}", '[{"a": 1}]', "<details", '<details type="tool_calls">', '<details type="reasoning">x</details>'),
+    *([], {}, [None], [[]], [{}], ["m-b", 3], {"a": {"b": 1}}, {"role": "user"}, {"content": "x"}),
+    [{"role": "assistant", "content": "x"}],
+]
+SAMPLES: dict[str, list[list[Any]]] = {
+    **{name: [[row] for row in rows] for name, rows in datasets.SAMPLES.items()},
+    **{name: list(files.values()) for name, files in EXPORTS.items()},
+}
+"""Of every kind of export, its files: a row that refers to another may stand in a file of its own."""
+
+HANG = 5.0
+"""Seconds that no file of a few rows may take."""
+
+Place = tuple[Any, ...]
+
+
+def places(value: Any, at: Place = ()) -> list[Place]:
+    """Every value in rows: its keys and indices."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, part in inner for place in places(part, (*at, key)))]
+
+
+def changed(value: Any, place: Place, new: Any, drop: bool) -> None:
+    """Put `new` at a place, or nothing."""
+    for key in place[:-1]:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):  # an earlier change took it away
+            return
+    if isinstance(value, dict) or (isinstance(value, list) and isinstance(place[-1], int) and place[-1] < len(value)):
+        if not drop:
+            value[place[-1]] = new
+        elif isinstance(value, list) or place[-1] in value:
+            del value[place[-1]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+def read(folder: Path, files: list[list[Any]], keep_going: bool) -> Any:
+    """What the files hold, read as one folder."""
+    for old in folder.iterdir():
+        old.unlink()
+    for i, rows in enumerate(files):
+        (folder / f"part-{i}.json").write_text(json.dumps(rows), encoding="utf-8")
+    began = time.monotonic()
+    result = in_words(lambda: load(folder, keep_going=keep_going))
+    assert time.monotonic() - began < HANG
+    return result
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_sample_is_read(folder: Path, name: str) -> None:
+    feedback = read(folder, SAMPLES[name], False)
+    texts = {c.text for r in feedback.records for c in r.completions}
+    assert PEAR in texts
+    assert all(readable(r.prompt).endswith(ASKED) for r in feedback.records)
+
+
+@fuzz(250)
+@given(data=st.data(), name=st.sampled_from(list(SAMPLES)), keep_going=st.booleans())
+def test_exports_with_anything_anywhere(folder: Path, data: st.DataObject, name: str, keep_going: bool) -> None:
+    files = [copy.deepcopy([*rows, *rows]) for rows in SAMPLES[name]]
+    for _ in range(data.draw(st.integers(1, 3))):
+        rows = files[data.draw(st.integers(0, len(files) - 1))]
+        place = data.draw(st.sampled_from([place for place in places(rows) if place] or [(0,)]))
+        changed(rows, place, copy.deepcopy(data.draw(st.sampled_from(WILD))), data.draw(st.booleans()))
+    read(folder, files, keep_going)
