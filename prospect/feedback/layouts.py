@@ -33,7 +33,7 @@ def _is_hh(row: Mapping[str, Any]) -> bool:
 _WHOLE = ("score", *THUMBS)
 _CHAT = ("system", *_WHOLE)
 _ALPACA = ("input", "system", "history")
-_OWN, _OWN_LISTS = ("completion", "label", "score", "target", "pairs"), ("completions", "pairs")
+_OWN, _OWN_LISTS = ("completion", "label", "score", "target", "old_logp", "pairs"), ("completions", "pairs")
 _HALOS_PAIRS = ("prompt", "output_A", "output_B", "label")
 _HALOS_SCORES = ("reward_A", "reward_B", "reward_difference")
 
@@ -54,8 +54,8 @@ _TABLE = (
     Layout("hh", SIDES, readers.transcripts, (), SIDES, looks=_is_hh),
     Layout("paired", SIDES, readers.paired, ("prompt", "messages", *SIDE_SCORES), SIDES),
     Layout("halos", ("prompt", "output"), readers.halos, ("label", "reward"), ("label", "reward")),
-    Layout("unpaired", ("prompt", "completion", "label"), readers.flat, ("score", "target"), ("label",)),
-    Layout("scores", ("prompt", "completion", "score"), readers.flat, ("target",), ("score",)),
+    Layout("unpaired", ("prompt", "completion", "label"), readers.flat, ("score", "target", "old_logp"), ("label",)),
+    Layout("scores", ("prompt", "completion", "score"), readers.flat, ("target", "old_logp"), ("score",)),
     Layout("prompt-completion", ("prompt", "completion"), readers.flat, ("target",)),
     Layout("messages", ("messages",), readers.conversation, _CHAT, _WHOLE, turns="messages"),
     Layout("text", ("text",), readers.text),

@@ -408,7 +408,9 @@ def _join(group: Sequence[Record]) -> Record:
 
 
 def _identity(c: Completion) -> str:
-    return dumps([c.content, c.label, c.score, c.weight, c.complete, c.target, *(getattr(c, key) for key in ORIGIN)])
+    return dumps(
+        [c.content, c.label, c.score, c.weight, c.complete, c.target, c.old_logp, *(getattr(c, key) for key in ORIGIN)]
+    )
 
 
 class _UniqueNames:
@@ -497,6 +499,7 @@ def _completion_json(c: Completion) -> dict[str, Any]:
         weight=None if c.weight == 1 else c.weight,
         complete=None if c.complete else False,
         target=dict(c.target) or None,
+        old_logp=c.old_logp,
         **{key: getattr(c, key) or None for key in ORIGIN},
     )
 

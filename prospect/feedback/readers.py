@@ -45,8 +45,8 @@ THUMBS = ("label", "kto_tag", "rating")
 
 SIDES, SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
-_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target", *ORIGIN)
-_BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete", "target")
+_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target", "old_logp", *ORIGIN)
+_BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete", "target", "old_logp")
 """Columns of a flat line that have no meaning beside a list of completions."""
 
 
@@ -176,10 +176,12 @@ class FeedbackLine:
         values: Mapping[str, Any],
         target: Any = None,
     ) -> Completion:
-        """An answer with the weight, the completeness and the origin (`records.ORIGIN`) that `values` give."""
+        """An answer with the weight, the completeness, the old log-prob and the origin (`records.ORIGIN`) that `values`
+        give."""
+        old = _old_logp(values) if "old_logp" in values else None
         origin = {} if values.keys().isdisjoint(ORIGIN) else _origin(values)
         id, whole = chat.plain_text(id, "id"), complete(values)
-        return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, **origin)
+        return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, old, **origin)
 
     def single(
         self,
@@ -265,6 +267,14 @@ def weight(values: Mapping[str, Any]) -> float:
     if value is not None and value < 0:
         raise DataError(f"weight must be 0 or more, not {value:g}. To unlearn an answer, label it undesirable")
     return 1.0 if value is None else value
+
+
+def _old_logp(values: Mapping[str, Any]) -> float | None:
+    """The log-prob of an answer in nats, at most 0."""
+    value = number(values, "old_logp")
+    if value is not None and value > 0:
+        raise DataError(f"old_logp must be 0 or less, the natural logarithm of a probability, not {value:g}")
+    return value
 
 
 def complete(values: Mapping[str, Any]) -> bool:
@@ -496,7 +506,7 @@ def _own_pair(value: Any, count: int) -> Pair:
 
 
 def flat(line: FeedbackLine) -> list[Record]:
-    """{"prompt", "completion"} with "label", "score", both or neither, and perhaps a "target"."""
+    """{"prompt", "completion"} with "label", "score", both or neither, and perhaps a "target" and an "old_logp"."""
     mixed = "completions" in line.columns  # Prospect's own file, where every line may be judged or not
     prompt, answer = chat.prompt(line.get("prompt")), line.get("completion")
     return line.single(prompt, answer, "completion", "label", "score", "target", required=not mixed)

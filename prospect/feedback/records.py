@@ -43,8 +43,9 @@ class Completion:
 
     `content` is text, or an assistant message where it carries more than text. `label` is the thumb (True desirable,
     False undesirable, None unknown), `score` a graded judgement, `weight` its importance (>= 0), `complete` False if
-    the generator was cut off, `target` how likely which answers are to be where they first differ, `line` where it
-    stands in its file (1-based, 0 unknown; it plays no part in equality).
+    the generator was cut off, `target` how likely which answers are to be where they first differ, `old_logp` the
+    log-prob in nats of the whole answer under the policy that gave it (None unknown), `line` where it stands in its
+    file (1-based, 0 unknown; it plays no part in equality).
     Where it comes from, empty where unknown: `by` who judged it, `at` when (ISO 8601, UTC), the `model` that wrote it,
     the rater's `note`, and the `conversation` that it stands in.
     """
@@ -57,6 +58,7 @@ class Completion:
     complete: bool = True
     target: tuple[tuple[str, float], ...] = ()
     line: int = field(default=0, compare=False)
+    old_logp: float | None = None
     by: str = ""
     at: str = ""
     model: str = ""

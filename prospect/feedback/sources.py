@@ -446,7 +446,7 @@ def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
 
 # CSV
 
-_NUMBERS = ("weight", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
+_NUMBERS = ("weight", "old_logp", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
 _ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")
 """Columns whose empty cell is an empty answer, not an absent one."""
 

@@ -3,8 +3,9 @@
 N answers of G groups stand one behind the other; group k's are `group[k] : group[k + 1]`. Log-probs in nats; a result
 is (G,), unreduced, unless a loss says otherwise. The order of a group's answers never matters.
 
-The policy gradients weigh each answer by an advantage: how much better it is than the rest of its group. Offline the
-reference stands for the policy that gave the answers (`old_logp`, `old_token_logp`), so that every ratio starts at 1.
+The policy gradients weigh each answer by an advantage: how much better it is than the rest of its group. Where the
+data do not say how likely the answers were, the reference stands for the policy that gave them (`old_logp`,
+`old_token_logp`), so that every ratio starts at 1.
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ def find(name: str) -> Loss:
 def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
     """`loss` wrapped by modifiers, in their order.
 
-    Raises ConfigError for unknown ones and for two moving references.
+    Raises ConfigError for unknown ones, two moving references, and changes to what the loss does not read.
     """
     for name in modifiers:
         wrap = _named(name, MODIFIERS, "there is no modifier")
@@ -369,6 +369,10 @@ def modified(loss: Loss, modifiers: Sequence[str]) -> Loss:
             raise ConfigError(f"--modify {' '.join(modifiers)}: only one of them can move the reference")
         if not loss.needs_reference and wrap.changes != "weight":
             raise ConfigError(f"--modify {name} changes log-ratios, but {loss.name} reads none: it has no reference")
+        if wrap.changes.endswith("log_ratio") and not {"log_ratio", "token_log_ratio"} & loss.reads:
+            raise ConfigError(
+                f"--modify {name} changes log-ratios, but {loss.name} reads log-probs: it would do nothing"
+            )
         loss = replace(loss, modifiers=(*loss.modifiers, wrap))
     return loss
 

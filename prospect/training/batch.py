@@ -291,8 +291,9 @@ class Batch:
 
     @property
     def old_logp(self) -> Tensor:
-        """The log-prob of each answer under the policy that gave it (N,), in nats: the reference stands for it."""
-        return self.sides[0].reference_logp
+        """The log-prob of each answer under the policy that gave it (N,), in nats: the data's own, else the
+        reference stands for it."""
+        return self.columns["old_logp"] if "old_logp" in self.columns else self.sides[0].reference_logp
 
     @property
     def margin(self) -> Tensor | None:
@@ -365,8 +366,10 @@ def _columns(dataset: Dataset, rows: Sequence[Example]) -> dict[str, list[Any]]:
     scored = [(row.score, row) for row in rows if row.score is not None]
     if len(scored) < len(rows):
         return columns
-    answers = ([dataset.records[row.tree].completions[branch] for branch in row.branches] for row in rows)
+    answers = [[dataset.records[row.tree].completions[branch] for branch in row.branches] for row in rows]
     columns["win_rate"] = [[answer.score for answer in row] for row in answers]
+    if all(row[0].old_logp is not None for row in answers):
+        columns["old_logp"] = [row[0].old_logp for row in answers]
     if all(row.reference_scores for row in rows):
         below = [(sum(x <= score for x in row.reference_scores), len(row.reference_scores)) for score, row in scored]
         columns["reference_quantile"] = [no_higher / count for no_higher, count in below]

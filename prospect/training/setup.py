@@ -101,6 +101,7 @@ def rows(
     _require_scores(loss, training)
     if loss.view == "groups":
         training = _comparable(config, training)
+        _require_old_logp(loss, training)
     both = any(term.rows == "all" and "desirable" in term.reads for term in loss.terms)
     if loss.view == "binary" and both and len({row.desirable for row in training.examples}) < 2:
         thumb = "up" if training.examples[0].desirable else "down"
@@ -192,6 +193,25 @@ def _comparable(config: TrainConfig, training: Dataset) -> Dataset:
             "--equal-scores drop leaves nothing"
         )
     return replace(training, examples=examples)
+
+
+def _require_old_logp(loss: Loss, training: Dataset) -> None:
+    """A loss that reads old log-probs gets the data's own for every row or for none, and of whole answers."""
+    if "old_logp" not in loss.reads:
+        return
+    answers = [training.records[row.tree].completions[row.branches[0]] for row in training.examples]
+    own = [answer for answer in answers if answer.old_logp is not None]
+    if 0 < len(own) < len(answers):
+        missing = next(answer for answer in answers if answer.old_logp is None)
+        raise DataError(
+            f"{at(own[0])} has an old_logp, but {at(missing)} has none. Write it for every answer, or for none: then "
+            "the reference model's log-probs stand for it"
+        )
+    if own and (training.report.cut_prompt or training.report.cut_completion):
+        raise DataError(
+            "old_logp is about whole prompts and answers, but --over-long has cut some. Choose --over-long drop, or "
+            "prospect convert IN OUT.jsonl --ignore old_logp"
+        )
 
 
 def group_counts(training: Dataset) -> dict[str, int]:

@@ -108,3 +108,26 @@ def test_what_is_refused(field: str, value: Any, message: str, nested: bool) -> 
 def test_a_target_beside_a_list_of_answers_belongs_to_none_of_them() -> None:
     with pytest.raises(DataError, match="target beside completions belongs to none of them"):
         load([{"prompt": "a", "completions": ["b"], "target": AIM}])
+
+
+def test_old_log_probs_from_every_kind_of_line_and_back(tmp_path: Path) -> None:
+    flat = {"prompt": "a", "completion": "x", "score": 0.5, "old_logp": -3.25}
+    nested = {"prompt": "a", "completions": [{"content": "y", "score": 1, "old_logp": -1}, {"content": "z"}]}
+    feedback = load([flat, nested])
+    (record,) = feedback.records
+    assert [c.old_logp for c in record.completions] == [-3.25, -1.0, None]
+    write(feedback.records, tmp_path / "again.jsonl")
+    assert load(tmp_path / "again.jsonl").records == feedback.records
+    assert load([flat]).digest != load([flat | {"old_logp": -3.5}]).digest
+    (tmp_path / "rows.csv").write_text("prompt,completion,score,old_logp\na,x,0.5,-3.25\na,y,1,\n")
+    (record,) = load(tmp_path / "rows.csv").records
+    assert [c.old_logp for c in record.completions] == [-3.25, None] and not load(tmp_path / "rows.csv").notes
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0.3, "old_logp must be 0 or less.*not 0.3"), ("-3", "old_logp must be a number"), (-float("inf"), "finite")],
+)
+def test_what_is_no_log_prob_is_refused(value: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load([{"prompt": "a", "completion": "x", "score": 0.5, "old_logp": value}])

@@ -185,6 +185,8 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         ("dpo", ("gate_q10",), {"sharpness": 5.0, "threshold": 0.1}),
         ("kto", ("gate_q10",), {"sharpness": 5.0, "threshold": 0.1}),
         ("kto", ("tr",), {}),
+        ("tpo", ("wpo", "tr"), {}),
+        ("graph_dpo", ("humanline",), {}),
         ("dpo:0.8,bco_pair:0.2,sft:1", (), {}),
         ("kto:0.5,sft:0.1", (), {}),
         ("tdpo1:0.5,aot:0.5", (), {}),

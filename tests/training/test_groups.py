@@ -25,7 +25,7 @@ from prospect.training.objective import Objective, step_metrics
 from prospect.training.setup import group_counts
 from prospect.training.step import Job
 from tests.helpers.runs import FAST, same_bits, steps, stop_at
-from tests.helpers.training import GROUP_SIZES, MakeJob, close, gradients, groups, move
+from tests.helpers.training import GROUP_SIZES, MakeJob, close, gradients, groups, logp, move
 
 ON_GROUPS = [name for name, row in LOSSES.items() if row.view == "groups"]
 MANY = (3, 2, 9, 4, 2, 5, 2, 3)
@@ -179,6 +179,7 @@ def test_groups_with_equal_scores_can_be_dropped(make_job: MakeJob) -> None:
         ),
         (lambda rows: [row | {"score": "good"} for row in rows], {}, "score must be a number"),
         (lambda rows: rows, {"group": "row"}, "tpo compares all answers to a prompt, which --group row would part"),
+        (lambda rows: rows, {"modify": ["humanline"]}, "humanline changes log-ratios, but tpo reads log-probs"),
         (lambda rows: rows, {"loss": "tgo", "equal_scores": "drop"}, "tgo compares no groups of scored answers"),
     ],
 )
@@ -257,3 +258,36 @@ def test_lone_scores_held_out_are_imitated(model: Path, tmp_path: Path) -> None:
     run = train(model, groups(), tmp_path / "run", loss="tpo", **FAST)
     alone = run.evaluate([row | {"prompt": f"w{k} w1 "} for k, row in enumerate(groups())])
     assert alone is not None and alone.auc is None and alone.nll is not None
+
+
+@pytest.mark.parametrize("loss", ["tpo", "gspo", "rloo"])
+def test_the_data_may_say_how_likely_the_answers_were(make_job: MakeJob, loss: str) -> None:
+    """The reference's own numbers change nothing; others are another old policy, however a step is cut."""
+    rows, options = [row | {"id": f"r{k}"} for k, row in enumerate(groups())], {"loss": loss, "batch_size": 14}
+    job = make_job(rows, **options)
+    start = {}
+    for example in job.dataset.examples:
+        prompt, answer = job.dataset.trees[example.tree].prompt, job.dataset.completion(example)
+        start[example.id] = float(logp(job, prompt, answer).detach().sum())
+    same = make_job([row | {"old_logp": start[row["id"]]} for row in rows], "same", **options)
+    other = [row | {"old_logp": start[row["id"]] * (0.9 if k % 3 else 1.1)} for k, row in enumerate(rows)]
+    moved, parts = make_job(other, "moved", **options), make_job(other, "parts", token_budget=24, **options)
+    for one in (job, same, moved, parts):
+        move(one)
+    close(gradients(same)[0], gradients(job)[0], 1e-10)
+    got = gradients(moved)[0]
+    assert any((got[name] - g).norm() > 1e-3 * g.norm() for name, g in gradients(job)[0].items())
+    assert cut_groups(parts) > 1
+    close(gradients(parts)[0], got, 1e-11)
+
+
+def test_old_log_probs_are_for_all_answers_and_whole_ones(make_job: MakeJob) -> None:
+    rows = [row | {"old_logp": -9.0} for row in groups()]
+    with pytest.raises(DataError, match=r"\(line1\) has an old_logp, but .*\(line2\) has none"):
+        make_job(
+            [{k: v for k, v in row.items() if k != "old_logp" or i != 1} for i, row in enumerate(rows)], loss="tpo"
+        )
+    long = [*rows, rows[0] | {"completion": "w7 " * 80}]
+    with pytest.raises(DataError, match="old_logp is about whole prompts and answers, but --over-long has cut some"):
+        make_job(long, loss="rloo", over_long="cut_completion")
+    make_job(long, loss="ddo_rm", over_long="cut_completion")
