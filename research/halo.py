@@ -137,6 +137,7 @@ class _World:
                 "token_logp": policy,
                 "token_log_ratio": policy - reference,
                 "old_token_logp": reference.expand_as(policy),
+                "token_reference_kl": (policy - reference) ** 2 / 2,
                 "token_sum_p2": torch.full_like(policy, 0.3),
                 "value": self.value.expand_as(policy),
             }[name]

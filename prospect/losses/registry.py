@@ -40,6 +40,7 @@ Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
     "target", "target_logp", "group", "old_logp", "old_token_logp", "reference_kl",
+    "token_reference_kl",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""
@@ -143,13 +144,13 @@ class Loss:
     @property
     def needs_reference(self) -> bool:
         """True where a log-ratio is read: only then is there a reference pass and a check that r = 0 at the start."""
-        reference = {"log_ratio", "reference_logp", "token_log_ratio", "old_logp", "old_token_logp", "reference_kl"}
-        return bool(reference & self.reads)
+        reference = {"log_ratio", "reference_logp", "token_log_ratio", "old_logp", "old_token_logp"}
+        return self.live or bool(reference & self.reads)
 
     @property
     def live(self) -> bool:
         """Whether it asks the reference about what no table knows: its whole distribution at every token."""
-        return "reference_kl" in self.reads
+        return bool({"reference_kl", "token_reference_kl"} & self.reads)
 
     @property
     def value_head(self) -> bool:
@@ -532,6 +533,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "desirable_weight",
             "undesirable_weight",
             "nll_weight",
+            "retain_weight",
             "value_weight",
             "kl_weight",
             "regularization",

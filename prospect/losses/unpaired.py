@@ -245,6 +245,30 @@ def bco(log_ratio: Tensor, desirable: Tensor, z0: Tensor, *, beta: float = 0.1) 
     return softplus(-beta * gain)
 
 
+def retain(token_reference_kl: Tensor, *, retain_weight: float = 1.0) -> Tensor:
+    """retain_weight * KL(pi_ref || pi) of the whole distribution at each token, in nats, (T,) -> (T,).
+
+    Source: arXiv 2404.05868, the authors' retain term "KL". Strength: A, their code.
+
+    Gradient: that of the KL, 0 at the start: it brings the policy back where it has left the reference.
+
+    Choice: the mean is over all tokens of the answers to retain in the step.
+    """
+    return retain_weight * token_reference_kl
+
+
+RETAIN = Term(retain, "tokens", ("token_reference_kl",), rows="desirable")
+"""What holds the policy to the reference on the answers to keep."""
+
+
+@loss(
+    "binary",
+    "Negative Preference Optimization: unlearn the bad, stay with the reference on the good",
+    "arXiv 2404.05868",
+    name="npo_kl",
+    rows="undesirable",
+    beside=(RETAIN,),
+)
 @loss(
     "binary",
     "Negative Preference Optimization: unlearn the bad, keep the good",

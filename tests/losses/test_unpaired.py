@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prospect.losses.registry import LOSSES
 from prospect.losses.unpaired import (
     apo_zero_unpaired,
     bco,
@@ -21,6 +22,7 @@ from prospect.losses.unpaired import (
     logsigmoid,
     npo,
     power,
+    retain,
     target_kl,
 )
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
@@ -166,6 +168,17 @@ def test_targets_of_other_sizes_of_nothing_and_of_the_hopeless(dtype: torch.dtyp
     first, second, third = target_kl(aim, logp).tolist()
     assert (first, second, third) == pytest.approx((1.5 - math.log(2), 0, 1e4 - math.log(2)))
     assert target_kl(aim[:0], logp[:0]).shape == (0,) and target_kl(aim, logp).dtype == dtype
+
+
+def test_npo_retains_by_likelihood_or_by_the_reference() -> None:
+    """The same first term; beside it the KL of the good answers' tokens, as it is."""
+    first, second = (LOSSES[name].terms for name in ("npo", "npo_kl"))
+    assert first[0] == second[0] and [t.function.__name__ for t in (first[1], second[1])] == ["nll", "retain"]
+    assert (second[1].unit, second[1].rows, LOSSES["npo_kl"].live) == ("tokens", "desirable", True)
+    assert not LOSSES["npo"].live
+    kl = f64(0, 0.25, 3).requires_grad_()
+    assert retain(kl, retain_weight=0.5).tolist() == [0, 0.125, 1.5]
+    assert torch.autograd.gradcheck(partial(retain, retain_weight=0.5), kl) and retain(kl[:0]).shape == (0,)
 
 
 def test_npo_tends_to_gradient_ascent() -> None:

@@ -17,7 +17,7 @@ from prospect.errors import ConfigError, DataError
 from prospect.feedback.records import Example
 from prospect.losses.registry import LOSSES, Read, bound
 from prospect.training import loop
-from prospect.training.batch import Batch, Completions, batch_of
+from prospect.training.batch import Batch, Completions, MicroBatch, batch_of
 from prospect.training.objective import OF_ANSWERS, OF_ROWS
 from prospect.training.step import Job, step_gradient
 from tests.helpers.training import (
@@ -97,6 +97,7 @@ def independent(job: Job, start: Job) -> Tensor:
                     "token_log_ratio": lambda a=mine, b=theirs: torch.cat(a) - torch.cat(b),
                     "offsets": lambda n=lengths: torch.cat([n.new_zeros(1), n.cumsum(0)]),
                     "reference_kl": partial(whole_kls, job, start, [rows[k] for k in keep], side),
+                    "token_reference_kl": partial(token_kls, job, start, [rows[k] for k in keep], side),
                     "value": lambda a=mine: torch.zeros(sum(map(len, a)), dtype=torch.float64, **there),
                     "prompt_value": lambda a=mine: torch.zeros(len(a), dtype=torch.float64, **there),
                 }
@@ -113,6 +114,16 @@ def independent(job: Job, start: Job) -> Tensor:
         else:
             total = total + term.coefficient * (values * weight).sum() / len(keep)
     return total
+
+
+def token_kls(job: Job, start: Job, rows: list[Example], side: int) -> Tensor:
+    """KL(pi_ref || pi) of each token, over the vocabulary as the models give it."""
+    kls = []
+    for row in rows:
+        prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row, side)
+        theirs = log_probs(start, prompt, answer).detach()
+        kls.append((theirs.exp() * (theirs - log_probs(job, prompt, answer))).sum(-1))
+    return torch.cat(kls)
 
 
 def whole_kls(job: Job, start: Job, rows: list[Example], side: int) -> Tensor:
@@ -301,6 +312,30 @@ def test_the_value_of_a_prompt_is_that_of_its_last_token(make_job: MakeJob) -> N
     assert bias.grad.item() == pytest.approx(-error.mean().item(), rel=1e-10)
 
 
+def test_a_target_is_approached(make_job: MakeJob) -> None:
+    """Where all good answers say how their first word is to be spread, the policy learns to spread it so."""
+    aim = {"w20": 0.7, "w21": 0.3}
+    rows = [{**row, "target": aim} if row["label"] else row for row in thumbs(16)]
+    job = make_job(rows, loss="kto_target", batch_size=8, epochs=10, learning_rate=0.01)
+
+    def divergence() -> float:
+        with torch.no_grad():
+            found = [job.objective.terms[1][1](*of_batch(job, micro)) for micro in micro_batches(job)]
+        return torch.cat(found).mean().item()
+
+    before = divergence()
+    loop.fit(job)
+    assert 0 < divergence() < 0.1 * before
+
+
+def of_batch(job: Job, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Targets of the desirable rows, and the policy's log-probs of their tokens."""
+    batch = batch_of(job.dataset, micro, job.compute(micro.trees))
+    good = batch.take([k for k, thumb in enumerate(batch.thumbs) if thumb])
+    assert good.target is not None
+    return good.target, good.sides[0].target_logp
+
+
 def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
     with pytest.raises(DataError, match=r"this loss reads a score per completion.*Losses that fit: kto, .* more"):
         make_job(thumbs(8), loss="tgo")
@@ -378,7 +413,7 @@ def test_what_losses_read_are_properties() -> None:
         "target",
     }
     answers = {"win_rate"}
-    columns = {"token_logp", "token_sum_p2", "value"}
+    columns = {"token_logp", "token_sum_p2", "value", "token_reference_kl"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
     assert rows == OF_ROWS and answers == OF_ANSWERS and {f.name for f in dataclasses.fields(Completions)} >= columns
     assert all(hasattr(Batch, name) or name in {f.name for f in dataclasses.fields(Batch)} for name in rows | answers)
