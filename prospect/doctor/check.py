@@ -19,7 +19,7 @@ from prospect.data.options import DataOptions
 from prospect.data.split import groups
 from prospect.data.tokens import Encoder
 from prospect.data.write import write, write_problems
-from prospect.doctor import measurements
+from prospect.doctor import measurements, origins
 from prospect.doctor.findings import Findings, Measurement, diagnose
 from prospect.doctor.measurements import Lengths, Thumb
 from prospect.errors import ModelError, UserError
@@ -66,6 +66,9 @@ def check(
     if view in (None, "groups"):
         measured += measurements.scored_groups(records)
     measured += measurements.contradictions(thumbs, records)
+    if any(completion.by or completion.model for record in records for completion in record.completions):
+        trained = getattr(tokenizer, "name_or_path", "")
+        measured += [*origins.raters(thumbs), *origins.models(records, trained if isinstance(trained, str) else "")]
     measured += measurements.length_confound(thumbs, sizes.unit)
     if sizes.report is not None:
         measured += measurements.flaws(sizes.report, options.special_tokens)

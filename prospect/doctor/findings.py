@@ -176,6 +176,31 @@ RULES: tuple[Rule, ...] = (
     Rule("length_confound", "warning",
         f"desirable answers are {{kind}} ({LENGTH}): a model can please by length alone. Compare evaluations with the "
         "length baseline, or balance lengths within each label"),
+    # Origins
+    Rule("raters", "info",
+        "{raters} raters gave {share} thumbs. Several of them judged {answers} of the answers, and agree in "
+        "{agreement:.0%} of the pairs of thumbs (Krippendorff's alpha {alpha:.2f}; 0 is chance)",
+        lambda n: n.get("alpha") is not None),
+    Rule("raters", "info",
+        "{raters} raters gave {share} thumbs. Several of them judged {answers} of the answers, all alike",
+        lambda n: n["answers"] > 0),
+    Rule("raters", "info",
+        "{raters} raters gave {share} thumbs. No answer was judged by two, so nobody can say whether they agree"),
+    Rule("one_sided_raters", "warning",
+        "raters who give one kind of thumb only, where the others do not: {raters}. Such thumbs say more of the rater "
+        "than of the answer, and may be meant to steer the model (LLM Hypnosis, 2025, poisons one by the thumbs of a "
+        "single user). Look at them; prospect convert --without ids.txt leaves a rater out"),
+    Rule("contrary_raters", "warning",
+        "raters who disagree with the others about the same answers, beyond chance: {raters}. Ask them what they "
+        "judge, or leave them out (prospect convert --without ids.txt)"),
+    Rule("heavy_rater", "warning",
+        "one rater, {rater}, has {percent:.0f} % of the weight, and could steer the model alone. "
+        "--max-weight-per-rater {most} caps it"),
+    Rule("models", "warning",
+        "{foreign} answers whose model is known were written by others than {trained}: {names}. What a model would "
+        "hardly say itself teaches it less (off-policy): prefer feedback on its own answers",
+        lambda n: bool(n["name"]) and 2 * n["own"] < n["written"]),
+    Rule("models", "info", "{known} answers say which model wrote them: {names}"),
     # Lengths, and what the template and the tokenizer make of the texts
     Rule("added", "warning",
         "the chat template prints text of its own into {share} answers, and that would be trained, too. For thinking "

@@ -63,6 +63,8 @@ class TrainConfig:
     """Without eval_data: the fraction of prompts held out of training."""
     eval_since: str | None = None
     """Without eval_data: hold out what was judged since this date (each answer's `at`), such as 2026-01-31."""
+    max_weight_per_rater: float | None = None
+    """No rater (`by`) has more than this share of the weight: whoever has gives less with each thumb."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
     special_tokens: Literal["text", "token"] = "text"
@@ -161,6 +163,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("batch_size epochs max_steps token_budget", lambda x: x >= 1, "at least 1"),
     ("max_length", lambda x: x >= 2, "at least 2"),
     ("eval_fraction", lambda x: 0 <= x < 1, "from 0 to below 1"),
+    ("max_weight_per_rater", lambda x: 0 < x <= 1, "above 0, and at most 1"),
     ("learning_rate", lambda x: 0 < x < 1, "between 0 and 1"),
     ("adam_beta1 adam_beta2", lambda x: 0 <= x < 1, "from 0 to below 1"),
     ("weight_decay warmup eval_every save_every samples", lambda x: x >= 0, "0 or more"),
@@ -186,6 +189,7 @@ class TrainOptions(TypedDict, total=False):
     eval_data: str | Sequence[str] | None
     eval_fraction: float
     eval_since: str | None
+    max_weight_per_rater: float | None
     chat_template: str | None
     special_tokens: Literal["text", "token"]
     max_length: int | None

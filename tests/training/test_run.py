@@ -330,6 +330,19 @@ def test_what_was_judged_since_a_date_is_held_out(model: Path, tmp_path: Path) -
         train(model, rows, tmp_path / "two", eval_since="2026-01-17", eval_fraction=0.25, **FAST)
 
 
+def test_a_capped_rater_trains_as_rows_of_less_weight(model: Path, tmp_path: Path) -> None:
+    """Twelve of sixteen answers are one rater's; with half of the sum at most, each of them counts a third."""
+    rows = thumbs(16)
+    by = [row | {"by": "big" if i < 12 else f"r{i}"} for i, row in enumerate(rows)]
+    capped = train(model, by, tmp_path / "capped", max_weight_per_rater=0.5, **FAST)
+    light = [row | {"weight": 4 / 12 if i < 12 else 1.0} for i, row in enumerate(rows)]
+    plain = train(model, light, tmp_path / "plain", **FAST)
+    one, other = ((run.folder / "model" / "model.safetensors").read_bytes() for run in (capped, plain))
+    assert one == other
+    with pytest.raises(ConfigError, match="--max-weight-per-rater must be above 0"):
+        train(model, by, tmp_path / "no", max_weight_per_rater=0.0, **FAST)
+
+
 def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
     """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
     rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]

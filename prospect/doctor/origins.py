@@ -1,0 +1,143 @@
+"""Where feedback comes from: who judged, how well raters agree, who judges unlike the others, and which models wrote.
+
+Raters may differ because they judged different answers. So only what chance would hardly bring about is told: a rater's
+figure is compared with the others' by a binomial test, whose probability is multiplied by the number of raters
+(Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from prospect.doctor.findings import Measurement, of
+from prospect.doctor.measurements import Thumb
+from prospect.feedback.records import EXAMPLES, Record, cite
+
+FEW = 10
+"""Fewer thumbs, or comparisons with others, say nothing of a rater."""
+CHANCE = 0.01
+"""What chance would bring about less often, in one of so many files, is told."""
+MOST_SHARE = 0.25
+"""A rater with more of the weight could steer the model alone."""
+
+Units = list[dict[str, bool]]
+"""Of every answer that several raters judged: each rater's thumb."""
+
+
+def raters(thumbs: Sequence[Thumb]) -> Iterator[Measurement]:
+    """Who judged. `thumbs` without a rater are left aside, but for the weight."""
+    by_rater: dict[str, list[Thumb]] = defaultdict(list)
+    for thumb in thumbs:
+        if thumb.completion.by:
+            by_rater[thumb.completion.by].append(thumb)
+    if not by_rater:
+        return
+    units = _units(by_rater)
+    agreeing = [a == b for unit in units for a, b in combinations(unit.values(), 2)]
+    data: dict[str, Any] = {"raters": len(by_rater), "thumbs": sum(map(len, by_rater.values())), "answers": len(units)}
+    if units:
+        data |= {"agreement": sum(agreeing) / len(agreeing), "alpha": alpha(units)}
+    yield Measurement("raters", data, words={"share": of(sum(map(len, by_rater.values())), len(thumbs))})
+    yield from _one_sided(by_rater)
+    yield from _contrary(units)
+    yield from _heavy(by_rater, sum(thumb.weight for thumb in thumbs), len(thumbs))
+
+
+def _units(by_rater: Mapping[str, Sequence[Thumb]]) -> Units:
+    """A rater who judged an answer both ways as often has no thumb of it."""
+    votes: dict[tuple[int, str], dict[str, int]] = defaultdict(Counter)
+    for rater, thumbs in by_rater.items():
+        for thumb in thumbs:
+            votes[thumb.prompt, thumb.completion.key][rater] += 1 if thumb.desirable else -1
+    units = ({rater: vote > 0 for rater, vote in unit.items() if vote} for unit in votes.values())
+    return [unit for unit in units if len(unit) > 1]
+
+
+def alpha(units: Units) -> float | None:
+    """Krippendorff's alpha of nominal data: 1 - D_o / D_e, the disagreement within answers over that of all thumbs
+    with each other; None where all thumbs are alike. Source: Krippendorff, Content Analysis, ch. 11."""
+    every = Counter(thumb for unit in units for thumb in unit.values())
+    count = every.total()
+    expected = 2 * every[True] * every[False] / (count * (count - 1))
+    within = 0.0
+    for unit in units:
+        up = sum(unit.values())
+        within += 2 * up * (len(unit) - up) / (len(unit) - 1)
+    return 1 - within / count / expected if expected else None
+
+
+def _one_sided(by_rater: Mapping[str, Sequence[Thumb]]) -> Iterator[Measurement]:
+    """Raters all of whose thumbs are alike, where the others' are not."""
+    total = Counter(thumb.desirable for thumbs in by_rater.values() for thumb in thumbs)
+    examples = []
+    for rater, thumbs in by_rater.items():
+        side, others = thumbs[0].desirable, total.total() - len(thumbs)
+        if len(thumbs) < FEW or not others or any(thumb.desirable is not side for thumb in thumbs):
+            continue
+        share = (total[side] - len(thumbs)) / others
+        if share ** len(thumbs) * len(by_rater) < CHANCE:
+            word = "up" if side else "down"
+            examples.append(f"{cite(rater)}: {len(thumbs)} thumbs, all {word}; the others' are {share:.0%} {word}")
+    if examples:
+        yield Measurement("one_sided_raters", {"raters": len(examples)}, examples)
+
+
+def _contrary(units: Units) -> Iterator[Measurement]:
+    """Raters who judge answers unlike most others of the same answers, far more often than those do."""
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    for unit in units:
+        for rater, thumb in unit.items():
+            votes = Counter(other for name, other in unit.items() if name != rater)
+            if votes[True] != votes[False]:
+                outcomes[rater].append(thumb is (votes[True] > votes[False]))
+    total = Counter(outcome for own in outcomes.values() for outcome in own)
+    examples = []
+    for rater, own in outcomes.items():
+        alike, others = sum(own), total.total() - len(own)
+        if len(own) < FEW or not others:
+            continue
+        share = (total[True] - alike) / others
+        if alike < share * len(own) and _at_most(alike, len(own), share) * len(outcomes) < CHANCE:
+            examples.append(f"{cite(rater)}: agrees in {of(alike, len(own))} answers; the others in {share:.0%}")
+    if examples:
+        yield Measurement("contrary_raters", {"raters": len(examples)}, examples)
+
+
+def _at_most(count: int, trials: int, share: float) -> float:
+    """P(at most `count` of so many trials), each with this chance."""
+    from scipy.stats import binom  # slow to import, and most files name no raters
+
+    return float(binom.cdf(count, trials, share))
+
+
+def _heavy(by_rater: Mapping[str, Sequence[Thumb]], weight: float, count: int) -> Iterator[Measurement]:
+    """The rater who has a large part of the weight, among several."""
+    weights = {rater: sum(thumb.weight for thumb in thumbs) for rater, thumbs in by_rater.items()}
+    rater = max(weights, key=weights.__getitem__)
+    if len(weights) > 1 and count >= 2 * FEW and weights[rater] > MOST_SHARE * weight:
+        share = weights[rater] / weight
+        words = {"rater": cite(rater), "percent": 100 * share, "most": f"{MOST_SHARE:g}"}
+        yield Measurement("heavy_rater", {"share": share}, words=words)
+
+
+def models(records: Sequence[Record], trained: str) -> Iterator[Measurement]:
+    """Which models wrote the answers; `trained` is the name of the one to be trained, "" where nobody knows it."""
+    counts = Counter(c.model for r in records for c in r.completions if c.model)
+    if not counts:
+        return
+    written, every = counts.total(), sum(len(r.completions) for r in records)
+    names = ", ".join(f"{cite(name)} {of(count, written)}" for name, count in counts.most_common(EXAMPLES))
+    own = sum(count for name, count in counts.items() if trained and _same(name, trained))
+    words = {"names": names + (", ..." if len(counts) > EXAMPLES else ""), "trained": cite(trained)}
+    words |= {"known": of(written, every), "foreign": of(written - own, written), "name": trained}
+    yield Measurement("models", {"models": dict(counts.most_common()), "own": own, "written": written}, words=words)
+
+
+def _same(name: str, trained: str) -> bool:
+    """Whether two names may be of one model: "llama3.1:8b" and "meta-llama/Llama-3.1-8B"."""
+    one, other = ("".join(filter(str.isalnum, Path(text).name.casefold())) for text in (name, trained))
+    return bool(one and other) and (one in other or other in one)
