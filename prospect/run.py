@@ -38,7 +38,7 @@ from prospect.errors import (
 )
 from prospect.evaluate import heldout, scoring
 from prospect.evaluate.heldout import Heldout
-from prospect.feedback.load import Feedback
+from prospect.feedback.load import Feedback, describe_parts
 from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import readable
 from prospect.feedback.sources import source_path
@@ -321,8 +321,8 @@ def _mend(job: Job) -> None:
 def _say_findings(job: Job, feedback: Feedback, findings: Findings) -> None:
     """Keep the doctor's findings in check.json, and say those that matter."""
     store.write_json(job.log.folder / "check.json", findings.to_json())
-    for note in feedback.notes:
-        job.log.say(note)
+    for line in (*describe_parts(feedback.parts), *feedback.notes):
+        job.log.say(line)
     for finding in findings.findings:
         if finding.level in ("warning", "error"):
             job.log.say(f"data: {finding.message}", warning=True)

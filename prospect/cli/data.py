@@ -162,7 +162,7 @@ def convert(arguments: list[str]) -> int:
     options = parse(ConvertOptions, arguments, "convert")
     from prospect.data.write import write
     from prospect.feedback.layouts import ColumnChoice
-    from prospect.feedback.load import stream
+    from prospect.feedback.load import describe_parts, stream
     from prospect.feedback.records import NO_IDS, IdList, Inventory, as_chat
     from prospect.training.console import printable
 
@@ -176,8 +176,8 @@ def convert(arguments: list[str]) -> int:
     with stream(inputs, format=options.format, choice=choice, any_size=options.any_size, without=ids) as feedback:
         records = counts.watch(map(as_chat, feedback.records) if options.chat else feedback.records)
         write(records, Path(output))
-    for note in feedback.notes:
-        print(printable(note))
+    for line in (*feedback.notes, *describe_parts(feedback.parts)):
+        print(printable(line))
     print(f"{output}: {counts}, read as {feedback.format}")
     return 0
 

@@ -132,7 +132,7 @@ def parse(
         raise SystemExit(0)
     return tyro.cli(
         options,
-        args=translate(arguments, options),
+        args=together(translate(arguments, options), options),
         prog=f"prospect {command}",
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -156,6 +156,28 @@ def translate(arguments: Sequence[str], options: type, accepted: Container[str] 
                 raise ConfigError(f"there is no {flag}. {explanation}")
         words.append(word)
     return words
+
+
+def together(arguments: Sequence[str], options: type) -> list[str]:
+    """The command line in which a flag that takes several names, and is given several times, stands once with all of
+    them: `--data a --data b` is `--data a b`."""
+    hints = typing.get_type_hints(options)
+    lists = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if "tuple[str, ...]" in str(hint)}
+    words: list[str] = []
+    values: dict[str, list[str]] = {}
+    into = words
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag in lists:
+            if flag not in values:
+                values[flag] = []
+                words.append(flag)
+            into = values[flag]
+            into += [value] if equals else []
+        else:
+            into = words if word.startswith("--") else into
+            into.append(word)
+    return [part for word in words for part in (word, *values.get(word, ()))]
 
 
 def model_first(arguments: Sequence[str]) -> list[str]:

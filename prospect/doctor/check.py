@@ -177,6 +177,7 @@ def _summary(
         "labels": {"desirable": up, "undesirable": len(thumbs) - up},
         "scored": sum(c.score is not None for c in every),
         "pairs": sum(len(r.pairs) for r in records),
+        "sources": list(loaded.parts) if loaded else [],
         "weights": {},
         "lengths": {},
     }
@@ -186,4 +187,4 @@ def _identity(data: Feedback) -> tuple[Any, ...]:
     """All that the doctor reads of feedback; the digest leaves out the lines that it cites."""
     lines = [completion.line for record in data.records for completion in record.completions]
     problems = [(problem.line, problem.message) for problem in data.problems]
-    return data.path, data.format, data.rows, data.digest, data.notes, lines, problems
+    return data.path, data.format, data.rows, data.digest, data.notes, data.parts, lines, problems

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prospect.doctor.findings import Findings
+from prospect.feedback.load import describe_parts
 from prospect.feedback.records import Record, at, binary, readable
 from prospect.training.console import Console
 
@@ -100,8 +101,10 @@ def _overview(summary: dict[str, Any]) -> Table:
     """The rows of a summary that have something to say."""
     up, down = (summary["labels"][side] for side in ("desirable", "undesirable"))
     lengths = summary["lengths"]
+    several = describe_parts(summary["sources"])
     rows = {
-        "file": " ".join(str(summary[key]) for key in ("path", "format") if summary[key]),
+        "file": "" if several else " ".join(str(summary[key]) for key in ("path", "format") if summary[key]),
+        "files": "\n".join(several),
         "rows": f"{summary['completions']} completions to {summary['prompts']} prompts",
         "thumbs": f"{up} desirable, {down} undesirable" if up or down else "",
         "scored": str(summary["scored"] or ""),
@@ -117,6 +120,7 @@ def _overview(summary: dict[str, Any]) -> Table:
     rows["completions per prompt"] = _histogram(summary["completions_per_prompt"])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for name, text in rows.items():
         if text:
             table.add_row(name, Text(text))

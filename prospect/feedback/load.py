@@ -17,7 +17,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -25,8 +25,18 @@ from prospect.errors import DataError, brief
 from prospect.feedback.layouts import HEAD, LAYOUTS, ColumnChoice, NoLayout, export_of, layout_of
 from prospect.feedback.messages import Labels, is_context, judges_turns, plain_text, turns_of
 from prospect.feedback.readers import FeedbackLine, Judgements, Layout, LeftOut, Parts, SourceFile, SourceRow
-from prospect.feedback.records import NO_IDS, ORIGIN, Completion, IdList, Pair, Record, prompt_digests, prompt_numbers
-from prospect.feedback.sources import Source, Unreadable, read_rows, source_path, sources
+from prospect.feedback.records import (
+    NO_IDS,
+    ORIGIN,
+    Completion,
+    IdList,
+    Inventory,
+    Pair,
+    Record,
+    prompt_digests,
+    prompt_numbers,
+)
+from prospect.feedback.sources import OneSource, Source, Unreadable, read_rows, source_path, sources
 
 T = TypeVar("T")
 
@@ -61,10 +71,53 @@ class Problem(DataError):
         self.raw = row.raw if isinstance(row, Unreadable) else row
 
 
+PartCounts = dict[str, Any]
+"""What came from one file (or from memory), as config.json and check.json have it: its rows, those left out as wrong,
+and what its records held before those of all files with one prompt became one."""
+
+
+@dataclass
+class _Part:
+    """The counts of one file, which grow as it is read."""
+
+    path: str
+    format: str
+    weight: float = 1.0
+    rows: int = 0
+    problems: int = 0
+    counts: Inventory = field(default_factory=Inventory)
+
+    def finish(self) -> PartCounts:
+        own = {key: getattr(self, key) for key in ("path", "format", "weight", "rows", "problems")}
+        return own | self.counts.to_json()
+
+
+MOST_PARTS = 20
+"""How many files are reported one by one."""
+
+
+def describe_parts(parts: Sequence[PartCounts]) -> list[str]:
+    """A line for each of several files; of very many, the first. One file needs no such report."""
+    if len(parts) < 2:
+        return []
+    lines = []
+    for part in parts[:MOST_PARTS]:
+        counts = ", ".join(f"{part[key]} {key}" for key in Inventory().to_json() if part[key] or key == "completions")
+        wrong = f", {part['problems']} of them wrong" if part["problems"] else ""
+        weight = "" if part["weight"] == 1 else f"; weight {part['weight']:g}"
+        lines.append(
+            _printable(f"from {part['path']} ({part['format']}): {part['rows']} rows{wrong}; {counts}{weight}")
+        )
+    if rest := parts[MOST_PARTS:]:
+        lines.append(f"from {len(rest)} more files: {sum(part['rows'] for part in rest)} rows")
+    return lines
+
+
 @dataclass(frozen=True)
 class Feedback:
     """What a source held: its records, the name of its layout, the rows left out, and how many rows were read. `notes`
-    says what was not used (columns, unjudged rows). `digest` is the SHA-256 of the records."""
+    says what was not used (columns, unjudged rows). `digest` is the SHA-256 of the records. `parts` say what came from
+    which file."""
 
     records: tuple[Record, ...]
     path: str
@@ -73,6 +126,7 @@ class Feedback:
     rows: int
     digest: str
     notes: tuple[str, ...] = ()
+    parts: tuple[PartCounts, ...] = ()
 
 
 @collector_paused()
@@ -95,7 +149,7 @@ def load(
     records: list[Record] = []
     reading = _read_source(source, format, keep_going, choice, any_size, records.extend)
     by_prompt = merge(records)
-    return Feedback(by_prompt, *reading[:4], digest(by_prompt), tuple(reading.notes))
+    return Feedback(by_prompt, *reading[:4], digest(by_prompt), tuple(reading.notes), reading.parts)
 
 
 class Stream(NamedTuple):
@@ -104,6 +158,7 @@ class Stream(NamedTuple):
     records: Iterator[Record]
     format: str
     notes: list[str]
+    parts: tuple[PartCounts, ...]
 
 
 @contextmanager
@@ -120,7 +175,7 @@ def stream(
     with tempfile.TemporaryFile() as file, collector_paused():
         spool = _Spool(file)
         reading = _read_source(source, format, False, choice, any_size, lambda new: spool.extend(without.apply(new)))
-        yield Stream(spool.merged(), reading.format, reading.notes + without.notes())
+        yield Stream(spool.merged(), reading.format, reading.notes + without.notes(), reading.parts)
 
 
 class _Reading(NamedTuple):
@@ -131,6 +186,7 @@ class _Reading(NamedTuple):
     problems: tuple[Problem, ...]
     rows: int
     notes: list[str]
+    parts: tuple[PartCounts, ...]
 
 
 def _read_source(
@@ -144,23 +200,23 @@ def _read_source(
     """Hand every record of a source to `keep`, in the order of its rows."""
     if isinstance(source, list | tuple) and len(source) == 1 and isinstance(source[0], str | Path):
         source = source[0]
-    names, notes = sources(source)
-    several = len(names) > 1
+    listed, notes = sources(source)
+    several = len(listed) > 1
     files = []
     strangers: list[DataError] = []
-    for name in names:
+    for one in listed:
         try:
-            files.append(_open(name, format, choice, keep_going, any_size, several))
+            files.append(_open(one, format, choice, keep_going, any_size, several))
         except (NoLayout, _NoRows) as error:
             strangers.append(error)
-    _refuse_strangers(strangers, files, source, notes)
+    _refuse_strangers(strangers, files, listed, notes)
     files = _with_joins(files)
     for layout in {file.layout.name for file in files}:
         Labels.join([file.labels for file in files if file.layout.name == layout])
     problems: list[Problem] = []
-    rows = 0
+    parts: dict[SourceFile, _Part] = {}
     for file in files:
-        rows += _read(file, keep, problems, keep_going)
+        _read(file, keep, problems, parts, keep_going)
         notes += [f"{file.name.prefix[:-1]}: {note}" if file.name.prefix else note for note in file.all_notes()]
     path = source_path(source)
     if problems and not keep_going:
@@ -169,7 +225,8 @@ def _read_source(
         raise DataError(f"has no judged answer. {'; '.join(notes)}", path=path)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
     title = f"{type(source).__name__} in memory" if path is None else str(path)
-    return _Reading(title, layouts, tuple(problems), rows, notes)
+    rows = sum(part.rows for part in parts.values())
+    return _Reading(title, layouts, tuple(problems), rows, notes, tuple(part.finish() for part in parts.values()))
 
 
 class _NoRows(DataError):
@@ -201,11 +258,12 @@ class _File:
         return self.notes + self.judgements.notes()
 
 
-def _open(source: Source, format: str, choice: ColumnChoice, keep_going: bool, any_size: bool, several: bool) -> _File:
+def _open(one: OneSource, format: str, choice: ColumnChoice, keep_going: bool, any_size: bool, several: bool) -> _File:
     """The rows of one file with its layout and labels. Raises DataError where the file as a whole has none."""
-    path = source if isinstance(source, str | Path) else None
-    name = SourceFile(path, f"{Path(path).name.partition('.')[0]}/" if several and path is not None else "")
-    unread = read_rows(source, any_size=any_size, names={old: new for new, old in choice.rename.items()})
+    path = one.source if isinstance(one.source, str | Path) else None
+    prefix = f"{Path(path).name.partition('.')[0]}/" if several and path is not None else ""
+    name = SourceFile(path, prefix, one.weight)
+    unread = read_rows(one.source, any_size=any_size, names={old: new for new, old in choice.rename.items()})
     rows = list(unread if choice.rename or choice.ignore else itertools.islice(unread, HEAD))
     if not rows:
         raise _NoRows("has no rows", path=path)
@@ -277,14 +335,14 @@ def _labels_of(layout: Layout, rows: Iterable[SourceRow], several: bool) -> Labe
     )
 
 
-def _refuse_strangers(strangers: Sequence[DataError], files: Sequence[_File], source: Source, notes: list[str]) -> None:
+def _refuse_strangers(
+    strangers: Sequence[DataError], files: Sequence[_File], listed: Sequence[OneSource], notes: list[str]
+) -> None:
     """Raises the first of the errors of files without rows or layout, unless they came out of a folder or an archive
     beside an application's export: then they are no feedback, and named in the notes."""
     if not strangers:
         return
-    if source_path(source) is None:
-        raise strangers[0]
-    named = {str(name) for name in ([source] if isinstance(source, str | Path) else source)}
+    named = {one.name for one in listed}
     homes = {Path(file.name.path).parent for file in files if file.layout.join and file.name.path is not None}
     for error in strangers:
         if error.path is None or str(error.path) in named or Path(error.path).parent not in homes:
@@ -303,6 +361,9 @@ def _with_joins(files: Sequence[_File]) -> list[_File]:
 def _joined(group: Sequence[_File]) -> _File:
     first, join = group[0], group[0].layout.join
     assert join is not None
+    if len({file.name.weight for file in group}) > 1:
+        names = ", ".join(f"{file.name.path}:{file.name.weight:g}" for file in group)
+        raise DataError(f"these files are one export and need one weight: {names}", path=first.name.path)
     rows = {
         name: itertools.chain.from_iterable([file.rows for file in group if file.layout.name == name])
         for name in dict.fromkeys(file.layout.name for file in group)
@@ -322,12 +383,21 @@ def _placed(rows: Iterator[T], path: str | Path | None) -> Iterator[T]:
         raise DataError(error.message, path=error.path or path, line=error.line) from None
 
 
-def _read(file: _File, keep: Callable[[Sequence[Record]], None], problems: list[Problem], keep_going: bool) -> int:
-    """Keep the records of a file, add its problems, and count its rows."""
+def _read(
+    file: _File,
+    keep: Callable[[Sequence[Record]], None],
+    problems: list[Problem],
+    parts: dict[SourceFile, _Part],
+    keep_going: bool,
+) -> None:
+    """Keep the records of a file, add its problems, and count what came from where."""
     most = math.inf if keep_going else len(problems) + MOST_PROBLEMS
-    count = 0
     for name, number, row in file.rows:
-        count += 1
+        part = parts.get(name)
+        if part is None:
+            path = "(in memory)" if name.path is None else str(name.path)
+            part = parts[name] = _Part(path, file.layout.name, name.weight)
+        part.rows += 1
         try:
             if isinstance(row, Unreadable):
                 raise DataError(row.reason)
@@ -337,13 +407,21 @@ def _read(file: _File, keep: Callable[[Sequence[Record]], None], problems: list[
             file.judgements.leave_out(error.message, number)
         except DataError as error:
             problems.append(Problem(error.message, name.path, number, row))
+            part.problems += 1
             if len(problems) >= most:
                 break
         else:
-            keep(new)
+            if name.weight != 1:
+                new = [_weighted(record, name.weight) for record in new]
+            keep(list(part.counts.watch(new)))
             file.with_answer += bool(new)
             file.without_answer += not new
-    return count
+
+
+def _weighted(record: Record, weight: float) -> Record:
+    """The record as it counts in a source of this weight."""
+    completions = (replace(c, source_weight=c.source_weight * weight) for c in record.completions)
+    return replace(record, completions=tuple(completions))
 
 
 def _printable(text: str) -> str:
@@ -409,7 +487,10 @@ def _join(group: Sequence[Record]) -> Record:
 
 def _identity(c: Completion) -> str:
     return dumps(
-        [c.content, c.label, c.score, c.weight, c.complete, c.target, c.old_logp, *(getattr(c, key) for key in ORIGIN)]
+        [
+            *(c.content, c.label, c.score, c.weight, c.complete, c.target, c.old_logp, c.source_weight),
+            *(getattr(c, key) for key in ORIGIN),
+        ]
     )
 
 
@@ -500,6 +581,7 @@ def _completion_json(c: Completion) -> dict[str, Any]:
         complete=None if c.complete else False,
         target=dict(c.target) or None,
         old_logp=c.old_logp,
+        source_weight=None if c.source_weight == 1 else c.source_weight,
         **{key: getattr(c, key) or None for key in ORIGIN},
     )
 

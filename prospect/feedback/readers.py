@@ -45,7 +45,10 @@ THUMBS = ("label", "kto_tag", "rating")
 
 SIDES, SIDE_SCORES = ("chosen", "rejected"), ("score_chosen", "score_rejected")
 
-_COMPLETION_KEYS = ("id", "content", "message", "label", "score", "weight", "complete", "target", "old_logp", *ORIGIN)
+_COMPLETION_KEYS = (
+    *("id", "content", "message", "label", "score", "weight", "complete", "target", "old_logp", "source_weight"),
+    *ORIGIN,
+)
 _BESIDE_COMPLETIONS = ("completion", "label", "score", "weight", "complete", "target", "old_logp")
 """Columns of a flat line that have no meaning beside a list of completions."""
 
@@ -179,9 +182,11 @@ class FeedbackLine:
         """An answer with the weight, the completeness, the old log-prob and the origin (`records.ORIGIN`) that `values`
         give."""
         old = _old_logp(values) if "old_logp" in values else None
-        origin = {} if values.keys().isdisjoint(ORIGIN) else _origin(values)
+        rest: dict[str, Any] = {} if values.keys().isdisjoint(ORIGIN) else _origin(values)
+        if values.get("source_weight") is not None:
+            rest["source_weight"] = weight(values, "source_weight")
         id, whole = chat.plain_text(id, "id"), complete(values)
-        return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, old, **origin)
+        return Completion(id, content, label, score, weight(values), whole, _target(target), self.number, old, **rest)
 
     def single(
         self,
@@ -261,11 +266,11 @@ def number(values: Mapping[str, Any], key: str | None) -> float | None:
     return as_float
 
 
-def weight(values: Mapping[str, Any]) -> float:
+def weight(values: Mapping[str, Any], key: str = "weight") -> float:
     """The importance of a line, an answer or a pair, 1 where none is given."""
-    value = number(values, "weight")
+    value = number(values, key)
     if value is not None and value < 0:
-        raise DataError(f"weight must be 0 or more, not {value:g}. To unlearn an answer, label it undesirable")
+        raise DataError(f"{key} must be 0 or more, not {value:g}. To unlearn an answer, label it undesirable")
     return 1.0 if value is None else value
 
 
@@ -385,10 +390,12 @@ def thumbs_of(values: Mapping[str, Any]) -> Iterator[Any]:
 
 
 class SourceFile(NamedTuple):
-    """A file that rows come from (None: memory), and what tells its default ids from other files'."""
+    """A file that rows come from (None: memory), what tells its default ids from other files', and how much its answers
+    count beside theirs."""
 
     path: str | Path | None
     prefix: str
+    weight: float = 1.0
 
 
 SourceRow = tuple[SourceFile, int, Any]

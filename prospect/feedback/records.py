@@ -47,7 +47,8 @@ class Completion:
     log-prob in nats of the whole answer under the policy that gave it (None unknown), `line` where it stands in its
     file (1-based, 0 unknown; it plays no part in equality).
     Where it comes from, empty where unknown: `by` who judged it, `at` when (ISO 8601, UTC), the `model` that wrote it,
-    the rater's `note`, and the `conversation` that it stands in.
+    the rater's `note`, and the `conversation` that it stands in. `source_weight` is how much its source counts beside
+    others: a factor of every row that is made of the answer, of a pair's once and not for either side.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Completion:
     model: str = ""
     note: str = ""
     conversation: str = ""
+    source_weight: float = 1.0
 
     @property
     def text(self) -> str:
@@ -182,6 +184,10 @@ class Inventory:
             counts["pairs"] += len(record.pairs)
             yield record
 
+    def to_json(self) -> dict[str, int]:
+        """The counts by name."""
+        return dict(self._counts)
+
     def __str__(self) -> str:
         completions, prompts, *rest = (f"{count} {name}" for name, count in self._counts.items())
         return f"{completions} to {prompts}: {', '.join(rest)}"
@@ -289,13 +295,14 @@ def binary(record: Record, threshold: float | None = None, tree: int = 0) -> lis
         if label is None and c.score is not None and threshold is not None:
             label = c.score >= threshold
         if label is not None:
-            examples.append(Example(c.id, tree, (i,), label, c.weight, target=tuple(p for _, p in c.target)))
+            weight = c.weight * c.source_weight
+            examples.append(Example(c.id, tree, (i,), label, weight, target=tuple(p for _, p in c.target)))
     with_thumb = {example.branches[0] for example in examples}
     for pair in record.pairs:
         for side, desirable in ((pair.chosen, True), (pair.rejected, False)):
             if side not in with_thumb:
                 c = record.completions[side]
-                examples.append(Example(c.id, tree, (side,), desirable, pair.weight * c.weight))
+                examples.append(Example(c.id, tree, (side,), desirable, pair.weight * c.weight * c.source_weight))
     return examples
 
 
@@ -316,8 +323,14 @@ def pairs(record: Record, tree: int = 0) -> list[Example]:
         chosen, rejected = completions[pair.chosen], completions[pair.rejected]
         margin = None if chosen.score is None or rejected.score is None else chosen.score - rejected.score
         name, branches = f"{chosen.id} > {rejected.id}", (pair.chosen, pair.rejected)
-        examples.append(Example(name, tree, branches, weight=pair.weight, score=margin))
+        weight = pair.weight * geometric_mean(chosen.source_weight, rejected.source_weight)
+        examples.append(Example(name, tree, branches, weight=weight, score=margin))
     return examples
+
+
+def geometric_mean(a: float, b: float) -> float:
+    """What counts for two sources together: exactly `a` where both are equal."""
+    return a if a == b else math.sqrt(a * b)
 
 
 def pair_count(record: Record) -> int:
@@ -333,7 +346,7 @@ def pair_count(record: Record) -> int:
 def scores(record: Record, threshold: float, tree: int = 0) -> list[Example]:
     """Each scored completion, with a thumb by the threshold for the figures that want one."""
     return [
-        Example(c.id, tree, (i,), c.score >= threshold, c.weight, c.score, record.reference_scores)
+        Example(c.id, tree, (i,), c.score >= threshold, c.weight * c.source_weight, c.score, record.reference_scores)
         for i, c in enumerate(record.completions)
         if c.score is not None
     ]
@@ -369,7 +382,11 @@ def text(record: Record, threshold: float | None = None, tree: int = 0) -> list[
         low = threshold is not None and c.score is not None and c.score < threshold
         if c.label is False or (c.label is None and low):
             left_out.add(i)
-    return [Example(c.id, tree, (i,), weight=c.weight) for i, c in enumerate(record.completions) if i not in left_out]
+    return [
+        Example(c.id, tree, (i,), weight=c.weight * c.source_weight)
+        for i, c in enumerate(record.completions)
+        if i not in left_out
+    ]
 
 
 def threshold_of(records: Iterable[Record], rule: str) -> float:

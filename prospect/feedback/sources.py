@@ -21,10 +21,10 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
 from prospect.errors import DataError, written
 from prospect.feedback.messages import TOO_DEEP, BrokenJSON, json_value, json_value_at, too_deep
@@ -81,24 +81,52 @@ Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]
 
 # What a source names
 
+_WEIGHT = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
-def sources(source: Source) -> tuple[list[Source], list[str]]:
+
+class OneSource(NamedTuple):
+    """One file, or what else rows come from: `source` itself, how much its answers count, and the name behind which the
+    user gave it."""
+
+    source: Source
+    weight: float = 1.0
+    name: str = ""
+
+
+def sources(source: Source) -> tuple[list[OneSource], list[str]]:
     """(each file that `source` names, a note per folder on what was not taken from it): a list of names, a pattern with
-    * ? or [], or a folder stand for several files; whatever else stands for itself.
+    * ? or [], or a folder stand for several files; whatever else stands for itself. A name may end with its weight:
+    "a.jsonl:0.5".
 
-    Raises DataError where a pattern or folder has no file, and where a file is named twice.
+    Raises DataError where a pattern or folder has no file, where a file is named twice, and for a weight of 0 or less.
     """
-    files: list[Source] = []
+    files: list[OneSource] = []
     notes: list[str] = []
-    for name in source if _is_names(source) else [source]:
-        if isinstance(name, str | Path):
-            files += _files_of(name, notes)
+    for whole in source if _is_names(source) else [source]:
+        if isinstance(whole, str | Path):
+            name, weight = _with_weight(whole)
+            files += (OneSource(file, weight, str(name)) for file in _files_of(name, notes))
         else:
-            files.append(cast(Source, name))
-    for file, times in Counter(Path(file).resolve() for file in files if isinstance(file, str | Path)).items():
+            files.append(OneSource(cast(Source, whole)))
+    paths = (Path(file.source).resolve() for file in files if isinstance(file.source, str | Path))
+    for path, times in Counter(paths).items():
         if times > 1:
-            raise DataError("is named twice", path=file)
+            raise DataError("is named twice", path=path)
     return files, notes
+
+
+def _with_weight(name: str | Path) -> tuple[str | Path, float]:
+    """A name and its weight. A file that is called so, or a pattern that matches so, is no name with a weight."""
+    match = _WEIGHT.fullmatch(str(name))
+    if match is None:
+        return name, 1.0
+    with suppress(OSError):  # a name too long to be one
+        if Path(name).exists() or glob.glob(str(name), recursive=True):
+            return name, 1.0
+    weight = float(match[2])
+    if not 0 < weight < float("inf"):
+        raise DataError(f"the weight of a source must be over 0 and finite, not {match[2]}", path=match[1])
+    return match[1], weight
 
 
 def _files_of(name: str | Path, notes: list[str]) -> Sequence[str | Path]:

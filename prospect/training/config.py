@@ -27,7 +27,7 @@ class TrainConfig:
     model: str = ""
     """The start model: a transformers folder, a PEFT adapter folder, or a Hub name."""
     data: str | tuple[str, ...] = ""
-    """The feedback: files, patterns, folders, or a Hub name."""
+    """The feedback: files, patterns, folders or Hub names, each with a weight if it ends like "a.jsonl:0.5"."""
     out: str = ""
     """The run folder to create. An existing one is never overwritten."""
     resume: bool = False

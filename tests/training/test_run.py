@@ -115,6 +115,25 @@ def test_several_files_train_like_one(model: Path, tmp_path: Path) -> None:
         train(model, halves[:1], tmp_path / "four", resume=True)
 
 
+def test_sources_with_weights_train_like_rows_with_weights(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A source that counts half is a file whose rows say that they count half; the run says what came from where."""
+    rows = thumbs(32)
+    write_rows(tmp_path / "a.jsonl", rows[:20])
+    write_rows(tmp_path / "b.jsonl", rows[20:])
+    write_rows(tmp_path / "c.jsonl", [*rows[:20], *({**row, "weight": 0.5} for row in rows[20:])])
+    run = train(model, [tmp_path / "a.jsonl", f"{tmp_path / 'b.jsonl'}:0.5"], tmp_path / "several", **FAST)
+    assert f"from {tmp_path / 'b.jsonl'} (unpaired): 12 rows" in "".join(capsys.readouterr())
+    parts = json.loads((run.folder / "config.json").read_text())["data"]["sources"]
+    assert [(part["path"], part["weight"], part["rows"]) for part in parts] == [
+        (str(tmp_path / "a.jsonl"), 1.0, 20),
+        (str(tmp_path / "b.jsonl"), 0.5, 12),
+    ]
+    one = train(model, tmp_path / "c.jsonl", tmp_path / "one", **FAST)
+    same_bits(run.folder, one.folder)
+
+
 def test_a_kill_in_mid_checkpoint_leaves_a_run_that_resumes(model: Path, tmp_path: Path) -> None:
     """kill -9 between the two files of the second checkpoint; then on to the same bits."""
     data = write_rows(tmp_path / "thumbs.jsonl", thumbs(48))
