@@ -38,6 +38,7 @@ from prospect.errors import (
 )
 from prospect.evaluate import heldout, scoring
 from prospect.evaluate.heldout import Heldout
+from prospect.feedback.layouts import ColumnChoice
 from prospect.feedback.load import Feedback, describe_parts
 from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import readable
@@ -141,8 +142,9 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, set_by_user: fr
         claims.enter_context(run_folder.claim(folder, new=False))
     log = RunLog(folder, rank=ranks.rank(), config=to_dict(config))
     with log.bar("reading the feedback"):
-        feedback = load_feedback(config.data if data is None else data, format=config.format)
-        held_feedback = load_feedback(config.eval_data, format=config.format) if config.eval_data else None
+        reading: Any = {"format": config.format, "choice": ColumnChoice.parse(config.map, labels=config.labels)}
+        feedback = load_feedback(config.data if data is None else data, **reading)
+        held_feedback = load_feedback(config.eval_data, **reading) if config.eval_data else None
         if config.eval_since is not None:
             feedback, held_feedback = split_since(feedback, config.eval_since)
         if config.max_weight_per_rater is not None:

@@ -37,7 +37,10 @@ class CheckOptions:
     format: str = "auto"
     """The data's layout; auto detects it."""
     map: str = ""
-    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question."""
+    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question. What lies
+    inside is a path: inputs.question, scores[name=thumb].value, messages[-1].content."""
+    labels: str = ""
+    """WORD=up|down|none,...: what the words of the file's thumbs mean, such as like=up,dislike=down,--=none."""
     ignore: str = ""
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
     judgement: str = ""
@@ -76,7 +79,7 @@ def check(arguments: list[str]) -> int:
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
-    columns = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by)
+    columns = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by, options.labels)
     reading: dict[str, Any] = {"format": options.format, "choice": columns, "any_size": options.any_size}
     feedback = load(options.files, keep_going=True, **reading)
     heldout = None if options.heldout is None else load(options.heldout, **reading)
@@ -141,8 +144,11 @@ class ConvertOptions:
     format: str = "auto"
     """The input's layout; auto detects it."""
     map: str = ""
-    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question. A key of
-    messages is written with its column: messages.rating=messages.vote."""
+    """NEW=COLUMN,...: read columns under the names that a layout has, such as label=vote,prompt=question. What lies
+    inside is a path: inputs.question, scores[name=thumb].value, messages[-1].content; a key of messages is renamed with
+    its column: messages.rating=messages.vote."""
+    labels: str = ""
+    """WORD=up|down|none,...: what the words of the file's thumbs mean, such as like=up,dislike=down,--=none."""
     ignore: str = ""
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
     without: str | None = None
@@ -170,7 +176,7 @@ def convert(arguments: list[str]) -> int:
         raise ConfigError("expected prospect convert IN OUT.jsonl: the feedback, and the file to create")
     *inputs, output = options.files
     refuse_existing(output)
-    choice = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by)
+    choice = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by, options.labels)
     ids = NO_IDS if options.without is None else IdList(_lines_of(options.without))
     counts = Inventory()
     with stream(inputs, format=options.format, choice=choice, any_size=options.any_size, without=ids) as feedback:
@@ -204,6 +210,10 @@ class RecommendOptions:
     """Print JSON instead of text."""
     format: str = "auto"
     """The data's layout; auto detects it."""
+    map: str = ""
+    """NEW=COLUMN,...: read columns under the names that a layout has, as prospect convert does."""
+    labels: str = ""
+    """WORD=up|down|none,...: what the words of the file's thumbs mean."""
 
 
 def recommend(arguments: list[str]) -> int:
@@ -212,6 +222,7 @@ def recommend(arguments: list[str]) -> int:
     from prospect.doctor.recommend.facts import look, measure
     from prospect.doctor.recommend.rules import recommend as propose
     from prospect.doctor.recommend.show import show, to_json
+    from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import load
     from prospect.training.console import Console
 
@@ -219,7 +230,8 @@ def recommend(arguments: list[str]) -> int:
         raise ConfigError("--model is empty: name a model, or leave it out")
     quiet_loading()
     model, tokenizer = (None, None) if options.model is None else look(options.model)
-    feedback = load(options.data, format=options.format, keep_going=True)
+    choice = ColumnChoice.parse(options.map, labels=options.labels)
+    feedback = load(options.data, format=options.format, keep_going=True, choice=choice)
     template = "plain" if model is not None and model.chat_template is False else None
     limit = None if model is None else model.context
     files = (options.data,) if isinstance(options.data, str) else options.data

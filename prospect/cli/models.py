@@ -32,6 +32,10 @@ class EvalOptions:
     """Turns scores into thumbs: mean, median, or a number."""
     format: str = "auto"
     """The data's layout; auto detects it."""
+    map: str = ""
+    """NEW=COLUMN,...: read columns under the names that a layout has, as prospect convert does."""
+    labels: str = ""
+    """WORD=up|down|none,...: what the words of the data's thumbs mean."""
     beta: float | None = None
     """What turns log-ratios into rewards. Default: that of the run which trained the model, else 0.1."""
     chat_template: str | None = None
@@ -69,6 +73,7 @@ def evaluate(arguments: list[str]) -> int:
     from prospect.engine.folders import cache_folder, no_cache
     from prospect.engine.load import load
     from prospect.evaluate.scoring import evaluate_feedback
+    from prospect.feedback.layouts import ColumnChoice
     from prospect.training.console import Console
     from prospect.training.runlog import Bars
 
@@ -98,6 +103,7 @@ def evaluate(arguments: list[str]) -> int:
             ),
             beta=run.beta if options.beta is None else options.beta,
             format=options.format,
+            choice=ColumnChoice.parse(options.map, labels=options.labels),
             seed=options.seed,
             progress=lambda name, done, total: bar(done, f"{name} {done}/{total}"),
         )

@@ -21,6 +21,8 @@ from prospect.engine.policy import Policy
 from prospect.engine.reference import ReferenceTable, require_comparable, require_embedded, score
 from prospect.evaluate.heldout import Heldout, measure
 from prospect.evaluate.statistics import Floats
+from prospect.feedback.layouts import ColumnChoice
+from prospect.feedback.load import AS_NAMED
 from prospect.feedback.load import load as load_feedback
 from prospect.feedback.records import Example
 from prospect.training.setup import held_out_view
@@ -40,6 +42,7 @@ def evaluate_feedback(
     *,
     beta: float = 0.1,
     format: str = "auto",
+    choice: ColumnChoice = AS_NAMED,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Heldout:
@@ -48,7 +51,7 @@ def evaluate_feedback(
     The reference runs in the policy's precision and on its device, for what its table lacks. `progress` is called with
     the pass, the answers done and all answers. Raises UserError for data or models that cannot be read.
     """
-    feedback = load_feedback(data, format=format)
+    feedback = load_feedback(data, format=format, choice=choice)
     options = replace(options, max_length=min(options.max_length or policy.context, policy.context))
     view = held_out_view(feedback.records, options.threshold)
     held = build_dataset(feedback.records, policy.tokenizer, view, options)

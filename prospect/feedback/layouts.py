@@ -6,6 +6,7 @@ comment trains the opposite of what people said. A new layout is a reader (`read
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from prospect.errors import ConfigError, DataError, nearest
+from prospect.errors import ConfigError, DataError, UserError, nearest
 from prospect.feedback import imports, readers
 from prospect.feedback import messages as chat
+from prospect.feedback.columns import Pairs, as_flags, labels_of, parts_of, renames_of, take
+from prospect.feedback.meanings import propose
 from prospect.feedback.messages import thumb
 from prospect.feedback.readers import COMMON, ORIGIN_COLUMNS, SIDE_SCORES, SIDES, THUMBS, JudgedBy, Layout
 
@@ -65,8 +68,11 @@ LAYOUTS = {layout.name: layout for layout in _TABLE}
 sharegpt."""
 
 
-def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> Layout:
-    """The layout named `format`, or for "auto" the one that `columns` (of all rows) and a look at some `rows` make out.
+def layout_of(
+    format: str, columns: frozenset[str], rows: Sequence[Mapping[str, Any]], choice: ColumnChoice | None = None
+) -> Layout:
+    """The layout named `format`, or for "auto" the one that `columns` (of all rows) and a look at some `rows` make out;
+    `choice` is what the user has said of them already.
 
     Raises ConfigError for an unknown name, DataError where columns are missing, misspelt, fit nothing, or hold a
     judgement that the layout would not read.
@@ -79,7 +85,7 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
     if format == "auto":
         fitting = _fitting(columns, rows)
         if fitting is None:
-            raise NoLayout(_no_layout(columns))
+            raise NoLayout(_no_layout(columns, rows))
         layout = fitting
     elif format in LAYOUTS:
         layout = LAYOUTS[format]
@@ -91,8 +97,10 @@ def layout_of(format: str, columns: frozenset[str], rows: Sequence[Mapping[str, 
         names = ("auto", *LAYOUTS)
         raise ConfigError(f'unknown format "{format}".{nearest(format, names)} Known: {", ".join(names)}')
     optional = {*layout.reads, *COMMON}.difference(columns, ORIGIN_COLUMNS)  # a column "notes" is no slip
+    mapped = choice is not None and bool(choice.rename)  # then what is no plain value lies there for its parts
+    parts = {name for row in rows for name, value in row.items() if isinstance(value, list | dict)} if mapped else set()
     absent = [name for name in sorted(optional) if len(name) > 3 and not layout.is_export]
-    for name in layout.unread(columns):
+    for name in layout.unread(columns - parts):
         if meant := difflib.get_close_matches(name, absent, n=1, cutoff=0.8):
             raise DataError(
                 f'unknown column "{name}" in the layout {layout.name}. Did you mean "{meant[0]}"? If not, leave it '
@@ -117,8 +125,9 @@ def _fitting(columns: Collection[str], rows: Sequence[Mapping[str, Any]]) -> Lay
     )
 
 
-def _no_layout(columns: frozenset[str]) -> str:
-    """The error for columns that fit nothing: the layouts there are, and the closest one that people write by hand."""
+def _no_layout(columns: frozenset[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The error for columns that fit nothing: the --map that would read them, or the closest layout that people write
+    by hand, and the layouts there are."""
     layouts = "; ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
     if not columns:
         return f"the rows have no columns. Known layouts: {layouts}"
@@ -129,13 +138,15 @@ def _no_layout(columns: frozenset[str]) -> str:
 
     closest = max((layout for layout in LAYOUTS.values() if not layout.is_export), key=closeness)
     hint = ""
+    if flags := _flags_for(rows[:HEAD]):
+        hint = f" To read them, probably: prospect convert IN OUT.jsonl {flags} ."
     if closeness(closest) >= 0.3:
         spare = columns - set(closest.needs)
         lacks = []
         for need in closest.missing(columns):
             guess = difflib.get_close_matches(need, spare, n=1, cutoff=0.6)
             lacks.append(f'"{need}"' + (f' (is it "{guess[0]}"?)' if guess else ""))
-        hint = f" Closest is {closest.name}, which also needs {' and '.join(lacks)}."
+        hint += f" Closest is {closest.name}, which also needs {' and '.join(lacks)}."
     return f"the columns {_quoted(columns)} fit no known layout.{hint} Known layouts: {layouts}"
 
 
@@ -143,6 +154,21 @@ def _quoted(names: Collection[str]) -> str:
     """Names in quotation marks; of many, the first."""
     listed = ", ".join(f'"{name}"' for name in sorted(names)[:30])
     return listed if len(names) <= 30 else f"{listed} and {len(names) - 30} more"
+
+
+def _flags_for(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The flags with which rows of no known layout have one, "" where none are known."""
+    renames, words = propose(rows)
+    choice = ColumnChoice({new: old for new, old in renames.items() if new != old})
+    copies: list[dict[str, Any]] = [copy.deepcopy(dict(row)) for row in rows]
+    if not choice.rename:
+        return ""
+    try:
+        choice.apply(copies)
+        layout_of("auto", frozenset(chain.from_iterable(copies)), copies, choice)
+    except UserError:
+        return ""
+    return as_flags(choice.rename, words)
 
 
 # Judgements that the layout would not read
@@ -312,23 +338,34 @@ def _are_thumbs_both_ways(values: Sequence[Any]) -> bool:
 class ColumnChoice:
     """What the user says of columns: `rename` is {new name: name in the file}, `ignore` the names to leave out. What
     lies inside is written with its column: "messages.vote", "metadata.rating". Of an application's export, `judgement`
-    is the name of the score, question or key to read, and `judged_by` says whose judgements count."""
+    is the name of the score, question or key to read, and `judged_by` says whose judgements count. `labels` says what
+    the words of its thumbs mean."""
 
     rename: Mapping[str, str] = field(default_factory=dict)
     ignore: Collection[str] = ()
     judgement: str = ""
     judged_by: JudgedBy = "person"
+    labels: Mapping[str, bool | None] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, rename: str, ignore: str, judgement: str = "", judged_by: JudgedBy = "person") -> ColumnChoice:
-        """From `--map NEW=COLUMN,...` and `--ignore COLUMN,...`. Raises ConfigError where an equals sign is missing."""
-        pairs = {}
-        for part in filter(None, rename.split(",")):
-            new, _, old = (name.strip() for name in part.partition("="))
-            if not new or not old:
-                raise ConfigError(f'--map reads NEW=COLUMN, such as --map label=vote,prompt=question, not "{part}"')
-            pairs[new] = old
-        return cls(pairs, tuple(name.strip() for name in ignore.split(",") if name.strip()), judgement, judged_by)
+    def parse(
+        cls,
+        rename: Pairs = "",
+        ignore: str = "",
+        judgement: str = "",
+        judged_by: JudgedBy = "person",
+        labels: Pairs = "",
+    ) -> ColumnChoice:
+        """From `--map NEW=COLUMN,...`, `--ignore COLUMN,...` and `--labels WORD=up,...`. Raises ConfigError where they
+        say something else."""
+        renames = renames_of(rename) if rename else {}
+        return cls(
+            renames,
+            tuple(parts_of(ignore)) if ignore else (),
+            judgement,
+            judged_by,
+            labels_of(labels) if labels else {},
+        )
 
     def apply(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rename and leave out, in place. Raises DataError where no row has the column, or one has the new name."""
@@ -336,18 +373,32 @@ class ColumnChoice:
             if not sum([_move(row, name, None) for row in rows]):
                 raise DataError(f'there is no column "{name}" to ignore')
         for new, old in self.rename.items():
-            if old.split(".")[: new.count(".")] != new.split(".")[:-1]:
+            if "." in new and old.split(".")[: new.count(".")] != new.split(".")[:-1]:
                 raise ConfigError(
                     f"--map {new}={old} must stay in its place or come out of it, such as "
                     '"messages.rating=messages.vote" or "label=metadata.rating"'
                 )
-            if not sum([_move(row, old, new) for row in rows]):
-                raise DataError(f'there is no column "{old}" to read as "{new}"')
+            if not sum([(_move if "." in new else _take)(row, old, new) for row in rows]):
+                names = sorted({name for row in rows for name in row})
+                raise DataError(
+                    f'there is no column "{old}" to read as "{new}".{nearest(old, names)} There are {_quoted(names)}'
+                )
+
+
+def _take(row: dict[str, Any], old: str, new: str) -> bool:
+    """Read what lies at `old` as the column `new`; says whether it was there. Raises DataError where the name is
+    taken."""
+    there, value = take(row, old, new)
+    if there:
+        if row.get(new) is not None:
+            raise DataError(f'"{new}" is there already. Leave it out first: --ignore {new}')
+        row[new] = value
+    return there
 
 
 def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
-    """Rename `old` in a row, or drop it where `new` is None; says whether it was there. A name with fewer dots takes
-    the value out of the object that it lies in. Raises DataError where that is one of several, or the name is taken."""
+    """Rename the key `old` of what lies in a row, in its place, or drop it where `new` is None; says whether it was
+    there. Raises DataError where the name is taken."""
     *path, key = [old] if old in row else old.split(".")
     depth = len(path) if new is None else new.count(".")
     holders = [row]
@@ -359,8 +410,6 @@ def _move(row: dict[str, Any], old: str, new: str | None) -> bool:
         inner: Any = holder
         for name in path[depth:]:
             inner = inner.get(name) if isinstance(inner, dict) else inner
-        if isinstance(inner, list) and path[depth:]:
-            raise DataError(f'"{old}" is a key of each of several objects, so it cannot be read as one "{new}"')
         if isinstance(inner, dict) and key in inner:
             value, there = inner.pop(key), True
             if new is not None:

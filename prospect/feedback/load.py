@@ -15,7 +15,7 @@ import math
 import pickle
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -279,7 +279,7 @@ def _open(one: OneSource, format: str, choice: ColumnChoice, keep_going: bool, a
         columns = frozenset(column for row in readable for column in row)
         for column in columns:
             plain_text(column, f"the column {column!r}")
-        layout = layout_of(format, columns, readable)
+        layout = layout_of(format, columns, readable, choice)
     except DataError as error:
         raise type(error)(_printable(error.message), path=path) from None
     file = _File(
@@ -287,17 +287,19 @@ def _open(one: OneSource, format: str, choice: ColumnChoice, keep_going: bool, a
         rows=iter(()),
         columns=columns,
         layout=layout,
-        labels=Labels(()),
+        labels=Labels((), choice.labels),
         judged_turns=any(map(judges_turns, readable)),
         judgements=Judgements(choice.judgement, choice.judged_by),
         notes=[],
     )
+    if choice.labels and layout.thumbs is None:
+        file.notes.append(f"--labels is not used: the words of {layout.name} are known")
     if layout.is_export:
         file.rows = _with_columns(itertools.chain(_taken(rows), unread), file)
         return file
     if context_turns := sum(is_context(turn) for row in readable for turn in turns_of(row)):
         file.notes.append(f"{context_turns} turns say train: false or loss: false: they are context and not trained")
-    file.labels = _labels_of(layout, ((name, n, row) for n, row in rows), several)
+    file.labels = _labels_of(layout, ((name, n, row) for n, row in rows), several, choice.labels)
     file.rows = ((name, n, row) for n, row in _taken(rows))
     return file
 
@@ -319,20 +321,21 @@ def _with_columns(rows: Iterable[tuple[int, Any]], file: _File) -> Iterator[Sour
         yield file.name, number, row
 
 
-def _labels_of(layout: Layout, rows: Iterable[SourceRow], several: bool) -> Labels:
+def _labels_of(layout: Layout, rows: Iterable[SourceRow], several: bool, words: Mapping[str, bool | None]) -> Labels:
     """The vocabulary of a file's thumbs."""
     if layout.thumbs is None:
-        return Labels(())
+        return Labels((), words)
 
     def where(file: SourceFile) -> str:
         return f" of {_printable(str(file.path))}" if several and file.path is not None else ""
 
-    return Labels(
+    values = (
         (f"on line {number}{where(file)}", value)
         for file, number, row in rows
         if isinstance(row, dict)
         for value in layout.thumbs(row)
     )
+    return Labels(values, words)
 
 
 def _refuse_strangers(
@@ -371,7 +374,8 @@ def _joined(group: Sequence[_File]) -> _File:
     first.rows = _placed(join(Parts(rows, first.judgements)), first.name.path)
     if first.layout.thumbs is not None:
         listed = list(first.rows)
-        first.labels, first.rows = _labels_of(first.layout, listed, several=len(group) > 1), _taken(listed)
+        first.labels = _labels_of(first.layout, listed, len(group) > 1, first.labels.words)
+        first.rows = _taken(listed)
     return first
 
 

@@ -4,10 +4,12 @@ it. Importers read fields that a user has named by it, and the error for an unkn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prospect.errors import DataError
+from prospect.feedback import messages as chat
+from prospect.feedback.messages import thumb, word_of
 
 NAMES: Mapping[str, str] = {
     "prompt": "prompt question instruction query user_query user_prompt user_question user_message user_input request "
@@ -42,6 +44,7 @@ _ORDER = {"left": 1, "right": 2, "first": 1, "second": 2} | {sign: i for i, sign
 _NUMBERED = re.compile(r"(.*?)[\W_]*(\d|(?i:left|right|first|second)|(?<![A-Za-z])[A-Da-d]|(?<=[a-z])[A-D])")
 """A name that ends in a number, a side or a letter of its own: "answer_1", "text left", "responseA"."""
 
+_NAME_IN_LIST = re.compile(r".*\[name=([^\]]*)\]\.value")
 _SYSTEM = ("system", "systemprompt", "systemmessage")
 
 
@@ -51,9 +54,10 @@ def plain(name: str) -> str:
 
 
 def called(meaning: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that mean `meaning`, the surest first. Of "inputs.question" the last part counts."""
+    """Those of `names` that mean `meaning`, the surest first. Of "inputs.question" the last part counts, of
+    "scores[name=thumb].value" the name."""
     ranks = _RANK[meaning]
-    short = {name: plain(name.rpartition(".")[2]) for name in names}
+    short = {name: plain(_NAME_IN_LIST.sub(r"\1", name).rpartition(".")[2]) for name in names}
     return sorted((name for name in short if short[name] in ranks), key=lambda name: ranks[short[name]])
 
 
@@ -103,3 +107,100 @@ def fields_of(values: Mapping[str, Any], place: str = "") -> Fields:
         prompt = [head, *prompt] if isinstance(prompt, list) else [head, {"role": "user", "content": prompt}]
     others = [name for name in filled if name not in (*answers, *prompts, system)]
     return Fields(prompt, {name: filled[name] for name in answers}, others)
+
+
+# A --map for a file of no known layout
+
+_UP = (
+    "up good great excellent like liked yes positive happy satisfied helpful useful resolved solved correct right pass "
+    "passed accepted approved promoter 👍 😀 😊 🙂"
+)
+_DOWN = (
+    "down bad poor terrible dislike disliked no negative unhappy unsatisfied dissatisfied unhelpful useless unresolved "
+    "unsolved incorrect wrong fail failed rejected declined detractor 👎 😞 ☹ 🙁"
+)
+_NONE = ("", "null", "none", "n/a", "na", "-", "--", "unrated", "skipped", "not rated", "neutral", "passive")
+_WORDS = dict.fromkeys(_UP.split(), "up") | dict.fromkeys(_DOWN.split(), "down") | dict.fromkeys(_NONE, "none")
+"""What words of judgement probably mean: a proposal that the user reads, never what is read."""
+
+_SIDES = ("chosen", "rejected")
+_BESIDE = ("by", "at", "model", "note", "conversation_id")
+_MOST_WORDS = 6
+
+
+def propose(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, str]]:
+    """What --map and --labels would probably read `rows` as feedback: {new name: path} and {word: up, down, none, or
+    "?" where only the user knows}; both empty where no prompt and answer can be made out."""
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for path, value in _paths(row, 3):
+            values.setdefault(path, []).append(value)
+    texts = [path for path, some in values.items() if all(isinstance(v, str) or chat.is_messages(v) for v in some)]
+    named: dict[str, str] = {}
+
+    def pick(meaning: str, paths: Iterable[str]) -> bool:
+        free = called(meaning, (path for path in paths if path not in named.values()))
+        if free:
+            named[meaning] = free[0]
+        return bool(free)
+
+    if not (all(pick(side, texts) for side in _SIDES) or pick("completion", texts)) or not pick("prompt", texts):
+        return {}, {}
+    named = {"prompt": named.pop("prompt")} | named
+    words: dict[str, str] = {}
+    if "completion" in named:
+        words = _judgement(values, named)
+    for meaning in _BESIDE:
+        pick(meaning, (path for path in values if path not in texts or not any(map(_is_long, values[path]))))
+    return named, words
+
+
+def _paths(value: Any, levels: int, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything in a row that says something and is no object, some `levels` deep."""
+    if isinstance(value, Mapping):
+        for key, part in value.items() if levels else ():
+            yield from _paths(part, levels - 1, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(isinstance(part, dict) and "name" in part for part in value):
+        for part in value:
+            if "value" in part:
+                yield f"{path}[name={part['name']}].value", part["value"]
+    elif value not in (None, "", []):
+        yield path, value
+
+
+def _judgement(values: Mapping[str, list[Any]], named: dict[str, str]) -> dict[str, str]:
+    """Adds the column of thumbs or scores to what is `named`; the meaning of its words where they are no thumbs."""
+    free = [path for path in values if path not in named.values()]
+    telling = called("label", free) or called("score", free) or [path for path in free if path.endswith("].value")]
+    for path in telling:
+        words = sorted({word_of(value) for value in values[path]})
+        if all(map(_is_thumb, values[path])):
+            named["label"] = path
+            return {}
+        if all(map(_is_number, values[path])):
+            named["score"] = path
+            return {}
+        if len(words) <= _MOST_WORDS and not any(map(_is_long, words)):
+            named["label"] = path
+            return {word: _WORDS.get(word, "?") for word in words}
+    if both_ways := [path for path in free if {_is_thumb(value) for value in values[path]} == {True}]:
+        named["label"] = both_ways[0]
+    return {}
+
+
+def _is_thumb(value: Any) -> bool:
+    try:
+        return bool(thumb(value))
+    except DataError:
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and float(value) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > 60

@@ -384,7 +384,10 @@ def transcript(value: Any, where: str) -> tuple[Message, ...]:
 # text "false" desirable, so every value is looked up instead, and the file as a whole is checked once all of it was
 # seen: 1 may stand beside 0 or beside -1, never beside both.
 
-VOCABULARIES = 'true/false, 1/0, 1/-1, "up"/"down", "good"/"bad", "desirable"/"undesirable", 👍/👎'
+VOCABULARIES = (
+    'true/false, 1/0, 1/-1, "up"/"down", "good"/"bad", "desirable"/"undesirable", "yes"/"no", "like"/"dislike", '
+    '"thumbs_up"/"thumbs_down", "positive"/"negative", "accepted"/"rejected", "solved"/"unsolved", 👍/👎'
+)
 """What a label may say, for people. The words may also stand as text, as they must in CSV: "true"/"false", "1"/"0"."""
 
 _BOOLEANS, _NUMBERS, _NUMBERS_AS_TEXT = "true/false", "the numbers 1/0/-1", 'the numbers "1"/"0"/"-1" as text'
@@ -397,6 +400,12 @@ _WORDS = {
         ('"up"/"down"', "up", "down"),
         ('"good"/"bad"', "good", "bad"),
         ('"desirable"/"undesirable"', "desirable", "undesirable"),
+        ('"yes"/"no"', "yes", "no"),
+        ('"like"/"dislike"', "like", "dislike"),
+        ('"thumbs_up"/"thumbs_down"', "thumbs_up", "thumbs_down"),
+        ('"positive"/"negative"', "positive", "negative"),
+        ('"accepted"/"rejected"', "accepted", "rejected"),
+        ('"solved"/"unsolved"', "solved", "unsolved"),
         ("👍/👎", "👍", "👎"),
     )
     for word in (up, down)
@@ -408,8 +417,20 @@ _AS_SCORES = (
 _SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")
 
 
+_THUMBS = re.compile("thumbs?[ -]?(up|down)")
+
+
 class _ScoreError(DataError):
     """A number that is no thumb, such as 0.85 or 4 stars, also where it stands as text."""
+
+
+def word_of(value: Any) -> str:
+    """A label as a word to look up: small letters, no skin tone; of a whole number its digits, "null" for nothing."""
+    if value is None or value == "" or value != value:
+        return "null"
+    if isinstance(value, str):
+        return _SKIN_TONE.sub("", value).strip().casefold() or "null"
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).casefold()
 
 
 def thumb(value: Any) -> tuple[bool, str, str]:
@@ -417,10 +438,13 @@ def thumb(value: Any) -> tuple[bool, str, str]:
     if isinstance(value, bool):
         return value, _BOOLEANS, str(value).lower()
     if value is None or value != value:  # NaN is how tables write null
-        raise DataError("label is null. Every row needs a thumb: judge the row or leave it out")
+        raise DataError(
+            "label is null. Every row needs a thumb: judge the row or leave it out (--labels null=none leaves out all "
+            "that nobody judged)"
+        )
     number, vocabulary = value, _NUMBERS
     if isinstance(value, str):
-        word = _SKIN_TONE.sub("", value).strip().casefold()
+        word = _THUMBS.sub(r"thumbs_\1", word_of(value))
         if word in _WORDS:
             return *_WORDS[word], word
         with suppress(ValueError):
@@ -438,14 +462,16 @@ class Labels:
 
     `values` are (place, label as it stands there). A column holds one kind of value: beside 5 stars, 1 star is no thumb
     up, and beside true and false, "up" is a slip. The most frequent vocabulary is the file's, or the first of equals.
+    Where the user says what the `words` mean, these are the vocabulary.
     """
 
-    def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
+    def __init__(self, values: Iterable[tuple[str, Any]], words: Mapping[str, bool | None] | None = None) -> None:
+        self.words = words or {}
         counts: Counter[str] = Counter()
         first_place: dict[str, str] = {}
         self._numbers: set[str] = set()
         self._score: tuple[str, Any] | None = None
-        for place, value in values:
+        for place, value in () if self.words else values:
             try:
                 _, vocabulary, word = thumb(value)
             except _ScoreError:
@@ -474,9 +500,21 @@ class Labels:
         for labels in shards:
             labels._score, labels._numbers = score, numbers
 
+    def says_nothing(self, value: Any) -> bool:
+        """Whether the user says that `value` means that nobody judged."""
+        return bool(self.words) and self.words.get(word_of(value), True) is None
+
     def read(self, value: Any) -> bool:
         """Whether `value` says desirable. Raises DataError where it is no thumb, stands among scores or belongs to
         another vocabulary than the file's; where both 0 and -1 occur, for both."""
+        if self.words:
+            meaning = self.words.get(word_of(value))
+            if meaning is None:
+                known = ", ".join(self.words)
+                raise DataError(
+                    f"label {brief(value)} is none of the words of --labels ({known}). Add it as up, down or none"
+                )
+            return meaning
         desirable, vocabulary, word = thumb(value)
         numeric = vocabulary in _NUMERIC
         if self._score is not None and numeric:

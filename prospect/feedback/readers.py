@@ -139,6 +139,8 @@ class FeedbackLine:
         """Whether the label in `column` says desirable."""
         if column not in self.values:
             raise DataError(f"has no {column}, though other rows do. Judge the row or leave it out")
+        if self.labels.says_nothing(self.values[column]):
+            raise LeftOut(f"its {column} is {chat.excerpt(self.values[column])}, which --labels calls no judgement")
         return self.labels.read(self.values[column])
 
     def remark(self, remark: str) -> None:
@@ -149,6 +151,8 @@ class FeedbackLine:
         """(thumb, score) of a value that may be either: where one number of the file is no thumb, all are scores."""
         if self.labels.are_scores and not isinstance(value, bool) and isinstance(value, int | float):
             return None, number({"value": value}, "value")
+        if self.labels.says_nothing(value):
+            raise LeftOut(f"its judgement is {chat.excerpt(value)}, which --labels calls none")
         return self.labels.read(value), None
 
     def record(
@@ -494,7 +498,8 @@ def _own_completion(line: FeedbackLine, index: int, value: Any) -> Completion:
     if ("content" in value) == ("message" in value):
         raise DataError(f"{where} needs content (text) or message (an assistant message), and not both")
     id, answer = identifier(value.get("id"), f"{line.id}/{index}"), value.get("content", value.get("message"))
-    label = None if value.get("label") is None else line.labels.read(value["label"])
+    label = value.get("label")
+    label = None if label is None or line.labels.says_nothing(label) else line.labels.read(label)
     return line.completion(id, chat.answer(answer, where), label, number(value, "score"), value, value.get("target"))
 
 
@@ -647,7 +652,8 @@ def conversation(line: FeedbackLine) -> list[Record]:
     for i, (turn, value) in enumerate(zip(turns, values, strict=True)):
         prompt = (*system, *turns[:i])
         if line.judged_turns:
-            is_answer = chat.is_judged(value)
+            words = [value[key] for key in chat.TURN_THUMBS if value.get(key) is not None]
+            is_answer = chat.is_judged(value) and not (words and all(map(line.labels.says_nothing, words)))
         else:  # a greeting answers nobody: it is context, not a completion
             is_answer = turn["role"] == "assistant" and any(m["role"] not in ("system", "developer") for m in prompt)
         if is_answer and not chat.is_context(value):

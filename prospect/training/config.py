@@ -55,6 +55,12 @@ class TrainConfig:
 
     format: str = "auto"
     """The data's layout; auto detects it."""
+    map: str = ""
+    """NEW=COLUMN,...: read columns of the data under the names that a layout has, such as label=vote,prompt=question.
+    YAML may have a mapping."""
+    labels: str = ""
+    """WORD=up|down|none,...: what the words of the data's thumbs mean, such as like=up,dislike=down. YAML may
+    have a mapping."""
     threshold: str | None = None
     """Turns scores into thumbs: mean, median, or a number (score >= threshold is desirable)."""
     eval_data: str | tuple[str, ...] | None = None
@@ -185,6 +191,8 @@ class TrainOptions(TypedDict, total=False):
     z0_gradient: bool
     weights: Literal["auto", "none"]
     format: str
+    map: str
+    labels: str
     threshold: str | None
     eval_data: str | Sequence[str] | None
     eval_fraction: float
@@ -257,6 +265,10 @@ def from_dict(values: dict[str, Any], where: str = "the configuration") -> Train
             raise ConfigError(f'{where} has the unknown key "{key}".{_hint(key, kinds)}')
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{where}: {key} holds a null character, which no name and no path can")
+        if key in ("map", "labels") and isinstance(value, Mapping):
+            from prospect.feedback.columns import as_text
+
+            value = as_text(value, f"{where}: {key}")
         options[key] = _converted(key, value, kinds[key], where)
     return TrainConfig(**options)
 

@@ -51,7 +51,7 @@ def test_json_too_deep_to_read(tmp_path: Path) -> None:
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     # what is wrong: (a row of a file whose other rows are GOOD, what the message says)
-    "unknown label": ({"label": "yes"}, 'label "yes" is no thumb. A file uses one of true/false, 1/0'),
+    "unknown label": ({"label": "yep"}, 'label "yep" is no thumb. A file uses one of true/false, 1/0'),
     "null label": ({"label": None}, "label is null"),
     "a score as label": ({"label": 0.85}, 'label 0.85 is a score where a thumb should be. Name the column "score"'),
     "a grade as label": ({"label": 4}, "label 4 is a score"),

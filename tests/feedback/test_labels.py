@@ -38,6 +38,13 @@ def strays(*values: Any) -> dict[int, str]:
         (" Up", "Down "),
         ("good", "bad"),
         ("desirable", "undesirable"),
+        ("yes", "NO"),
+        ("Like", "dislike"),
+        ("thumbs_up", "thumbs_down"),
+        ("Thumbs up", "thumb-down"),
+        ("positive", "negative"),
+        ("accepted", "rejected"),
+        ("solved", "unsolved"),
         ("👍", "👎"),
         ("👍🏽", "👎\ufe0f"),
     ],
@@ -48,7 +55,7 @@ def test_every_vocabulary_reads_both_ways(up: Any, down: Any) -> None:
     assert strays(up, down, down, up) == {}
 
 
-@pytest.mark.parametrize("value", ["maybe", "", "yes", "no", "null", "nan", "👌", "upp", [True], {"label": True}])
+@pytest.mark.parametrize("value", ["maybe", "", "yep", "nope", "null", "nan", "👌", "upp", [True], {"label": True}])
 def test_what_is_no_thumb_is_refused_with_the_vocabularies(value: Any) -> None:
     with pytest.raises(DataError, match="is no thumb") as error:
         thumb(value)

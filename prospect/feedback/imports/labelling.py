@@ -67,7 +67,7 @@ def _reading(
         return [[best], [name for name in names if name != best]], None, None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [], None, grade({"value": value}, "value")
-    return [], line.labels.read(value), None
+    return [], *line.judgement(value)
 
 
 _SIDES = ("left", "right")
