@@ -70,6 +70,33 @@ def test_pairs_may_be_one_difference_or_two_answers() -> None:
     assert judge("pairs", pulled).relative is False
 
 
+def best_against_others(weights: tuple[float, float]) -> Callable[..., Tensor]:
+    """softplus of what two other answers have, weighed, less what the best of a group of three has, (G,)."""
+
+    def compared(log_ratio: Tensor, group: Tensor) -> Tensor:
+        best, *others = log_ratio.reshape(-1, 3).T
+        return torch.nn.functional.softplus(0.1 * (weights[0] * others[0] + weights[1] * others[1] - best))
+
+    return compared
+
+
+def test_groups_compare_their_best_answer_with_a_mean_of_the_others() -> None:
+    """Any mean will do, also one that depends on the policy; a sum is none, and another group has no part in it."""
+    reads: tuple[Read, ...] = ("log_ratio", "group")
+    for weights in ((0.5, 0.5), (0.9, 0.1)):
+        assert judge("groups", [term(best_against_others(weights), reads)]).halo
+    for weights in ((1.0, 1.0), (2.0, -1.0)):
+        assert judge("groups", [term(best_against_others(weights), reads)]).relative is False
+
+    def across(log_ratio: Tensor, group: Tensor) -> Tensor:
+        best, other = log_ratio.reshape(-1, 3)[:, :2].T
+        return torch.nn.functional.softplus(0.1 * (other - best.roll(1)))
+
+    assert judge("groups", [term(across, reads)]).relative is False
+    assert verdict(LOSSES["graph_dpo"]).halo and verdict(LOSSES["tpo"]).invariant is False
+    assert verdict(LOSSES["dapo"]).concave is False and verdict(LOSSES["grpo"]).relative is False
+
+
 def test_a_reference_point_that_is_not_subtracted_is_found() -> None:
     def squeezed(log_ratio: Tensor, desirable: Tensor, z0: Tensor) -> Tensor:
         return torch.where(desirable, 1, -1) * torch.sigmoid(-0.1 * log_ratio * (1 + z0**2))

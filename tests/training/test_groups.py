@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import random
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prospect.errors import ConfigError, DataError, Interrupted
+from prospect.feedback import records
 from prospect.feedback.load import load
 from prospect.losses.registry import LOSSES
 from prospect.run import train
@@ -291,3 +293,28 @@ def test_old_log_probs_are_for_all_answers_and_whole_ones(make_job: MakeJob) -> 
     with pytest.raises(DataError, match="old_logp is about whole prompts and answers, but --over-long has cut some"):
         make_job(long, loss="rloo", over_long="cut_completion")
     make_job(long, loss="ddo_rm", over_long="cut_completion")
+
+
+def test_judged_answers_of_a_chat_arena(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real scores: three answers to nearly every prompt, in one of thirteen prompts all alike. Those that are short."""
+    path = shared / "data" / "scores_cje_arena_judge.jsonl.gz"
+    rows = records.examples(load(path).records, "groups")
+    assert (len({row.tree for row in rows}), len(records.without_spread(rows))) == (999, 77)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        every = [json.loads(line) for line in file]
+    short = [row for row in every if len(row["completion"]) + len(str(row["prompt"])) < 350]
+    by_prompt: dict[str, list[float]] = {}
+    for row in short:
+        by_prompt.setdefault(str(row["prompt"]), []).append(row["score"])
+    together = [scores for scores in by_prompt.values() if len(scores) > 1]
+    equal, alone = sum(len(set(scores)) == 1 for scores in together), len(by_prompt) - len(together)
+    assert len(together) > 30 and equal > 3 and alone > 3
+    options = FAST | {"max_steps": 2, "chat_template": "plain", "equal_scores": "drop", "learning_rate": 1e-4}
+    for loss in ("tpo", "rloo"):
+        run = train(shared / "models" / "stories260K", short, tmp_path / loss, loss=loss, **options)
+        first, second = steps(run)
+        assert abs(first["margin"]) < 1e-3 and abs(second["margin"]) > 0 and second["grad_norm"] > 0
+    assert (
+        f"groups: {len(together) - equal} of 2 to 3 scored answers; with equal scores: {equal} (dropped); "
+        f"left out: {alone} answers that are alone, 0 without a score"
+    ) in capsys.readouterr().err
