@@ -35,7 +35,7 @@ SCORES = (1.5, -0.5, 0.8, -2.0)
 GROUP_LENGTHS, GROUP_SCORES = (2, 3, 3, 2, 2, 3), (1.5, -0.5, -0.5, 0.8, -2.0, -2.0)
 """Two groups of three answers: one above two that are equal, so that a group is one comparison."""
 GROUP = 3
-ONCE = ("z0", "margin")
+ONCE = ("draw", "running", "z0", "margin")
 Z0 = 0.7
 SPREAD, TOKEN_SPREAD = 15.0, 1.5
 """Log-ratios are sampled with this standard deviation in nats."""
@@ -150,6 +150,8 @@ class _World:
         if name == "target_logp":
             first = policy[:, self.lengths.cumsum(0) - self.lengths][:, side].reshape(-1)
             return torch.stack([first, torch.log1p(-first.exp())], 1)
+        if name == "running":
+            return torch.tensor((0.5, 4.0, 1.0), dtype=torch.float64)
         if name == "z0":
             return torch.repeat_interleave(z0, len(side))
         if name == "group":
@@ -163,6 +165,7 @@ class _World:
             "reference_quantile": (0.5 + self.scores / 4).clamp(0, 1),
             "reference_count": torch.full_like(self.scores, 4.0),
             "prompt_value": self.value[self.lengths.cumsum(0) - self.lengths],
+            "draw": torch.tensor((0.2, 0.7, 0.5, 0.9), dtype=torch.float64),
             "win_rate": torch.tensor((0.8, 0.3, 0.6, 0.1), dtype=torch.float64),
         }
         fact = facts[name][side]

@@ -60,6 +60,65 @@ def aot_unpaired(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, epsilon
     return _smoothed(chosen - _same_rank(rejected, chosen), beta, epsilon)
 
 
+SPREAD = 1e-3
+"""The least standard deviation of gaps in nats that beta_dpo believes in: rounding errors are no outliers."""
+
+
+def gap_moments(chosen: Tensor, rejected: Tensor, before: Tensor | None, *, momentum: float = 0.9) -> Tensor:
+    """Moving averages of the mean and of the standard deviation of r_chosen - r_rejected over a step, (3,): both times
+    the sum of their weights, and that sum, so that the first step's values are the first averages."""
+    gap = chosen - rejected
+    now = gap.new_ones(3)
+    now[0] = gap.mean()
+    now[1] = ((gap - now[0]) ** 2).sum().div(max(1, len(gap) - 1)).sqrt()
+    return (1 - momentum) * now if before is None else momentum * before + (1 - momentum) * now
+
+
+@loss(
+    "pairs",
+    "DPO whose beta follows each step's pairs, outliers left out",
+    "arXiv 2407.08639",
+    learning_rate=5e-7,
+    couples="step",
+    running=gap_moments,
+)
+def beta_dpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    running: Tensor,
+    draw: Tensor,
+    *,
+    beta: float = 0.1,
+    alpha: float = 0.6,
+    keep: float = 0.8,
+    least_beta: float = 1e-3,
+) -> Tensor:
+    """Beta-DPO: -log sigmoid(b * gap) for the pairs kept, gap = r_chosen - r_rejected, one b for the step.
+
+        kept  a share of the step's pairs, drawn without replacement with weights exp(-((gap - M) / S)^2 / 2)
+        b     max(least_beta, beta * (1 + alpha * (mean gap of the kept - M))), without gradient
+
+    `chosen`, `rejected` (P,) log-ratios in nats of all pairs of the step; `running` (3,) is M and S, moving averages of
+    the gaps' mean and standard deviation, this step's included (`gap_moments`); `draw` (P,) are uniform numbers.
+    Source: arXiv 2407.08639. Strength: A, the authors' code.
+
+    Gradient: DPO's with this step's beta times P / kept, 0 for pairs left out: steps whose pairs are easy get a larger
+    beta, and pairs far from the usual gap are rarely learnt from.
+
+    Choice: M and S begin with the first step's values; the authors' begin at 0, where S is so small that the first
+    draws are degenerate. S is at least 1e-3 nats. The number of pairs kept is rounded down, and at least one.
+    """
+    gap, moments = chosen - rejected, running.to(chosen) / running[2]
+    outlying = ((gap.detach() - moments[0]) / moments[1].clamp(min=SPREAD)) ** 2 / 2
+    # The smallest of (weight's surprise + log of an exponential number), as many as are kept: a draw by the weights.
+    order = (outlying + (-draw.log()).log()).argsort(stable=True)
+    count = max(1, int(keep * len(gap) + 1e-9))
+    kept = gap.new_zeros(gap.shape).index_fill(0, order[:count], 1.0)
+    level = (gap.detach() * kept).sum() / count
+    strength = (beta * (1 + alpha * (level - moments[0]))).clamp(min=least_beta)
+    return kept * len(gap) / count * softplus(-strength * gap)
+
+
 def _same_rank(values: Tensor, like: Tensor) -> Tensor:
     """The element of `values` that has the rank in `values` which like[i] has in `like`, for every i."""
     return values.sort(stable=True).values[like.argsort(stable=True).argsort(stable=True)]

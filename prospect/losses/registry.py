@@ -39,8 +39,8 @@ Part = Literal["all", "desirable", "undesirable"]
 Read = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
-    "target", "target_logp", "group", "old_logp", "old_token_logp", "reference_kl",
-    "token_reference_kl",
+    "target", "target_logp", "group", "old_logp", "old_token_logp", "reference_kl", "token_reference_kl", "draw",
+    "running",
 ]  # fmt: skip
 """What a function may ask for, by argument name. Functions of pairs get each of these once per side, chosen first, but
 `z0` and `margin` once. Of groups, group k's rows are `group[k] : group[k + 1]`."""
@@ -118,7 +118,8 @@ class Loss:
     before the first step and written to config.json; what the user gives wins. `couples` says on what other rows a
     row's loss depends: on none, on those of its "group", or on all of its "step". `value_head` asks for a learned
     value of every token, `density_weights` for rows weighed by how likely their prompts are to be liked,
-    `control_tokens` for prompts that end with a token for the thumb.
+    `control_tokens` for prompts that end with a token for the thumb. `running` makes what the loss reads under this
+    name of a whole step's inputs and of what it made before, None at first: running statistics, in checkpoints, too.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Loss:
     learning_rate: float = 5e-6
     density_weights: bool = False
     control_tokens: bool = False
+    running: Function | None = None
     modifiers: tuple[Modifier, ...] = ()
 
     @property
@@ -175,6 +177,7 @@ class Loss:
     def functions(self) -> list[Function]:
         """The functions whose keyword-only arguments are the loss's hyper-parameters."""
         every = [term.function for term in self.terms] + [f for modifier in self.modifiers for f in modifier.functions]
+        every += [self.running] if self.running else []
         return list(dict.fromkeys(every))
 
 
@@ -205,6 +208,7 @@ def loss(
     constants: Constants | None = None,
     density_weights: bool = False,
     control_tokens: bool = False,
+    running: Function | None = None,
 ) -> Callable[[F], F]:
     """Make a function a loss. It gets `reads` as tensors, in order, of pairs each once per side; its keyword-only
     arguments become --loss.NAME; it returns one number per `unit`, by default per example, per pair, or per group.
@@ -222,6 +226,8 @@ def loss(
         if unknown:
             raise ConfigError(f"a loss cannot read {', '.join(sorted(unknown))}. Known: {', '.join(get_args(Read))}")
         _require_groups(view, inputs, unit, rows)
+        if ("running" in inputs) != (running is not None) or (running and couples != "step"):
+            raise ConfigError('a loss that reads running has running=FUNCTION, which makes it, and couples="step"')
         point = reference_point
         if point is None and "z0" in inputs:
             point = "zero" if view == "pairs" else "mismatched"
@@ -239,6 +245,7 @@ def loss(
             learning_rate=learning_rate,
             density_weights=density_weights,
             control_tokens=control_tokens,
+            running=running,
         )
         return _declare(function, row)
 
@@ -297,6 +304,11 @@ def _declared(function: Function) -> list[Any]:
     return getattr(function, "declared", [])
 
 
+def running_inputs(function: Function, pairs: bool) -> tuple[Read, ...]:
+    """What a function of running statistics reads, in order, before its last argument, what it returned last."""
+    return _inputs(function, pairs)[:-1]
+
+
 def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
     """What a function reads, by the names of its positional arguments."""
     parameters = inspect.signature(function).parameters.values()
@@ -340,7 +352,7 @@ def find(name: str) -> Loss:
         kinds = ", ".join(f"{row.name} ({row.view})" for row in rows)
         raise ConfigError(f"{name} mixes losses that read different kinds of feedback: {kinds}")
     shared: dict[str, Any] = {}
-    for field in ("reference_point", "constants"):
+    for field in ("reference_point", "constants", "running"):
         values = {getattr(row, field) for row in rows} - {None}
         if len(values) > 1:
             names = ", ".join(sorted(getattr(value, "name", None) or value.__name__ for value in values))
@@ -525,6 +537,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "max_weight",
             "scale",
             "reward_scale",
+            "least_beta",
         ),
         ("a positive number", lambda x: x > 0),
     ),
@@ -541,6 +554,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
         ),
         ("0 or more", lambda x: x >= 0),
     ),
+    "keep": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "momentum": ("from 0 to below 1", lambda x: 0 <= x < 1),
     "epsilon": ("from 0 to below 0.5", lambda x: 0 <= x < 0.5),
     "quantile": ("from 0 to 1", lambda x: 0 <= x <= 1),
 }

@@ -274,6 +274,8 @@ class Batch:
     """The number of each row's tree. Rows of one group have one tree and stand together."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """(N, ...) each: what else the data say of a row, by the name under which losses read it."""
+    running: Tensor | None = None
+    """The loss's running statistics, where the rows are a whole step."""
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -319,6 +321,11 @@ class Batch:
     def reference_count(self) -> Tensor | None:
         """How many answers of the reference's that is a share of (N,)."""
         return self.columns.get("reference_count")
+
+    @property
+    def draw(self) -> Tensor | None:
+        """A uniform random number for each row (N,), by the seed, the step, and the row's place in it."""
+        return self.columns.get("draw")
 
     def take(self, rows: Sequence[int]) -> Batch:
         """Some rows, in this order."""

@@ -1,7 +1,8 @@
 """Checkpoints: atomic, in safetensors, enough to continue to the same bits.
 
     checkpoints/step-000064/  weights.safetensors    the trainable parameters
-                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the reference point's state
+                              optimizer.safetensors  "PARAMETER INDEX/NAME" -> state, and the states of the reference
+                                                     point and of the loss
                               reference.safetensors  the weights of a reference that moves
                               state.json             step, token budget, seconds, best evaluation, checksums
     checkpoints/best/         weights.safetensors    where --keep-best is on
@@ -38,15 +39,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     *,
-    reference_point: Tensor | None = None,
+    states: Mapping[str, Tensor] | None = None,
     live: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write checkpoints/step-N and prune all but the newest `keep`. Raises RunError where the disk refuses; what was
     saved before stays."""
     tensors = {f"{i}/{name}": value for i, s in optimizer.state_dict()["state"].items() for name, value in s.items()}
-    if reference_point is not None:
-        tensors["reference_point"] = reference_point
+    tensors |= states or {}
     files = {"weights": _plain(parameters), "optimizer": {k: v.detach().cpu().contiguous() for k, v in tensors.items()}}
     if live is not None:
         files["reference"] = {name: value.cpu().contiguous() for name, value in live.items()}
@@ -108,12 +108,12 @@ def restore_weights(checkpoint: Path, parameters: Parameters) -> None:
 
 def restore(
     checkpoint: Path, parameters: Parameters, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], Tensor | None, dict[str, Tensor] | None]:
-    """Load weights and optimizer in place; returns state.json, the reference point's state, and the weights of a moving
-    reference."""
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor] | None]:
+    """Load weights and optimizer in place; returns state.json, the states that were saved by name, and the weights of a
+    moving reference."""
     restore_weights(checkpoint, parameters)
     tensors = load_file(checkpoint / "optimizer.safetensors")
-    reference_point = tensors.pop("reference_point", None)
+    states = {name: tensors.pop(name) for name in list(tensors) if "/" not in name}
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition("/")
@@ -122,7 +122,7 @@ def restore(
     state: dict[str, Any] = store.read_json(checkpoint / "state.json")
     del state["files"], state["checksum"]
     moving = checkpoint / "reference.safetensors"
-    return state, reference_point, load_file(moving) if moving.exists() else None
+    return state, states, load_file(moving) if moving.exists() else None
 
 
 def _plain(parameters: Parameters) -> dict[str, Tensor]:

@@ -48,11 +48,12 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     parameters = job.policy.trainable()
     optimizer = make_optimizer(parameters, job.config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "token_budget": job.token_budget}
-    z0_state, steps = None, job.schedule.steps
+    steps = job.schedule.steps
+    states: dict[str, Tensor] = {}
     last = checkpoint.latest(job.checkpoints) if job.config.resume else None
     if last is not None:
-        state, z0_state, earlier = checkpoint.restore(last, parameters, optimizer)
-        z0_state = None if z0_state is None else z0_state.to(job.policy.device)
+        state, states, earlier = checkpoint.restore(last, parameters, optimizer)
+        states = {name: value.to(job.policy.device) for name, value in states.items()}
         job.token_budget = state["token_budget"]
         if job.live is not None and earlier is not None:
             job.live.restore(earlier)
@@ -66,7 +67,13 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     with job.log.bar("train", len(steps), state["step"]) as bar:
         for step in steps[state["step"] :]:
             began, flops = time.perf_counter(), job.policy.flops
-            z0, totals = step_gradient(job, step, z0_state, at_reference=_at_reference(job, step.index))
+            z0, totals = step_gradient(
+                job,
+                step,
+                states.get("reference_point"),
+                running=states.get("running"),
+                at_reference=_at_reference(job, step.index),
+            )
             norm = _norm(parameters)
             # The one place of a step that waits for the device: no step is taken on what is not finite.
             metrics = _numbers(z0.metrics | {"totals": totals, "grad_norm": norm})
@@ -81,7 +88,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _move_reference(job, step.index, behind=False)
-            z0_state = z0.state
+            states = z0.states
 
             now, tokens = time.perf_counter(), _tokens(job, step)
             metrics |= {"lr": rates[step.index - 1], "tokens": tokens}
@@ -96,7 +103,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
                 state["best"] = _evaluate(job, step.index, state["best"])
             if ended or halted or _due(step.index, job.config.save_every) or _epoch_ends(job, step):
                 state |= {"seconds": time.perf_counter() - started, "token_budget": job.token_budget}
-                _save(job, step, optimizer, state, z0_state)
+                _save(job, step, optimizer, state, states)
             if halted and not ended:
                 raise Interrupted(f"stopped after step {step.index} of {len(steps)}; the checkpoint is saved")
 
@@ -177,7 +184,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(
-    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], z0_state: Tensor | None
+    job: Job, step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], states: dict[str, Tensor]
 ) -> None:
     """A checkpoint, by the first rank."""
     if job.rank == 0:
@@ -188,7 +195,7 @@ def _save(
                 job.policy.trainable(),
                 optimizer,
                 state,
-                reference_point=z0_state,
+                states=states,
                 live=job.live.weights if job.live is not None and job.objective.motion is not None else None,
                 keep=job.config.keep,
             )

@@ -17,13 +17,16 @@ from prospect.data.dataset import Dataset
 from prospect.errors import ConfigError
 from prospect.losses.modifiers import Motion
 from prospect.losses.numerics import segment_index, segment_mean, segment_sum
-from prospect.losses.registry import Loss, Modifier, Part, Term, bound
+from prospect.losses.registry import Loss, Modifier, Part, Term, bound, running_inputs
 from prospect.training.batch import Batch, Completions
 
 Function = Callable[..., Tensor]
 
-OF_ROWS = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count", "target"}
-"""Inputs that a row has once, be it a pair."""
+OF_ROWS = {
+    *("desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count", "target"),
+    *("draw", "running"),
+}
+"""Inputs that a row, or the whole step, has once, be it of pairs."""
 OF_ANSWERS = {"win_rate"}
 """Inputs that each answer of a row has."""
 SATURATED = 4.0
@@ -56,6 +59,8 @@ class Objective:
         self.reads_value = loss.value_head
         self.reads_kl = loss.live
         self.reads_target = "target_logp" in loss.reads
+        self.reads_draw = "draw" in loss.reads
+        self._running = None if loss.running is None else bound(loss.running, arguments)
 
     @property
     def beta(self) -> float:
@@ -95,6 +100,17 @@ class Objective:
             if count:
                 total = total + term.coefficient * self._term(term, function, batch) / count
         return total
+
+    @torch.no_grad()
+    def running(self, batch: Batch, before: Tensor | None) -> Tensor | None:
+        """The loss's running statistics with those of a whole step, which `batch` is; None where it has none."""
+        if self.loss.running is None or self._running is None:
+            return None
+        names = running_inputs(self.loss.running, self.pairs)
+        sides = self._sides("all")
+        inputs = [self._input(name, batch, k).detach() for name in names for k in ((0,) if name in OF_ROWS else sides)]
+        after: Tensor = self._running(*inputs, before)
+        return after
 
     def _term(self, term: Term, function: Function, batch: Batch) -> Tensor:
         """sum(weight * loss) of one term."""
@@ -203,12 +219,13 @@ class Objective:
             "reference_quantile": scores / 2,
             "reference_count": torch.full((4,), 4.0),
             "target": torch.tensor([0.25, 0.75]).expand(4, 2),
+            "draw": torch.tensor([0.3, 0.9, 0.5, 0.1]),
         }
         batch = Batch(sides, torch.ones(4), thumbs, scores, torch.tensor(0.1), (0, 0, 1, 1), columns)
         values = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         what = f"the loss {self.loss.name}" + (f" with {values}" if values else "")
         try:
-            objective = self(batch, [8] * len(self.terms))
+            objective = self(replace(batch, running=self.running(batch, None)), [8] * len(self.terms))
             slopes = torch.autograd.grad(objective, reward)[0] if objective.requires_grad else None
         except Exception as error:
             raise ConfigError(

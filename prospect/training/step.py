@@ -165,16 +165,24 @@ Pass = tuple[MicroBatch, MicroBatch | None]
 @dataclass(slots=True)
 class StepZ0:
     """z0 of one step: a scalar or one number per row, None where the loss has none. `state` is the estimator's next
-    one, `metrics` go into the step's line, and through `graph` a gradient flows."""
+    one, `metrics` go into the step's line, and through `graph` a gradient flows. `running` are the loss's running
+    statistics, before the step and, once its gradient is there, after it."""
 
     value: Tensor | None = None
     state: Tensor | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     graph: Z0Graph | None = None
+    running: Tensor | None = None
 
     def of(self, places: Sequence[int]) -> Tensor | None:
         """z0 of the rows at these places of the step."""
         return self.value if self.value is None or self.value.ndim == 0 else take(self.value, places)
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """What the next step begins with, and checkpoints keep, by name."""
+        states = {"reference_point": self.state, "running": self.running}
+        return {name: state for name, state in states.items() if state is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +333,16 @@ def _statistics(job: Job, step: Step, keys: list[tuple[int, int]], values: Tenso
 
 
 def step_gradient(
-    job: Job, step: Step, z0_state: Tensor | None, *, at_reference: bool = False
+    job: Job, step: Step, z0_state: Tensor | None, *, running: Tensor | None = None, at_reference: bool = False
 ) -> tuple[StepZ0, Tensor]:
     """Leave the gradient of a step, summed over the ranks, in .grad; returns its z0, and its objective.SUMS on the
-    device. The step is cut once; where memory runs out, it begins again with smaller micro-batches."""
+    device. `z0_state` and `running` are what the step before left. The step is cut once; where memory runs out, it
+    begins again with smaller micro-batches."""
 
     def attempt() -> tuple[StepZ0, Tensor]:
         micro_batches = cut_step(job.dataset, step.rows, job.ranks, job.token_budget)
         z0 = estimate_z0(job, step, micro_batches, z0_state, at_reference=at_reference)
+        z0.running = running
         return z0, gradient(job, step, micro_batches[job.rank], z0)
 
     return job.fitting(attempt)
@@ -351,7 +361,9 @@ def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: Step
             computed, micro_batch.computed = micro_batch.computed, None  # a graph serves once
             if computed is None:
                 computed = job.compute(micro_batch.trees)
-            batch = batch_of(job.dataset, micro_batch, computed, z0.of(micro_batch.places))
+            batch = _batch(job, step, micro_batch, computed, z0.of(micro_batch.places))
+            if whole is None:
+                batch = _with_running(job, batch, z0)
             share = job.objective(batch, counts) if whole is None else whole.linear(batch, micro_batch.places)
             share.backward()
             if whole is None:
@@ -369,6 +381,26 @@ def gradient(job: Job, step: Step, micro_batches: Sequence[MicroBatch], z0: Step
     if job.ranks > 1:
         ranks.sum_gradients(p for _, p in job.policy.trainable())
     return job.total(total)
+
+
+def _batch(job: Job, step: Step, micro_batch: MicroBatch, computed: Completions, z0: Tensor | None = None) -> Batch:
+    """The rows of a micro-batch, with random numbers where the loss reads them: the whole step's, of which these rows
+    have theirs, however it is cut."""
+    batch = batch_of(job.dataset, micro_batch, computed, z0)
+    if not job.objective.reads_draw:
+        return batch
+    generator = torch.Generator().manual_seed(job.config.seed * 1_000_003 + step.index)
+    draw = torch.rand(len(step.rows), generator=generator, dtype=torch.float64)
+    draw = draw[torch.tensor(micro_batch.places)]
+    return replace(batch, columns={**batch.columns, "draw": move(draw, batch.weight.device)})
+
+
+def _with_running(job: Job, batch: Batch, z0: StepZ0) -> Batch:
+    """A whole step with the loss's running statistics, if it has any, which go on in `z0`."""
+    if job.objective.loss.running is None:
+        return batch
+    z0.running = job.objective.running(batch, z0.running)
+    return replace(batch, running=z0.running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +432,7 @@ def _whole_step(
     @torch.no_grad()
     def gather() -> list[tuple[Sequence[int], Batch]]:
         return [
-            (micro_batch.places, batch_of(job.dataset, micro_batch, job.compute(micro_batch.trees)))
+            (micro_batch.places, _batch(job, step, micro_batch, job.compute(micro_batch.trees)))
             for micro_batch in micro_batches
             if micro_batch.rows
         ]
@@ -409,7 +441,7 @@ def _whole_step(
     if job.ranks > 1:
         shares = ranks.gather([(places, batch.to("cpu")) for places, batch in parts])
         parts = [(places, batch.to(job.policy.device)) for share in shares for places, batch in share]
-    step_batch = _in_order(parts, z0)
+    step_batch = _with_running(job, _in_order(parts, z0), z0)
     assert len(step_batch) == len(step.rows), "every row of the step is on one rank, once"
     leaves = [x.requires_grad_() for side in step_batch.sides for x in side.columns(LEARNT).values()]
     objective = job.objective(step_batch, counts)

@@ -3,7 +3,7 @@
 A case is a loss with its arguments filled in and the kinds of its positional inputs, one letter each:
 r log-ratio, L log-prob, n length, y thumb, z reference point, s score, m margin, w win rate, t token log-prob, V
 value of the prompt, D KL; without gradient c log-ratio, v value of the prompt, q quantile and k count of the
-reference's.
+reference's, u random number.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def draw(kinds: str, rows: int = 8, dtype: torch.dtype = torch.float64, seed: in
         "q": lambda: uniform(0, 1),
         "k": lambda: torch.randint(1, 20, (rows,), generator=g).to(dtype),
         "D": lambda: uniform(0, 5),
+        "u": lambda: uniform(0.01, 0.99),
     }
     return [makers[kind]() for kind in kinds]
 

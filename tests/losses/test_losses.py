@@ -258,8 +258,8 @@ def test_unknown_names_get_the_nearest() -> None:
     ],
 )
 def test_every_function_has_a_row(module: ModuleType) -> None:
-    """A loss that the documentation names can be trained with; a function that computes constants is a row's, and one
-    that an argument can be is in its table."""
+    """A loss that the documentation names can be trained with; a function that computes constants or running statistics
+    is a row's, and one that an argument can be is in its table."""
     public = {
         function
         for name, function in vars(module).items()
@@ -267,7 +267,8 @@ def test_every_function_has_a_row(module: ModuleType) -> None:
     }
     used = {term.function for loss in LOSSES.values() for term in loss.terms}
     chosen = {function for table in registry.CHOICES.values() for function in table.values()}
-    assert public and public <= used | chosen | {loss.constants for loss in LOSSES.values()}
+    made = {f for loss in LOSSES.values() for f in (loss.constants, loss.running)}
+    assert public and public <= used | chosen | made
 
 
 def test_inputs_are_the_names_of_arguments() -> None:
@@ -289,6 +290,13 @@ def test_inputs_are_the_names_of_arguments() -> None:
         registry.loss(view="pairs")(crossed)
     with pytest.raises(ConfigError, match="cannot read mood. Known: log_ratio"):
         registry.loss(view="binary")(unheard)
+
+    def remembers(chosen: Tensor, rejected: Tensor, running: Tensor) -> Tensor:
+        return chosen - running
+
+    for options in ({}, {"running": own}):
+        with pytest.raises(ConfigError, match=r'reads running has running=FUNCTION, .*, and couples="step"'):
+            registry.loss(view="pairs", **options)(remembers)
 
 
 def row_of(function: Any) -> Loss:

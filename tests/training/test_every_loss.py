@@ -52,6 +52,8 @@ def independent(job: Job, start: Job) -> Tensor:
     z0 = step_gradient(job, job.schedule.steps[0], None)[0].value
     there = {"device": job.policy.device}
     up = torch.tensor([bool(row.desirable) for row in rows], **there)
+    seeded = torch.Generator().manual_seed(job.config.seed * 1_000_003 + 1)
+    draw = torch.rand(len(rows), generator=seeded, dtype=torch.float64).to(job.policy.device)
     total = torch.zeros((), dtype=torch.float64)
     for term in job.objective.loss.terms:
         keep = [
@@ -79,6 +81,13 @@ def independent(job: Job, start: Job) -> Tensor:
             if name in ("desirable", "z0", "score", "margin"):
                 scores = torch.tensor([rows[k].score or 0.0 for k in keep], dtype=torch.float64, **there)
                 found.append({"desirable": up[keep], "z0": z0, "score": scores, "margin": scores}[name])
+                continue
+            if name == "draw":
+                found.append(draw)
+                continue
+            if name == "running":  # the first step's mean and standard deviation, of weight 1 - momentum
+                gap = found[0].detach() - found[1].detach()
+                found.append(0.1 * torch.stack([gap.mean(), gap.std(), gap.new_ones(())]))
                 continue
             for side in every:
                 if name == "win_rate":
@@ -203,6 +212,8 @@ def expected_gradient_of_model(job: Job, objective: Tensor) -> dict[str, Tensor]
         ("tdpo1:0.5,aot:0.5", (), {}),
         ("tdpo2", ("tr",), {}),
         ("kto_target:0.5,ppo:0.5", (), {"kl_weight": 0.3}),
+        ("beta_dpo", ("wpo",), {}),
+        ("beta_dpo:0.5,ld_dpo:0.5", (), {"alpha": 0.6}),
     ],
 )
 def test_modifiers_and_mixtures_do_not_depend_on_micro_batches(
@@ -401,17 +412,8 @@ def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: Mak
 
 def test_what_losses_read_are_properties() -> None:
     """A loss's `reads` are names of properties: of a batch's rows, and of the completions on each side of it."""
-    rows = {
-        "desirable",
-        "score",
-        "margin",
-        "z0",
-        "group",
-        "old_logp",
-        "reference_quantile",
-        "reference_count",
-        "target",
-    }
+    rows = {"desirable", "score", "margin", "z0", "group", "old_logp", "reference_quantile", "reference_count"}
+    rows |= {"target", "draw", "running"}
     answers = {"win_rate"}
     columns = {"token_logp", "token_sum_p2", "value", "token_reference_kl"}
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}

@@ -141,6 +141,8 @@ def test_density_weights_reach_the_rows(make_job: MakeJob) -> None:
         {"loss": "kto", "modify": ("tr",), "loss_args": {"every": 2.0, "mix": 0.3}},
         {"loss": "kto", "modify": ("humanline",)},
         {"loss": "bco"},
+        {"loss": "beta_dpo"},
+        {"loss": "tdpo2"},
         {"loss": "kto", "reference_point": "on_policy", "sample_tokens": 8},
         {"loss": "ppo"},
         {"loss": "kto", "modify": ("tr",), "lora": "r=4", "loss_args": {"every": 2.0}},
@@ -150,9 +152,11 @@ def test_density_weights_reach_the_rows(make_job: MakeJob) -> None:
 def test_state_survives_an_interruption(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """To the same bits: the moving reference, the running mean, the value head, the samples."""
+    """To the same bits: the moving reference, the running mean, the loss's own statistics, the value head, the
+    samples."""
     given = {**FAST, **options}
-    whole = train(model, thumbs(32), tmp_path / "whole", **given)
+    rows = pairs(32) if LOSSES[options["loss"]].view == "pairs" else thumbs(32)
+    whole = train(model, rows, tmp_path / "whole", **given)
     original = vars(loop)["step_gradient"]
 
     def interrupt(job: Job, step: Any, state: Any, **options: Any) -> Any:
@@ -162,9 +166,9 @@ def test_state_survives_an_interruption(
 
     monkeypatch.setattr(loop, "step_gradient", interrupt)
     with pytest.raises(Interrupted):
-        train(model, thumbs(32), tmp_path / "parts", **given)
+        train(model, rows, tmp_path / "parts", **given)
     monkeypatch.setattr(loop, "step_gradient", original)
-    parts = train(data=thumbs(32), out=tmp_path / "parts", resume=True)
+    parts = train(data=rows, out=tmp_path / "parts", resume=True)
     assert steps(parts) == steps(whole)
     for (name, a), (_, b) in zip(whole.policy.trainable(), parts.policy.trainable(), strict=True):
         assert torch.equal(a, b), name

@@ -212,6 +212,8 @@ IN_TWO: list[dict[str, Any]] = [
     {},
     {"loss": "ppo"},  # couples the rows of a step
     {"loss": "aot"},
+    {"loss": "beta_dpo"},  # running statistics, and a draw
+    {"loss": "tdpo1"},
     {"loss": "bco"},  # a running mean over the step's own answers
     {"loss": "kto", "modify": ["tr", "wpo"], "loss_args": {"every": 2.0}},
     {"loss": "kto", "reference_point": "token_kl", "z0_gradient": True},
