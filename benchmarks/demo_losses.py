@@ -71,7 +71,8 @@ def feedback(policy: Policy, questions: Sequence[Question], seed: int, folder: P
             scored.append(Completion(name, answer.text, score=met if label == verdict.desirable else 3 - met))
         if liked:
             thumbs.append(Record(f"q{number}", prompt, tuple(liked)))
-            scores.append(Record(f"q{number}", prompt, tuple(scored)))
+            own = tuple(c.score for c in scored if c.score is not None)  # who answers is the reference
+            scores.append(Record(f"q{number}", prompt, tuple(scored), reference_scores=own))
     paths = {"thumbs": folder / "thumbs.jsonl", "scores": folder / "scores.jsonl"}
     write_feedback(thumbs, paths["thumbs"])
     write_feedback(scores, paths["scores"])
@@ -84,7 +85,7 @@ def run(
     """Train one loss and measure it."""
     row, out, began = LOSSES[name], folder / "run", time.perf_counter()
     given = {"beta": BETA} if defaults(row).get("beta") == 0.1 and row.needs_reference else {}
-    source = data["scores" if {"score", "margin"} & row.reads else "thumbs"]
+    source = data["scores" if row.view in ("scores", "groups") or "margin" in row.reads else "thumbs"]
     shutil.rmtree(out, ignore_errors=True)
     options: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
@@ -102,12 +103,17 @@ def run(
     return {"loss": name, "seed": seed, "after": after, "seconds": round(seconds, 1), "steps": len(steps)}
 
 
+def measurable() -> list[str]:
+    """The losses that find in the demo's feedback what they read."""
+    return [name for name, row in LOSSES.items() if not {"target", "win_rate"} & row.reads]
+
+
 def measure(path: Path, seeds: int) -> None:
     """Append what is missing to `path`, a line per loss and seed."""
     quiet_loading()
     done = {(line["loss"], line["seed"]) for line in _lines(path)}
     for seed in range(seeds):
-        if all((name, seed) in done for name in LOSSES):
+        if all((name, seed) in done for name in measurable()):
             continue
         with tempfile.TemporaryDirectory() as scratch:
             folder, rng = Path(scratch), random.Random(f"losses {seed}")
@@ -116,7 +122,7 @@ def measure(path: Path, seeds: int) -> None:
             measured = world.ask_reserved(rng, MEASURED, exclude=frozenset(q.key for q in asked))
             assistant = load(start, frozen=True)
             data, before = feedback(assistant, asked, seed, folder), rates(assistant, measured, 7 + seed)
-            for name in LOSSES:
+            for name in measurable():
                 if (name, seed) not in done:
                     found = run(name, start, data, measured, seed, folder) | {"before": before}
                     with path.open("a", encoding="utf-8") as file:
@@ -151,6 +157,7 @@ HEAD = f"""# Every loss on the demo's feedback
 
 `python -m benchmarks.demo_losses` lets the demo's assistant answer {ASKED} questions {ANSWERS} times each, has the
 simulated users judge the answers, and trains every loss on the view it reads: thumbs, pairs made of them, or scores.
+Losses that read targets or win rates, which those users do not give, are left out.
 Then it measures the share of desirable answers to {MEASURED} other questions at temperature 0 and 1 (standard error
 about two points). One epoch, learning rate {LEARNING_RATE:g}, default arguments, but beta {BETA:g} where the default of
 0.1 is meant for log-ratios of long answers.

@@ -71,6 +71,16 @@ def scored_groups(records: Sequence[Record]) -> Iterator[Measurement]:
         yield Measurement("scored_groups", counts, words={"share": of(len(together), len(records))})
 
 
+def for_one_loss(records: Sequence[Record]) -> Iterator[Measurement]:
+    """What rows say for a single loss: scores of the reference's own answers, and targets."""
+    sampled, every = sum(bool(r.reference_scores) for r in records), [c for r in records for c in r.completions]
+    aimed = sum(bool(c.target) for c in every)
+    if sampled:
+        yield Measurement("reference_scores", {"count": sampled}, words={"share": of(sampled, len(records))})
+    if aimed:
+        yield Measurement("targets", {"count": aimed}, words={"share": of(aimed, len(every))})
+
+
 def auto_weights(up: float, down: float) -> dict[str, float]:
     """The class weights that training sets by itself for such sums of weights."""
     sides = ((True, up), (False, down))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from prospect.doctor.findings import Findings
 from prospect.feedback.load import describe_parts
-from prospect.feedback.records import Record, at, binary, readable
+from prospect.feedback.records import Record, at, binary, cite, readable
 from prospect.training.console import Console
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def show_rows(
             head.append(f"  weight {completion.weight:g}")
         if not completion.complete:
             head.append("  cut off")
+        if completion.target:
+            head.append("  target " + ", ".join(f"{cite(text, 20)} {share:g}" for text, share in completion.target))
         prompt, answer = readable(record.prompt), Text(completion.readable, style=colour)
         if trees is not None and tokenizer is not None:
             tree, ids = trees[place], trees[place].completions[index]

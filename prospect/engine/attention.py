@@ -226,8 +226,10 @@ def _cut(span: Span, past: int, window: int | None, queries: int) -> Iterator[Bl
 
 def _gather(some: Sequence[Span], past: int, device: torch.device) -> Block:
     prompt_start, prompt, start, length = torch.tensor(some).T[..., None]  # (n, 1) each
-    own = torch.arange(-int(length.max()), 0) + length  # (n, Q) places in a branch; below 0 is padding
-    at = torch.arange(-int((prompt + length).max()), 0) + prompt + length  # (n, K) places in a segment
+    own = torch.arange(-max(span.length for span in some), 0) + length  # (n, Q) places in a branch; below 0 is padding
+    at = (
+        torch.arange(-max(span.prompt + span.length for span in some), 0) + prompt + length
+    )  # (n, K) places in a segment
     keys = torch.where(at.clamp(min=0) < prompt, prompt_start, start - prompt) + at.clamp(min=0)
     queries = start - past + own.clamp(min=0)
     padding = (own < 0)[:, None, :, None], (at < 0)[:, None, None] * HIDDEN

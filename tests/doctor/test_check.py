@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def test_unjudged_data_serves_sft_and_scores_need_a_threshold() -> None:
     with pytest.raises(ConfigError):
         check(scored, options=DataOptions(threshold="most"))
     assert "1 of 21 (4.8 %)" in only([*healthy(), thumb(21, "new?", "silent")], "unjudged").message
+
+
+def test_what_single_losses_read_is_counted() -> None:
+    rows = [thumb(1, "a?", "yes", True, target=(("yes", 0.5), ("no", 0.5))), *healthy(3)]
+    rows[1] = replace(rows[1], reference_scores=(0.5, 1.0))
+    assert only(rows, "targets").message.startswith("1 of 4 (25 %) completions have a target, which --loss kto_target")
+    assert "1 of 4 (25 %) prompts have scores of the reference" in only(rows, "reference_scores").message
+    assert not {"targets", "reference_scores"} & found(check(healthy())).keys()
 
 
 def test_balance_and_the_automatic_weights() -> None:

@@ -63,11 +63,15 @@ def test_rows_are_shown_with_their_tokens() -> None:
 
 
 def test_scores_pairs_and_what_was_cut_off_are_shown() -> None:
-    done = (Completion("a", "one", score=0.5), Completion("b", "two", complete=False), Completion("c", "three"))
+    done = (
+        Completion("a", "one", score=0.5),
+        Completion("b", "two", complete=False, target=(("one", 0.75), ("two", 0.25))),
+        Completion("c", "three"),
+    )
     records = [Record("r", "count", done, (Pair(0, 1),))]
     records += [Record(f"r{n}", f"{n}", tuple(Completion(f"{n}.{i}", f"{i}") for i in range(n))) for n in range(4, 14)]
     out = shown(lambda c: show_rows(records, 3, c))
-    for part in ("a  desirable  score 0.5", "b  undesirable  cut off", "c  no label"):
+    for part in ("a  desirable  score 0.5", 'b  undesirable  cut off  target "one" 0.75, "two" 0.25', "c  no label"):
         assert part in out
     out = shown(lambda c: print_findings(check(records), c))
     for part in ("scored", "pairs", "11 or more █", "incomplete:", "\n          b\n"):
