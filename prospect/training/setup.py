@@ -398,6 +398,7 @@ def reference_table(
 def description(job: Job, feedback: Feedback, held: Dataset | None) -> dict[str, Any]:
     """What config.json says of the run: its options, and what became of those that were left open."""
     config, policy, objective, schedule = job.config, job.policy, job.objective, job.schedule
+    fate = {"keep": "kept", "drop": "dropped"}[config.equal_scores]
     return {
         "config": to_dict(config),
         "loss": {
@@ -413,7 +414,7 @@ def description(job: Job, feedback: Feedback, held: Dataset | None) -> dict[str,
             "sources": list(feedback.parts),
             "rows": len(job.dataset.examples),
             "heldout_rows": len(held.examples) if held else 0,
-            **({"groups": group_counts(job.dataset)} if objective.groups else {}),
+            **({"groups": group_counts(job.dataset) | {"equal_scores_are": fate}} if objective.groups else {}),
         },
         "model": {
             "path": config.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -81,6 +82,18 @@ def test_grouping_keeps_a_prompts_rows_in_one_step() -> None:
     where = {i: step.index for step in made.steps for i in step.rows}
     assert all(len({where[i] for i in range(80) if prompts[i] == p}) == 1 for p in set(prompts))
     assert not schedule(range(10)).grouped
+
+
+@given(PROMPTS, st.integers(1, 12), st.booleans())
+def test_whole_groups_stay_in_one_step_side_by_side(prompts: list[int], batch_size: int, partners: bool) -> None:
+    """Of any size, in the order of their rows; partners have other prompts all the same."""
+    made = schedule(prompts, batch_size=batch_size, whole=True, with_partners=partners, epochs=2)
+    for step in made.steps:
+        runs = [(key, list(rows)) for key, rows in itertools.groupby(step.rows, key=prompts.__getitem__)]
+        assert [rows for _, rows in runs] == [[i for i, p in enumerate(prompts) if p == key] for key, _ in runs]
+        assert len({key for key, _ in runs}) == len(runs)
+    assert all(j < 0 or prompts[j] != prompts[i] for i, j in enumerate(made.partners))
+    assert (partners and len(set(prompts)) > 1) or set(made.partners) == {-1}
 
 
 def test_blocks_fit_the_context_where_they_can() -> None:

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +145,10 @@ def test_what_cannot_be_compared_is_left_out_and_said(
         "groups: 5 of 2 to 4 scored answers; with equal scores: 1 (kept; --equal-scores drop leaves them out); "
         "left out: 1 answers that are alone, 1 without a score"
     ) in capsys.readouterr().err
-    assert json.loads((tmp_path / "trained" / "config.json").read_text())["data"]["groups"]["equal_scores"] == 1
+    counts = json.loads((tmp_path / "trained" / "config.json").read_text())["data"]["groups"]
+    assert (counts["equal_scores"], counts["equal_scores_are"], counts["groups"]) == (1, "kept", 5)
+    page = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "trained" / "report.html").read_text()).split())
+    assert "groups equal scores 1 " in page and "groups equal scores are kept" in page
 
 
 def test_groups_with_equal_scores_can_be_dropped(make_job: MakeJob) -> None:
@@ -318,3 +322,21 @@ def test_judged_answers_of_a_chat_arena(shared: Path, tmp_path: Path, capsys: py
         f"groups: {len(together) - equal} of 2 to 3 scored answers; with equal scores: {equal} (dropped); "
         f"left out: {alone} answers that are alone, 0 without a score"
     ) in capsys.readouterr().err
+
+
+def test_a_loss_of_ones_own_on_groups(model: Path, tmp_path: Path) -> None:
+    """It reads z0 as well: partners come from other prompts, and groups stay whole beside them."""
+    (tmp_path / "mine.py").write_text(
+        "import prospect\n"
+        "@prospect.loss(view='groups', unit='examples')\n"
+        "def regress(log_ratio, z0, score, group, *, beta=0.1):\n"
+        "    sizes = group.diff()\n"
+        "    means = score.new_tensor([part.mean() for part in score.split(sizes.tolist())])\n"
+        "    return (beta * (log_ratio - z0) - score + means.repeat_interleave(sizes)) ** 2\n"
+    )
+    name = f"{tmp_path / 'mine.py'}:regress"
+    whole = train(model, groups(MANY), tmp_path / "whole", loss=name, **FAST | {"precision": "fp64"})
+    parts = train(model, groups(MANY), tmp_path / "parts", loss=name, token_budget=24, **FAST | {"precision": "fp64"})
+    for one, two in zip(steps(whole), steps(parts), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-9) and "z0" in one
+    assert max(step["rows"] for step in steps(whole)) >= 9
