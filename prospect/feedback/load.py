@@ -36,7 +36,8 @@ from prospect.feedback.records import (
     prompt_digests,
     prompt_numbers,
 )
-from prospect.feedback.sources import OneSource, Source, Unreadable, read_rows, source_path, sources
+from prospect.feedback.sources import OneSource, Source, read_rows, source_path, sources
+from prospect.feedback.tables import Unreadable
 
 T = TypeVar("T")
 

@@ -1,15 +1,14 @@
 """Where rows come from: files of any kind, folders, patterns, the Hub, or memory.
 
 What is wrong with one row is handed on as `Unreadable`, so that the others can still be read; what is wrong with the
-whole source is a DataError. Saved folders, the Hub and `datasets` in memory are read by `datasets`. JSON and CSV are
-read by the standard library, which knows the line of every row; Parquet by pyarrow in batches, since a copy in the
-cache of `datasets` has no bound. pyarrow, datasets and pandas are imported only where their kind of source is given.
+whole source is a DataError. Saved folders and the Hub are read by `datasets`, JSON by the standard library, which
+knows the line of every row, an array of it one row at a time; `tables` has the rest. pyarrow, datasets and pandas are
+imported only where their kind of source is given.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import difflib
 import glob
 import gzip
@@ -22,12 +21,23 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
-from prospect.errors import DataError, written
-from prospect.feedback.messages import TOO_DEEP, BrokenJSON, json_value, json_value_at, too_deep
+from prospect.errors import DataError
+from prospect.feedback.messages import BrokenJSON, json_value, json_value_at
+from prospect.feedback.tables import (
+    Rows,
+    Unreadable,
+    csv_rows,
+    dataset_rows,
+    first_line,
+    limit_of,
+    memory_rows,
+    parquet_rows,
+    too_large,
+    with_numbers,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -39,16 +49,6 @@ Source: TypeAlias = (
 
 KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 """Kinds of files, by how their names end."""
-
-EXPANSION = 100
-SMALL = 64 << 20
-"""A packed file may unpack to EXPANSION times its own size, and in any case to SMALL bytes."""
-
-BATCH = 256
-"""Rows that are taken out of a table at a time."""
-
-VALUE = 64
-"""Bytes that a value of a table takes at the least, once it is a Python object in a row."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _WRAPPERS = ("data", "rows", "examples")
@@ -63,20 +63,10 @@ _PAGE = frozenset(
 )
 """What a page says of itself beside its rows."""
 
+_NO_SPACE = re.compile(r"[^ \t\n\r]")
+
 CHUNK = 1 << 20
 """Bytes that are read of an array of JSON at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A row that is no object of columns: what stands there, and why it cannot be read."""
-
-    raw: str
-    reason: str
-
-
-Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]
-"""(line, row), lines counted from 1. In JSON lines and CSV it is the line of the file, else the number of the row."""
 
 
 # What a source names
@@ -191,7 +181,7 @@ def read_rows(source: Source, *, any_size: bool = False, names: Mapping[str, str
     of CSV are read as what they will be called.
     """
     if not isinstance(source, str | Path):
-        return _rows_in_memory(source)
+        return memory_rows(source)
     path = Path(source)
     if path.is_dir():
         return _rows_of_folder(path)
@@ -260,10 +250,10 @@ def _unzipped(path: Path, archive: Path, any_size: bool) -> BinaryIO:
         entry = packed.getinfo(path.relative_to(archive).as_posix())
         file = packed.open(entry)
     except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot be read in the zip file: {_first_line(error)}", path=path) from None
-    limit = max(SMALL, EXPANSION * entry.compress_size)
+        raise DataError(f"cannot be read in the zip file: {first_line(error)}", path=path) from None
+    limit = limit_of(entry.compress_size)
     if entry.file_size > limit and not any_size:
-        raise _too_large(path, limit, entry.compress_size)
+        raise too_large(path, limit, entry.compress_size)
     return cast(BinaryIO, file)
 
 
@@ -276,22 +266,13 @@ def _content_of(file: BinaryIO, path: Path, size: int, any_size: bool) -> Binary
     if not packed or not size:
         return file
     content = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    limit, unpacked = max(SMALL, EXPANSION * size), 0
+    limit, unpacked = limit_of(size), 0
     while not any_size and (piece := content.read(1 << 20)):
         unpacked += len(piece)
         if unpacked > limit:
-            raise _too_large(path, limit, size)
+            raise too_large(path, limit, size)
     content.seek(0)
     return content
-
-
-def _too_large(path: Path, limit: float, size: int) -> DataError:
-    return DataError(
-        f"unpacks to more than {limit / 1e6:,.0f} MB from {size / 1e6:.1f} MB, over {EXPANSION} times its size: it is "
-        "not read, since it may be made to fill the memory. If you trust it, write it out first: prospect convert "
-        f"{path} OUT.jsonl --any-size",
-        path=path,
-    )
 
 
 def _text_of(data: bytes, path: Path) -> str:
@@ -472,133 +453,7 @@ def _json_lines(lines: Iterable[bytes], offset: int) -> Rows:
         yield number, Unreadable(line.decode("utf-8", "backslashreplace").rstrip("\r\n"), reason)
 
 
-# CSV
-
-_NUMBERS = ("weight", "old_logp", "score", "score_chosen", "score_rejected", "reward", "reward_A", "reward_B")
-_ANSWERS = ("completion", "chosen", "rejected", "output", "output_A", "output_B")
-"""Columns whose empty cell is an empty answer, not an absent one."""
-
-_STRUCTURES = ("prompt", "messages", "conversations", "completions", "pairs", "history", *_ANSWERS)
-"""Columns that may hold messages, written as JSON in a cell."""
-
-_NO_SPACE = re.compile(r"[^ \t\n\r]")
-
-_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
-"""How messages begin, which no text does."""
-
-
-def csv_rows(text: str, path: Path, delimiter: str | None, names: Mapping[str, str]) -> Rows:
-    """The rows of CSV with a header; the delimiter is the most frequent of , ; and tab in it unless given. A cell is
-    read by the name that its column has, or will have (`names`). The readers of pyarrow and pandas, behind `datasets`,
-    do not tell on which line a row begins, and stop at the first row of another width."""
-    header_line = text.lstrip("\r\n").partition("\n")[0]
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header_line.count), strict=True
-    )
-    del text  # the reader has a copy
-    header: list[str] = []
-    line, following = 1, 1
-    try:
-        for cells in reader:
-            line, following = following, reader.line_num + 1
-            if not cells:
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                if twice := {name for name in header if header.count(name) > 1}:
-                    raise DataError(f"has the column {' and '.join(sorted(twice))} twice", path=path, line=1)
-                continue
-            try:
-                if len(cells) != len(header):
-                    raise DataError(f"has {len(cells)} cells, but the header has {len(header)} columns")
-                row = {name: _cell(names.get(name, name), cell) for name, cell in zip(header, cells, strict=True)}
-            except DataError as error:
-                yield line, Unreadable(",".join(cells), error.message)
-            else:
-                yield line, row
-    except csv.Error as error:
-        raise DataError(f"broken CSV in the row that begins here: {error}", path=path, line=following) from None
-
-
-def _cell(column: str, cell: str) -> Any:
-    """A cell's value: numbers, messages and booleans where the column has them, else text."""
-    if cell == "" and column not in _ANSWERS:
-        return None
-    if column in _NUMBERS:
-        try:
-            return float(cell)
-        except ValueError:
-            return cell
-    if column == "complete":
-        return {"true": True, "false": False, "1": True, "0": False}.get(cell.strip().lower(), cell)
-    if column not in _STRUCTURES or not cell.lstrip().startswith(("[", "{")):
-        return cell
-    if cell.lstrip().startswith(("[{'", "{'")):
-        raise DataError(f"{column} is written in Python's notation. Write messages as JSON, with double quotes")
-    try:
-        value = json_value(cell)
-    except DataError as error:
-        # Text may begin with a bracket: what json_value cannot even begin to read is text.
-        if _MESSAGES.match(cell) or "broken JSON" not in error.message:
-            raise DataError(f"{column}: {error.message}") from None
-        return cell
-    first = value[0] if isinstance(value, list) and value else value
-    structured = isinstance(first, list | int) if column in ("history", "pairs") else isinstance(first, dict)
-    return value if structured and (column not in _ANSWERS or "role" in first or "from" in first) else cell
-
-
-# Arrow's tables: Parquet, `datasets`
-
-
-def parquet_rows(data: bytes, path: Path, size_on_disk: int, *, any_size: bool) -> Rows:
-    """The rows of a Parquet file, which may be packed once more on disk. Raises DataError where it is none, is damaged,
-    or holds so many values that it must be a few repeated without end (`any_size` reads them)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    limit = float("inf") if any_size else max(SMALL, EXPANSION * size_on_disk)
-
-    def rows() -> Iterator[Any]:
-        # ParquetFile, since read_table would make columns out of folder names such as "label=1".
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        _ = file.schema_arrow.names  # raises where one is no UTF-8
-        # Of a damaged file the columns' own counts end the process: only the counts of the whole are looked at.
-        if VALUE * file.metadata.num_rows * file.metadata.num_columns > limit:
-            raise _too_large(path, limit, size_on_disk)
-        size = 0
-        for batch in file.iter_batches(batch_size=BATCH):
-            size += batch.nbytes + VALUE * sum(map(_values, batch.columns))
-            if size > limit:
-                raise _too_large(path, limit, size_on_disk)
-            yield from batch_rows(batch)
-
-    try:
-        yield from _with_numbers(rows())
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"is no readable Parquet file: {_first_line(error)}", path=path) from None
-
-
-def _values(array: Any) -> int:
-    """How many values an Arrow array holds, those inside its lists and objects included."""
-    import pyarrow.types as kinds
-
-    if kinds.is_list(array.type) or kinds.is_large_list(array.type):
-        return len(array) + _values(array.flatten())
-    return sum(map(_values, array.flatten())) if kinds.is_struct(array.type) else len(array)
-
-
-def batch_rows(batch: Any) -> Iterator[Any]:
-    """The rows of an Arrow table or batch. Text that is not UTF-8, for which Arrow never looks, spoils only its row."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for i in range(batch.num_rows):
-            try:
-                yield from batch.slice(i, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                raw = error.object.decode("utf-8", "backslashreplace")
-                yield Unreadable(raw, f"holds text that is not UTF-8: byte 0x{error.object[error.start]:02x}")
+# Folders that `datasets` wrote, and the Hub
 
 
 def _rows_of_folder(path: Path) -> Rows:
@@ -611,10 +466,10 @@ def _rows_of_folder(path: Path) -> Rows:
     import datasets
 
     try:
-        rows = list(_dataset_rows(datasets.load_from_disk(str(path))))
+        rows = list(dataset_rows(datasets.load_from_disk(str(path))))
     except Exception as error:  # arrow, json and file errors of several libraries, all about this folder
-        raise DataError(f"is no readable datasets folder: {_first_line(error)}", path=path) from error
-    return _with_numbers(rows)
+        raise DataError(f"is no readable datasets folder: {first_line(error)}", path=path) from error
+    return with_numbers(rows)
 
 
 def _rows_of_hub(name: str) -> Rows:
@@ -623,62 +478,11 @@ def _rows_of_hub(name: str) -> Rows:
 
     repository, _, split = name.partition(":")
     try:
-        rows = list(_dataset_rows(datasets.load_dataset(repository, split=split or "train")))
+        rows = list(dataset_rows(datasets.load_dataset(repository, split=split or "train")))
     except Exception as error:  # offline, unknown name, unknown split, ...: the libraries raise a dozen kinds
         raise DataError(
             f"there is no such file, and as a data set on the Hub it cannot be had ({type(error).__name__}: "
-            f"{_first_line(error)}). A split is named like {repository}:test; without a network, give a local file",
+            f"{first_line(error)}). A split is named like {repository}:test; without a network, give a local file",
             path=name,
         ) from error
-    return _with_numbers(rows)
-
-
-def _dataset_rows(data: Any) -> Iterator[Any]:
-    for batch in data.with_format("arrow").iter(batch_size=BATCH):
-        yield from batch_rows(batch)
-
-
-def _rows_in_memory(source: Any) -> Rows:
-    """The rows of a list of dicts, a datasets.Dataset or a pandas.DataFrame."""
-    kind = type(source).__module__.partition(".")[0]
-    if kind == "datasets":
-        if not hasattr(source, "to_list"):
-            raise DataError(f"a {type(source).__name__} is not one table. Choose a split, such as data['train']")
-        return _with_numbers(_dataset_rows(source))
-    if kind == "pandas":
-        return _with_numbers(source.to_dict("records"), arrow=False)
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise DataError(f"feedback is a path, a list of dicts, a Dataset or a DataFrame, not a {type(source).__name__}")
-    return _with_numbers(source, arrow=False)
-
-
-def _with_numbers(rows: Iterable[Any], *, arrow: bool = True) -> Rows:
-    """`rows` with their numbers, in Python's own types; those of `arrow` without its nulls."""
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, Unreadable):
-            yield number, row
-        elif isinstance(row, Mapping):
-            try:
-                values = {str(k): _plain(v, arrow) for k, v in row.items()}
-                deep = too_deep(values)
-            except RecursionError:
-                values, deep = {}, True
-            yield number, Unreadable(written(row), TOO_DEEP) if deep else values
-        else:
-            yield number, Unreadable(written(row), f"must be a dict, not a {type(row).__name__}")
-
-
-def _plain(value: Any, arrow: bool) -> Any:
-    """A copy in Python's own types: numpy's arrays and numbers, tuples, and a data frame's NaN for "nothing here". Of
-    `arrow` without the nulls that it puts where one row's object lacks a key that another's has."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, arrow) for k, v in value.items() if v is not None or not arrow}
-    if type(value).__module__ == "numpy":
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(v, arrow) for v in value]
-    return None if isinstance(value, float) and value != value and not arrow else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return with_numbers(rows)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prospect.data.write import write_problems
-from prospect.feedback import sources
+from prospect.feedback import sources, tables
 from prospect.feedback.load import load
 from prospect.feedback.messages import MOST_LEVELS
 from tests.helpers.feedback import GOOD, error_of, save
@@ -46,13 +46,13 @@ def test_a_gzip_bomb_is_refused_before_a_row_is_read(tmp_path: Path, monkeypatch
 
 def test_what_unpacks_to_much_is_read_where_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bomb(tmp_path / "a.jsonl.gz", copies=1)
-    monkeypatch.setattr(sources, "SMALL", 1000)
+    monkeypatch.setattr(tables, "SMALL", 1000)
     assert "unpacks to more than" in str(error_of(path))
     assert load(path, any_size=True).rows == 20_000
 
 
 def test_the_bound_grows_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SMALL", 0)
+    monkeypatch.setattr(tables, "SMALL", 0)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps({**GOOD, "id": i}) + "\n" for i in range(200)).encode()))
     assert load(path).rows == 200
@@ -69,7 +69,7 @@ def equal_rows(path: Path, count: int, **columns: Any) -> Path:
 def test_a_parquet_file_of_equal_rows_is_refused_by_its_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = equal_rows(tmp_path / "a.parquet", 400_000)
     assert path.stat().st_size < 100_000
-    monkeypatch.setattr(sources, "batch_rows", lambda batch: pytest.fail("read"))
+    monkeypatch.setattr(tables, "batch_rows", lambda batch: pytest.fail("read"))
     message = str(error_of(path))
     assert "over 100 times its size" in message
     assert f"prospect convert {path} OUT.jsonl --any-size" in message
@@ -97,7 +97,7 @@ def test_a_table_packed_once_more_is_held_to_its_size_on_disk(tmp_path: Path, mo
     path = tmp_path / "b.parquet.gz"
     path.write_bytes(gzip.compress(plain))
     assert 20 * path.stat().st_size < len(plain) < 20_000_000
-    monkeypatch.setattr(sources, "batch_rows", lambda batch: pytest.fail("read"))
+    monkeypatch.setattr(tables, "batch_rows", lambda batch: pytest.fail("read"))
     assert "over 100 times its size" in str(error_of(path))
     pipe = tmp_path / "pipe.parquet.gz"
     os.mkfifo(pipe)
@@ -118,8 +118,8 @@ def test_a_damaged_table_never_ends_the_process(shared: Path, tmp_path: Path) ->
 
 def test_a_parquet_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    whole = sources.batch_rows
-    monkeypatch.setattr(sources, "batch_rows", lambda batch: (sizes.append(batch.num_rows), whole(batch))[1])
+    whole = tables.batch_rows
+    monkeypatch.setattr(tables, "batch_rows", lambda batch: (sizes.append(batch.num_rows), whole(batch))[1])
     assert load(equal_rows(tmp_path / "a.parquet", 1000)).rows == 1000
     assert sizes == [256, 256, 256, 232]
 

@@ -17,7 +17,8 @@ from prospect.data.write import write_problems
 from prospect.errors import DataError
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
-from prospect.feedback.sources import Unreadable, read_rows
+from prospect.feedback.sources import read_rows
+from prospect.feedback.tables import Unreadable
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2 + 2?", "completion": "4", "label": True},
@@ -93,6 +94,25 @@ def test_csv_lines_count_the_lines_inside_cells(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"one\ntwo"\n\nthree\n')
     assert list(read_rows(path)) == [(2, {"text": "one\ntwo"}), (5, {"text": "three"})]
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "sep=;\r\n", '"sep=;"\n'])
+def test_excels_first_line_names_the_delimiter(tmp_path: Path, first: str) -> None:
+    """It is no header; the lines keep their numbers."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}prompt;completion;label\na, b;c, d;up\ne;f;down\n", newline="")
+    assert [(r.prompt, c.text, c.label, c.line) for r in load(path).records for c in r.completions] == [
+        ("a, b", "c, d", True, 3),
+        ("e", "f", False, 4),
+    ]
+
+
+def test_the_case_of_excel(shared: Path) -> None:
+    records = load(shared / "cases/exports/e19_sep.csv").records
+    assert [(r.prompt, c.text, c.label) for r in records for c in r.completions] == [
+        ("a", "b", True),
+        ("c", "d", False),
+    ]
 
 
 def test_csv_cells_have_the_types_of_their_columns(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from prospect.errors import DataError
 from prospect.feedback import messages as chat
 from prospect.feedback.readers import FeedbackLine, LeftOut
 from prospect.feedback.records import Message, Prompt
-from prospect.feedback.sources import Unreadable
+from prospect.feedback.tables import Unreadable
 
 T = TypeVar("T")
 
