@@ -65,7 +65,7 @@ def check(
         ]
     if view in (None, "groups"):
         measured += measurements.scored_groups(records)
-        measured += measurements.for_one_loss(records)
+    measured += measurements.for_one_loss(records)
     measured += measurements.contradictions(thumbs, records)
     if any(completion.by or completion.model for record in records for completion in record.completions):
         trained = getattr(tokenizer, "name_or_path", "")
