@@ -136,7 +136,7 @@ def _tokenizer(model: str) -> tuple[Any, int | None]:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write any feedback as Prospect JSONL: `prospect convert IN OUT.jsonl`."""
+    """Write any feedback as Prospect JSONL, or as another trainer's: `prospect convert IN OUT.jsonl`."""
 
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="IN [IN ...] OUT")]
     """The feedback (files, patterns, folders, or a Hub name), and last the JSONL file to create (.gz compresses it). An
@@ -153,6 +153,11 @@ class ConvertOptions:
     """COLUMN,...: leave out columns that look like a judgement but are none that you want."""
     without: str | None = None
     """A text file with an id on each line, of answers, records, raters (by) or conversations: they are left out."""
+    to: Literal["prospect", "trl", "llamafactory", "axolotl"] = "prospect"
+    """Whose layout to write. What the others have no place for is counted."""
+    view: Literal["auto", "binary", "pairs", "text"] = "auto"
+    """For others, what the file holds: thumbs, pairs, or answers to imitate. auto is what the data have, if that is
+    one of them."""
     chat: bool = False
     """Write prompts of text as messages of a user, as a chat model expects them."""
     judgement: str = ""
@@ -166,7 +171,8 @@ class ConvertOptions:
 def convert(arguments: list[str]) -> int:
     """`prospect convert`"""
     options = parse(ConvertOptions, arguments, "convert")
-    from prospect.data.write import write
+    from prospect.data.interchange import Interchange
+    from prospect.data.write import write, write_rows
     from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import describe_parts, stream
     from prospect.feedback.records import NO_IDS, IdList, Inventory, as_chat
@@ -174,6 +180,8 @@ def convert(arguments: list[str]) -> int:
 
     if len(options.files) < 2:
         raise ConfigError("expected prospect convert IN OUT.jsonl: the feedback, and the file to create")
+    if options.view != "auto" and options.to == "prospect":
+        raise ConfigError("--view is for files of others (--to): Prospect's holds thumbs, pairs and scores together")
     *inputs, output = options.files
     refuse_existing(output)
     choice = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by, options.labels)
@@ -181,8 +189,12 @@ def convert(arguments: list[str]) -> int:
     counts = Inventory()
     with stream(inputs, format=options.format, choice=choice, any_size=options.any_size, without=ids) as feedback:
         records = counts.watch(map(as_chat, feedback.records) if options.chat else feedback.records)
-        write(records, Path(output))
-    for line in (*feedback.notes, *describe_parts(feedback.parts)):
+        others = None if options.to == "prospect" else Interchange(options.to, options.view)
+        if others is None:
+            write(records, output)
+        else:
+            write_rows(others.rows(records), output)
+    for line in (*feedback.notes, *describe_parts(feedback.parts), *(others.notes() if others else ())):
         print(printable(line))
     print(f"{output}: {counts}, read as {feedback.format}")
     return 0

@@ -9,6 +9,7 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from prospect.data import store
 from prospect.errors import DataError, written
@@ -18,7 +19,12 @@ from prospect.feedback.records import Record
 
 def write(records: Iterable[Record], path: str | Path) -> None:
     """Write Prospect JSONL (packed if `path` ends in .gz), whole or not at all. Raises DataError where it cannot."""
-    _write_lines((dumps(to_json(record)) for record in records), Path(path))
+    write_rows(map(to_json, records), path)
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
+    """Write JSON lines as `write` does."""
+    _write_lines(map(dumps, rows), Path(path))
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
