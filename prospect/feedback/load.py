@@ -536,7 +536,7 @@ class _Spool:
     def extend(self, records: Iterable[Record]) -> None:
         for record in records:
             place = len(self._start)  # a record without a prompt shares it with none
-            text = dumps([record.prompt or place, record.tools, record.template_kwargs])
+            text = dumps([record.prompt or place, record.tools, record.template_kwargs, record.reference_scores])
             key = hashlib.blake2b(text.encode(), digest_size=16).digest()
             self._prompt.append(self._numbers.setdefault(key, len(self._numbers)))
             self._start.append(self._file.tell())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prospect.cli.main import main
 from prospect.data.write import write
 from prospect.errors import DataError
 from prospect.feedback.load import load
@@ -66,6 +67,15 @@ def test_every_layout_reads_reference_scores() -> None:
 def test_rows_of_one_prompt_with_other_reference_scores_stay_apart() -> None:
     rows = [{**ROW, "reference_scores": scores} for scores in ([1, 2], [1, 2], [3], None)]
     assert [len(record.completions) for record in load(rows).records] == [2, 1, 1]
+
+
+def test_convert_keeps_them_apart_too(tmp_path: Path) -> None:
+    """Which merges what it reads by a way of its own."""
+    rows = [{**ROW, "reference_scores": scores, "target": AIM} for scores in ([1, 2], [3], [1, 2])]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]) == 0
+    assert load(tmp_path / "out.jsonl").digest == load(tmp_path / "in.jsonl").digest
+    assert [record.reference_scores for record in load(tmp_path / "out.jsonl").records] == [(1.0, 2.0), (3.0,)]
 
 
 @pytest.mark.parametrize(

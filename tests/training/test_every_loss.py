@@ -395,6 +395,16 @@ def test_what_does_not_fit_is_refused(make_job: MakeJob, options: dict[str, Any]
         make_job(rows, **options)
 
 
+def test_a_batch_takes_its_columns_along() -> None:
+    """To other devices and to some of its rows, in their order."""
+    tokens = Completions(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0, 1, 3]))
+    columns = {"reference_quantile": torch.tensor([0.25, 0.5]), "target": torch.tensor([[0.5, 0.5], [1.0, 0.0]])}
+    batch = Batch((tokens,), torch.ones(2), (True, False), trees=(0, 1), columns=columns).to("cpu").take([1, 0])
+    assert batch.reference_quantile is not None and batch.target is not None
+    assert batch.reference_quantile.tolist() == [0.5, 0.25] and batch.target.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+    assert (batch.reference_count, batch.win_rate) == (None, None)
+
+
 def test_tokens_tell_the_sums() -> None:
     tokens = Completions(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0, 1, 3]), torch.tensor([-1.5, -2.0, -1.0]))
     assert tokens.logp.tolist() == [-1.0, -5.0] and tokens.length.tolist() == [1, 2]
