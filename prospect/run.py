@@ -19,7 +19,6 @@ import torch
 
 from prospect.data import store
 from prospect.data.dataset import Dataset
-from prospect.data.raters import with_capped_raters
 from prospect.data.split import split_since
 from prospect.doctor.check import check_run, write_check
 from prospect.doctor.findings import Findings
@@ -147,8 +146,6 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, set_by_user: fr
         held_feedback = load_feedback(config.eval_data, **reading) if config.eval_data else None
         if config.eval_since is not None:
             feedback, held_feedback = split_since(feedback, config.eval_since)
-        if config.max_weight_per_rater is not None:
-            feedback = with_capped_raters(feedback, config.max_weight_per_rater)
     with log.bar("loading the model"):
         policy = setup.load_policy(config, config.model, frozen=config.lora is not None)
     inputs = run_folder.digests(config, policy.tokenizer, held_feedback)

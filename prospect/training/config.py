@@ -70,7 +70,8 @@ class TrainConfig:
     eval_since: str | None = None
     """Without eval_data: hold out what was judged since this date (each answer's `at`), such as 2026-01-31."""
     max_weight_per_rater: float | None = None
-    """No rater (`by`) has more than this share of the weight: whoever has gives less with each thumb."""
+    """The most of the training weight that one rater (each answer's `by`) has, such as 0.1: the rows of heavier ones
+    count less."""
     chat_template: str | None = None
     """A Jinja file, or "plain", for a model without a chat template."""
     special_tokens: Literal["text", "token"] = "text"

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
 
 from prospect.data.dataset import Dataset, build_dataset
 from prospect.data.options import DataOptions
+from prospect.data.raters import RaterCap, Raters
 from prospect.data.split import split
 from prospect.engine.device import ROUNDING
 from prospect.engine.folders import cache_folder
@@ -21,6 +24,7 @@ from prospect.engine.reference import ReferenceTable, require_comparable, requir
 from prospect.errors import ConfigError, DataError, Interrupted
 from prospect.feedback.load import Feedback
 from prospect.feedback.records import (
+    Example,
     Record,
     View,
     at,
@@ -41,6 +45,10 @@ from prospect.training.step import Job
 
 LARGE = 1_000_000_000
 """Parameters from which `--activation-checkpointing auto` saves memory on CUDA."""
+
+
+HALF = 0.5
+"""The share of the weight that caps must leave, or a warning says that they did not."""
 
 
 def load_policy(config: TrainConfig, model: str, *, frozen: bool, wide: bool | None = None) -> Policy:
@@ -242,18 +250,44 @@ def held_out_view(records: Sequence[Record], threshold: str | None) -> View:
     return "groups" if any(row.desirable for record in records for row in groups(record)) else "text"
 
 
-def weigh(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset) -> tuple[Dataset, dict[str, Any]]:
-    """Who counts how much: the rows with their weights, by the density of their prompts where the loss asks for it, and
-    the loss's arguments, in which what the loss takes from the weighed rows is fixed for the run, the balance of the
-    two classes above all. What the user gave wins."""
+class Weighed(NamedTuple):
+    """Rows with their weights, the loss's arguments, and how the raters' caps came to that, where there are any."""
+
+    training: Dataset
+    arguments: dict[str, Any]
+    rater_cap: RaterCap | None
+
+
+def weigh(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset) -> Weighed:
+    """Who counts how much: the rows with their weights, by the density of their prompts where the loss asks for it and
+    with the raters' caps, and the loss's arguments, in which what the loss takes from the weighed rows is fixed for the
+    run, the balance of the two classes above all. What the user gave wins."""
     if loss.density_weights:
         factors = density.weights(policy, training)
         examples = (replace(row, weight=row.weight * f) for row, f in zip(training.examples, factors, strict=True))
         training = replace(training, examples=tuple(examples))
-    constants = {}
-    if loss.constants and (config.weights == "auto" or loss.view in ("scores", "groups")):
-        constants = loss.constants(training.examples)
-    return training, registry.arguments(loss, config.loss_args, constants)
+
+    def arguments(rows: Sequence[Example]) -> dict[str, Any]:
+        constants = {}
+        if loss.constants and (config.weights == "auto" or loss.view in ("scores", "groups")):
+            constants = loss.constants(rows)
+        return registry.arguments(loss, config.loss_args, constants)
+
+    def class_weights(up: float, down: float) -> tuple[float, float]:
+        # Thumbs of two rows with the classes' whole weights; scores have other constants, and no classes.
+        rows = [Example("", 0, (0,), thumb, weight) for thumb, weight in ((True, up), (False, down))]
+        values = arguments(rows if loss.view == "binary" else training.examples)
+        return float(values.get("desirable_weight", 1.0)), float(values.get("undesirable_weight", 1.0))
+
+    cap = None
+    if config.max_weight_per_rater is not None:
+        weights = np.array([row.weight for row in training.examples])
+        thumbs = np.array([row.desirable is not False for row in training.examples])
+        raters = Raters.of(training.records, training.examples)
+        cap = raters.cap(weights, thumbs, config.max_weight_per_rater, class_weights)
+        rows = zip(training.examples, cap.factors.tolist(), strict=True)
+        training = replace(training, examples=tuple(replace(row, weight=row.weight * f) for row, f in rows))
+    return Weighed(training, arguments(training.examples), cap)
 
 
 def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, log: RunLog) -> Job:
@@ -263,7 +297,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
     """
     point = _reference_point(config, loss)
     _require_live(config, loss, point)
-    training, arguments = weigh(config, loss, policy, training)
+    training, arguments, rater_cap = weigh(config, loss, policy, training)
     with_partners = point is not None and point.partners
     if config.equal_scores != "keep" and loss.view != "groups":
         raise ConfigError(f"{loss.name} compares no groups of scored answers: leave out --equal-scores")
@@ -300,6 +334,7 @@ def prepare(config: TrainConfig, loss: Loss, policy: Policy, training: Dataset, 
         token_budget=budget,
         learning_rate=config.learning_rate or loss.learning_rate * (LORA_RATE if adapted else 1.0),
         rounding=ROUNDING[policy.precision],
+        rater_cap=rater_cap,
         rank=ranks.rank(),
         ranks=ranks.world(),
     )
@@ -415,6 +450,7 @@ def description(job: Job, feedback: Feedback, held: Dataset | None) -> dict[str,
             "rows": len(job.dataset.examples),
             "heldout_rows": len(held.examples) if held else 0,
             **({"groups": group_counts(job.dataset) | {"equal_scores_are": fate}} if objective.groups else {}),
+            **({"raters": job.rater_cap.to_json()} if job.rater_cap else {}),
         },
         "model": {
             "path": config.model,
@@ -461,6 +497,8 @@ def announce(job: Job, held: Dataset | None) -> None:
         job.log.say(line)
     if objective.groups:
         job.log.say(_about_groups(job))
+    if job.rater_cap is not None:
+        job.log.say(job.rater_cap.describe(), warning=job.rater_cap.remaining < HALF)
     if held is not None and held.examples[0].score is not None:
         job.log.say("held out: answers scored above the mean of their prompt's count as liked, those below as disliked")
     ratio = objective.arguments.get("desirable_weight", 1.0) / objective.arguments.get("undesirable_weight", 1.0)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from prospect.data.dataset import Dataset
+from prospect.data.raters import RaterCap
 from prospect.data.schedule import Schedule, Step
 from prospect.data.textids import Ids
 from prospect.engine.device import is_out_of_memory, release
@@ -69,6 +70,7 @@ class Job:
     `estimator` is that of z0. `reference` is None where the loss needs none: a table, or `live` where the reference
     moves. `live` is the reference as weights, where something asks what no table knows. `learning_rate` is the highest.
     `rounding` is how many nats of an answer's log-ratio say nothing: preflight raises it to what it measures.
+    `rater_cap` is what --max-weight-per-rater made of the rows' weights.
     `evaluate(step)` samples answers and returns the held-out figures. This process is number `rank` of `ranks`.
     """
 
@@ -85,6 +87,7 @@ class Job:
     reference: Reference | None = None
     live: LiveReference | None = None
     evaluate: Callable[[int], dict[str, float]] | None = None
+    rater_cap: RaterCap | None = None
     rank: int = 0
     ranks: int = 1
 

@@ -364,6 +364,26 @@ def test_a_capped_rater_trains_as_rows_of_less_weight(model: Path, tmp_path: Pat
         train(model, by, tmp_path / "no", max_weight_per_rater=0.0, **FAST)
 
 
+def test_no_rater_weighs_more_than_the_cap(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One of five has half of the thumbs, and counts as much as each of the others; a run without that rater's surplus
+    is another run, and a resumed one keeps the cap."""
+    raters = ["a", "b", "c", "d", "e"]
+    rows = [row | {"by": raters[max(0, i % 8 - 3)]} for i, row in enumerate(thumbs(32))]
+    run = train(model, rows, tmp_path / "run", max_weight_per_rater=0.2, weights="none", **FAST)
+    written = json.loads((run.folder / "config.json").read_text())
+    assert written["config"]["max_weight_per_rater"] == 0.2
+    assert written["data"]["raters"]["lowered"] == {"a": [pytest.approx(0.5), pytest.approx(0.2)]}
+    assert "1 of 5 raters count less (a 50.0% -> 20.0%); 62% of the weight remains" in "".join(capfd.readouterr())
+    even = [row | {"weight": 0.25 if row["by"] == "a" else 1.0} for row in rows]
+    by_hand = train(model, even, tmp_path / "even", weights="none", **FAST)
+    assert [m["loss"] for m in steps(run)] == pytest.approx([m["loss"] for m in steps(by_hand)])
+    with pytest.raises(ConfigError, match=r"where max_weight_per_rater is 0\.2, not 0\.3"):
+        train(data=rows, out=tmp_path / "run", resume=True, max_weight_per_rater=0.3)
+    with pytest.raises(DataError, match="no answer says who judged it"):
+        train(model, thumbs(8), tmp_path / "nobody", max_weight_per_rater=0.2, **FAST)
+    assert not (tmp_path / "nobody").exists()
+
+
 def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
     """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
     rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]
