@@ -206,7 +206,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
     if job.objective.loss.value_head:
-        policy.add_value_head(config.seed)
+        policy.add_value_head(config.seed, linear=job.objective.loss.linear_value)
     policy.checkpoint_activations(setup.checkpointing(config, policy))
     loss = job.objective.loss
     needs_live = loss.motion or loss.live or (job.estimator is not None and job.estimator.live)

@@ -163,15 +163,18 @@ class Policy:
         self.flops += self.cost.flops(tokens=0, targets=len(targets), pairs=0, backward=backward)
         return self.head.logp(hidden, targets, compute_dtype=COMPUTED_IN[self.precision], want_sum_p2=False)[0]
 
-    def add_value_head(self, seed: int) -> None:
+    def add_value_head(self, seed: int, *, linear: bool = False) -> None:
         """Give it a value of every token, which trains beside the model and is not part of its folder: three layers on
-        the hidden states (as in the HALOs repository's offline PPO), drawn from `seed`, 0 at the start."""
+        the hidden states (as in the HALOs repository's offline PPO), or a linear one, drawn from `seed`, 0 at the
+        start."""
         size = self.base.config.get_text_config().hidden_size
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            layers = nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1)
-            nn.init.zeros_(layers[-1].weight)
-            nn.init.zeros_(layers[-1].bias)
+            last = nn.Linear(size, 1)
+            deep = () if linear else (nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU())
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        layers = (*deep, last)
         self.value_head = cast(nn.Module, nn.Sequential(*layers)).to(self.device, TRAINED_IN[self.precision])
 
     def values(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from prospect.losses.numerics import exp, softplus
+from prospect.losses.numerics import exp, segment_index, segment_position, segment_sum, softplus
 from prospect.losses.registry import choice, loss
 
 if TYPE_CHECKING:
@@ -85,3 +85,52 @@ def bpo(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, generator: Gener
     Choice: generator and constants are those of the authors' later configurations (power 0, scale 4).
     """
     return generator(beta * (rejected - chosen))
+
+
+@loss(
+    "pairs",
+    "Token-level Bregman preference optimization with a learned advantage",
+    "arXiv 2605.12288",
+    learning_rate=5e-7,
+    linear_value=True,
+    value_learning_rate=1e-4,
+)
+def tbpo_q(
+    chosen_token_log_ratio: Tensor,
+    rejected_token_log_ratio: Tensor,
+    chosen_value: Tensor,
+    rejected_value: Tensor,
+    chosen_offsets: Tensor,
+    rejected_offsets: Tensor,
+    *,
+    beta: float = 0.1,
+    generator: Generator = scaled_basu,
+    limit: float = 10.0,
+) -> Tensor:
+    """TBPO-Q: the mean over k of generator(u_k), u_k = beta * (r_rejected,k - r_chosen,k + c_k), of the k-th tokens.
+
+        c_k = value_rejected,k - value_chosen,k minus its mean over the pair's k, within +-limit;  k up to the shorter
+
+    Token log-ratios and values (T,) in nats of each side, offsets (P+1,): pair k's tokens are offsets[k] to
+    offsets[k + 1]. The value is a linear head's on the last hidden state, which its gradient does not reach.
+    Source: arXiv 2605.12288. Strength: A, the authors' code.
+
+    Gradient: as `bpo`'s for every pair of tokens that both answers have, over their number; tokens beyond the shorter
+    answer have none. The head's is 0 at the start and, as u differs from token to token, takes those differences in.
+
+    Choice: limit 10 and the head's learning rate, 1e-4 unless --value-learning-rate says otherwise, are ours.
+    """
+    shorter = chosen_offsets.diff().minimum(rejected_offsets.diff())
+    index, position = (f(chosen_offsets, chosen_value) for f in (segment_index, segment_position))
+    common = position < shorter[index]
+    other = rejected_offsets[:-1][index] + position.minimum(rejected_offsets.diff()[index] - 1)
+    # Whose token each is, as a matrix (T, P): the gradient of a product adds in one order.
+    whose = (index[:, None] == shorter.new_ones(len(shorter)).cumsum(0) - 1).to(chosen_value.dtype)
+
+    def mean(x: Tensor) -> Tensor:
+        return segment_sum(x.where(common, 0), chosen_offsets) / shorter
+
+    advantage = rejected_value.index_select(0, other) - chosen_value
+    advantage = (advantage - whose @ mean(advantage)).clamp(-limit, limit)
+    gap = rejected_token_log_ratio.index_select(0, other) - chosen_token_log_ratio
+    return mean(generator(beta * (gap + advantage)))

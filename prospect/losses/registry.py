@@ -120,6 +120,7 @@ class Loss:
     value of every token, `density_weights` for rows weighed by how likely their prompts are to be liked,
     `control_tokens` for prompts that end with a token for the thumb. `running` makes what the loss reads under this
     name of a whole step's inputs and of what it made before, None at first: running statistics, in checkpoints, too.
+    A learned value has three layers, or is linear, and has its own learning rate where the loss says so.
     """
 
     name: str
@@ -135,6 +136,8 @@ class Loss:
     density_weights: bool = False
     control_tokens: bool = False
     running: Function | None = None
+    linear_value: bool = False
+    value_learning_rate: float | None = None
     modifiers: tuple[Modifier, ...] = ()
 
     @property
@@ -209,6 +212,8 @@ def loss(
     density_weights: bool = False,
     control_tokens: bool = False,
     running: Function | None = None,
+    linear_value: bool = False,
+    value_learning_rate: float | None = None,
 ) -> Callable[[F], F]:
     """Make a function a loss. It gets `reads` as tensors, in order, of pairs each once per side; its keyword-only
     arguments become --loss.NAME; it returns one number per `unit`, by default per example, per pair, or per group.
@@ -246,6 +251,8 @@ def loss(
             density_weights=density_weights,
             control_tokens=control_tokens,
             running=running,
+            linear_value=linear_value,
+            value_learning_rate=value_learning_rate,
         )
         return _declare(function, row)
 
@@ -367,6 +374,8 @@ def find(name: str) -> Loss:
         learning_rate=min(row.learning_rate for row in rows),
         density_weights=any(row.density_weights for row in rows),
         control_tokens=any(row.control_tokens for row in rows),
+        linear_value=all(row.linear_value for row in rows if row.value_head),
+        value_learning_rate=next((row.value_learning_rate for row in rows if row.value_learning_rate), None),
         **shared,
     )
 
@@ -538,6 +547,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
             "scale",
             "reward_scale",
             "least_beta",
+            "limit",
         ),
         ("a positive number", lambda x: x > 0),
     ),

@@ -119,6 +119,8 @@ class TrainConfig:
 
     learning_rate: float | None = None
     """Default: the loss's own (kto 5e-6, dpo 5e-7, sft 1e-5, ...); ten times that for LoRA."""
+    value_learning_rate: float | None = None
+    """That of a learned value, where the loss has one. Default: the loss's own, else --learning-rate."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     """rmsprop is what the paper's experiments used."""
     adam_beta1: float = 0.9
@@ -171,7 +173,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("max_length", lambda x: x >= 2, "at least 2"),
     ("eval_fraction", lambda x: 0 <= x < 1, "from 0 to below 1"),
     ("max_weight_per_rater", lambda x: 0 < x <= 1, "above 0, and at most 1"),
-    ("learning_rate", lambda x: 0 < x < 1, "between 0 and 1"),
+    ("learning_rate value_learning_rate", lambda x: 0 < x < 1, "between 0 and 1"),
     ("adam_beta1 adam_beta2", lambda x: 0 <= x < 1, "from 0 to below 1"),
     ("weight_decay warmup eval_every save_every samples", lambda x: x >= 0, "0 or more"),
     ("clip keep sample_tokens", lambda x: x > 0, "above 0"),
@@ -218,6 +220,7 @@ class TrainOptions(TypedDict, total=False):
     seed: int
     partner_seed: int
     learning_rate: float | None
+    value_learning_rate: float | None
     optimizer: Literal["adamw", "rmsprop"]
     adam_beta1: float
     adam_beta2: float

@@ -48,7 +48,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
     parameters = job.policy.trainable()
     optimizer = make_optimizer(parameters, job.config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "token_budget": job.token_budget}
-    steps = job.schedule.steps
+    steps, loss = job.schedule.steps, job.objective.loss
     states: dict[str, Tensor] = {}
     last = checkpoint.latest(job.checkpoints) if job.config.resume else None
     if last is not None:
@@ -61,6 +61,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
         reserve(optimizer)
     job.log.rewind(state["step"])
     rates = [learning_rate(step.index, len(steps), job.learning_rate, job.config) for step in steps]
+    head_rate = (job.config.value_learning_rate or loss.value_learning_rate or job.learning_rate) / job.learning_rate
     peak = matmul_peak(job.policy.device, COMPUTED_IN[job.policy.precision])
     job.log.log("device", step=0, matmul_flops_per_second=peak)
     started = time.perf_counter() - state["seconds"]
@@ -83,7 +84,7 @@ def fit(job: Job, stop: Callable[[], bool] = lambda: False) -> None:
             if metrics["grad_norm"] > job.config.clip:
                 torch.nn.utils.clip_grads_with_norm_([p for _, p in parameters], job.config.clip, norm, foreach=True)
             for group in optimizer.param_groups:
-                group["lr"] = rates[step.index - 1]
+                group["lr"] = rates[step.index - 1] * (head_rate if group.get("value_head") else 1.0)
             _move_reference(job, step.index, behind=True)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

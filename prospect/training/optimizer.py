@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,11 +11,14 @@ from prospect.training.config import TrainConfig
 
 
 def make_optimizer(parameters: list[tuple[str, torch.nn.Parameter]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, or the paper's RMSProp. Weight decay acts on matrices only: norms and biases have no scale to lose."""
-    matrices = [p for _, p in parameters if p.ndim >= 2]
-    vectors = [p for _, p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    """AdamW, or the paper's RMSProp. Weight decay acts on matrices only: norms and biases have no scale to lose. Groups
+    with "value_head" are those of a learned value."""
+    groups: list[dict[str, Any]] = []
+    for head in (False, True):
+        mine = [p for name, p in parameters if name.startswith("value_head.") == head]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            some = [p for p in mine if (p.ndim >= 2) == matrices]
+            groups += [{"params": some, "weight_decay": decay, "value_head": head}] if some else []
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups)
     return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)

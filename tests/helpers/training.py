@@ -192,7 +192,7 @@ def job_of(make_job: MakeJob, name: str, folder: str = "run", **options: Any) ->
     options = {"batch_size": 8, "loss": name, "weights": "none"} | options
     job = make_job(data(name.partition(":")[0] if name not in LOSSES else name), folder, **options)
     if job.objective.loss.value_head:
-        job.policy.add_value_head(0)
+        job.policy.add_value_head(0, linear=job.objective.loss.linear_value)
     return job
 
 

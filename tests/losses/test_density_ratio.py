@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from prospect.losses.density_ratio import Generator, basu, bpo, kliep, logistic, lsif, scaled_basu
+from prospect.losses.density_ratio import Generator, basu, bpo, kliep, logistic, lsif, scaled_basu, tbpo_q
 from prospect.losses.paired import dpo
 from tests.helpers.loss_checks import Case, draw, f64, general_properties, slopes
 
@@ -85,3 +85,53 @@ def test_reductions() -> None:
     assert near.item() == pytest.approx(at.item(), abs=1e-6)
     assert slopes(bpo, 0.0, 0.0) == pytest.approx([-0.05, 0.05], abs=1e-15), "DPO's slope at the start"
     assert math.isclose(bpo(f64(0), f64(0)).item(), 0.25)
+
+
+TOKENS = (
+    ([0.5, -0.2, 1], [-0.3, 0.4], [0.1, 0.2, 0.3], [0, 0.5]),
+    ([1, 2], [0, -1], [0, 0], [0, 0]),
+    ([0, 0], [0, 0], [0.1, 0.4], [0.3, 0]),
+)
+"""Token log-ratios of chosen and rejected, and the head's values of both, of three pairs."""
+
+
+def flat(pairs: Sequence[Sequence[Sequence[float]]]) -> list[Tensor]:
+    """The inputs of tbpo_q for these pairs."""
+    columns = [[torch.tensor(pair[k], dtype=torch.float64) for pair in pairs] for k in range(4)]
+    offsets = [torch.tensor([0, *(len(x) for x in column)]).cumsum(0) for column in columns[:2]]
+    return [torch.cat(column) for column in columns] + offsets
+
+
+def test_golden_tbpo_q() -> None:
+    """Together and one by one; the third token of the first chosen answer has no partner and no part."""
+    together = tbpo_q(*flat(TOKENS))
+    assert together.tolist() == pytest.approx([0.24601556, 0.15570695, 0.25011251], abs=5e-9)
+    torch.testing.assert_close(torch.cat([tbpo_q(*flat([pair])) for pair in TOKENS]), together)
+    swapped = [(low, high, b, a) for high, low, a, b in TOKENS]
+    assert tbpo_q(*flat(swapped)).tolist()[1] == pytest.approx((math.exp(0.1) + 0.1 + math.exp(0.3) + 0.3) / 8)
+
+
+def test_gradients_of_tbpo_q() -> None:
+    """Against finite differences, of log-ratios and of the head; a constant of the head changes nothing."""
+    *learnt, chosen_offsets, rejected_offsets = flat(TOKENS)
+
+    def function(*inputs: Tensor) -> Tensor:
+        return tbpo_q(*inputs, chosen_offsets, rejected_offsets)
+
+    inputs = [x.requires_grad_() for x in learnt]
+    assert torch.autograd.gradcheck(function, inputs)
+    slopes = torch.autograd.grad(function(*inputs).sum(), inputs)
+    assert slopes[0][2] == 0 and slopes[2][2] == 0 and (slopes[0][[0, 1, 3, 4]] < 0).all()
+    torch.testing.assert_close(function(inputs[0], inputs[1], inputs[2] + 3, inputs[3]), function(*inputs))
+    empty = torch.zeros(0, dtype=torch.float64)
+    assert tbpo_q(empty, empty, empty, empty, torch.zeros(1).long(), torch.zeros(1).long()).shape == (0,)
+    huge = [1e4 * x.detach() for x in inputs]
+    assert function(*huge).isfinite().all()
+
+
+def test_tbpo_q_bounds_the_advantage() -> None:
+    """Beyond `limit` nats the head has no part in the slope."""
+    chosen = torch.tensor([0.0, 30.0], dtype=torch.float64, requires_grad=True)
+    none, offsets = torch.zeros(2, dtype=torch.float64), torch.tensor([0, 2])
+    (slope,) = torch.autograd.grad(tbpo_q(none, none, chosen, none, offsets, offsets, limit=10.0).sum(), chosen)
+    assert slope.tolist() == [0, 0]

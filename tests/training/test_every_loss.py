@@ -411,6 +411,24 @@ def test_tokens_tell_the_sums() -> None:
     assert tokens.log_ratio.tolist() == [0.5, -2.0] and tokens.reference_logp.tolist() == [-1.5, -3.0]
 
 
+@pytest.mark.parametrize(("given", "rate"), [(None, 1e-4), (0.02, 0.02)])
+def test_a_linear_value_has_its_own_learning_rate(make_job: MakeJob, given: float | None, rate: float) -> None:
+    """The loss's, or the user's: a step of AdamW moves each weight by its rate. At the reference itself, where every u
+    is 0, the head has no gradient."""
+    options = {} if given is None else {"value_learning_rate": given}
+    job = job_of(make_job, "tbpo_q", max_steps=1, learning_rate=1e-3, warmup=0, decay="constant", **options)
+    assert isinstance(job.policy.value_head, torch.nn.Sequential) and len(job.policy.value_head) == 1
+    slopes = gradients(job)[0]
+    assert slopes["value_head.0.weight"].abs().max() < 1e-15 < slopes["model.norm.weight"].abs().max()
+    job.policy.model.zero_grad()
+    move(job)
+    before = {name: p.detach().clone() for name, p in job.policy.trainable()}
+    loop.fit(job)
+    moved = {name: (p - before[name]).abs().max().item() for name, p in job.policy.trainable()}
+    assert moved["value_head.0.weight"] == pytest.approx(rate, rel=1e-3)
+    assert moved["model.norm.weight"] == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: MakeJob) -> None:
     job = job_of(make_job, "ppo")
     move(job)

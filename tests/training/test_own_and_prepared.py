@@ -143,6 +143,7 @@ def test_density_weights_reach_the_rows(make_job: MakeJob) -> None:
         {"loss": "bco"},
         {"loss": "beta_dpo"},
         {"loss": "tdpo2"},
+        {"loss": "tbpo_q", "value_learning_rate": 0.1},
         {"loss": "kto", "reference_point": "on_policy", "sample_tokens": 8},
         {"loss": "ppo"},
         {"loss": "kto", "modify": ("tr",), "lora": "r=4", "loss_args": {"every": 2.0}},
