@@ -88,7 +88,10 @@ def graph_dpo(log_ratio: Tensor, score: Tensor, group: Tensor, *, beta: float = 
 
 @choice("advantage")
 def standardised(score: Tensor, group: Tensor, *, ddof: float = 1.0, epsilon: float = 1e-4) -> Tensor:
-    """(score - mean) / (standard deviation + epsilon), of GRPO (arXiv 2402.03300): ddof 1 with 1e-4 is TRL's."""
+    """(score - mean) / (standard deviation + epsilon), of GRPO (arXiv 2402.03300).
+
+    Choice: ddof 1 and 1e-4 are TRL's; HALOs has 0 and 1e-2, verl 1 and 1e-6.
+    """
     centre, size = centred(score, group), group.diff().to(score)
     variance = segment_sum(centre**2, group) / (size - ddof).clamp(min=1)
     return centre / (variance.sqrt() + epsilon)[segment_index(group, score)]
@@ -134,7 +137,8 @@ def grpo(
     + kl_weight * (e^-l + l - 1), q the ratio of the policy to the one that gave the answer, l the log-ratio.
 
     `token_logp`, `old_token_logp`, `token_log_ratio` (T,) in nats; answer k's tokens are offsets[k] : offsets[k + 1];
-    A is the advantage of `score` (N,). Strength: B, TRL and verl; kl_weight 0 is TRL's, the first paper has 0.04.
+    A is the advantage of `score` (N,): standardised, centred (Dr. GRPO), leave_one_out (RLOO) or win_rate (SPO).
+    Strength: B, TRL and verl; kl_weight 0 is TRL's, the first paper has 0.04.
     """
     of_token = advantage(score, group)[segment_index(offsets, token_logp)]
     surrogate = _clipped(token_logp - old_token_logp, of_token, clip_low, clip_high)
