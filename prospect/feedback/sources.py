@@ -51,14 +51,14 @@ KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 """Kinds of files, by how their names end."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_WRAPPERS = ("data", "rows", "examples")
+_WRAPPERS = ("data", "rows", "examples", "feedback_data")
 """Keys under which some JSON files, and pages of interfaces, hold their rows."""
 
 _PAGE = frozenset(
     (
         *("meta", "object", "has_more", "hasMore", "has_next", "limit", "offset", "page", "pages", "total", "count"),
         *("total_pages", "totalPages", "totalItems", "next", "previous", "cursor", "next_cursor", "nextCursor"),
-        *("first_id", "last_id", "links"),
+        *("first_id", "last_id", "links", "export_info"),
     )
 )
 """What a page says of itself beside its rows."""

@@ -50,7 +50,7 @@ def back(to: str, records: list[Record], path: Path, view: Any = "auto") -> tupl
     return said(load(path).records), others.notes()
 
 
-@pytest.mark.parametrize(("to", "kind"), itertools.product(TRAINERS, get_args(Kind)))
+@pytest.mark.parametrize(("to", "kind"), list(itertools.product(TRAINERS, get_args(Kind))))
 def test_there_and_back(to: str, kind: Kind, tmp_path: Path) -> None:
     records = [record(kind), record(kind, (SYSTEM, user("Name a nut.")), ("Hazel.", "Stone."))]
     same, notes = back(to, records, tmp_path / "out.jsonl")
@@ -167,7 +167,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("name", ["pairs_hh_harmless_test", "kto_oasst_emoji"])
-@pytest.mark.parametrize("to", TRAINERS)
+@pytest.mark.parametrize("to", list(TRAINERS))
 def test_real_feedback_there_and_back(shared: Path, tmp_path: Path, name: str, to: str) -> None:
     """Of what is not left out, every pair and every thumb comes back."""
     records = load(shared / "data" / f"{name}.jsonl.gz").records[:300]

@@ -145,5 +145,151 @@ EXPORTS: dict[str, dict[str, Rows]] = {
             }
         ]
     },
+    "anythingllm": {
+        "chats": [
+            {
+                "id": 1,
+                "workspace": "docs",
+                "prompt": "Name a fruit.",
+                "response": "<think>Hm.</think>Pear.",
+                "sent_at": "2024-03-18T10:00:00Z",
+                "username": "admin",
+                "rating": "GOOD",
+                "attachments": [],
+            }
+        ]
+    },
+    "argilla": {
+        "records": [
+            {
+                "id": "1",
+                "fields": {"prompt": "Name a fruit.", "response": "Pear."},
+                "metadata": {},
+                "suggestions": {"thumb": {"value": "bad", "score": 0.5, "agent": "m"}},
+                "responses": {"thumb": [{"value": "good", "user_id": "u1"}]},
+                "vectors": {},
+                "status": "completed",
+                "_server_id": "x",
+            }
+        ]
+    },
+    "argilla with a ranking": {
+        "records": [
+            {
+                "id": "1",
+                "status": "completed",
+                "_server_id": "x",
+                "prompt": "Name a fruit.",
+                "response-1": "Pear.",
+                "response-2": "Brick.",
+                "rank.responses": [[{"value": "response-1", "rank": 1}, {"value": "response-2", "rank": 2}]],
+                "rank.responses.users": ["u1"],
+                "rank.responses.status": ["submitted"],
+            }
+        ]
+    },
+    "labelstudio": {
+        "tasks": [
+            {
+                "id": 1,
+                "data": {"prompt": "Name a fruit.", "answer1": "Pear.", "answer2": "Brick."},
+                "annotations": [
+                    {
+                        "id": 9,
+                        "completed_by": 3,
+                        "was_cancelled": False,
+                        "result": [
+                            {"type": "pairwise", "from_name": "pw", "to_name": "a1", "value": {"selected": "left"}},
+                            {"type": "textarea", "from_name": "why", "value": {"text": ["ripe"]}},
+                        ],
+                    }
+                ],
+                "predictions": [{"result": [], "model_version": "m"}],
+            }
+        ]
+    },
+    "labelstudio-min": {
+        "tasks": [
+            {
+                "id": 1,
+                "question": "Name a fruit.",
+                "reply": "Pear.",
+                "thumb": "good",
+                "annotator": 3,
+                "annotation_id": 9,
+                "created_at": "2026-01-02",
+                "lead_time": 4.2,
+            }
+        ]
+    },
+    "dify-feedback": {
+        "feedback": [
+            {
+                "feedback_id": "f",
+                "app_name": "Fruit",
+                "conversation_id": "c",
+                "message_id": "m",
+                "user_query": "Name a fruit.",
+                "ai_response": "Pear.",
+                "feedback_rating": "👍",
+                "feedback_rating_raw": "like",
+                "feedback_comment": "ripe",
+                "feedback_source": "user",
+                "feedback_date": "2025-01-02 03:04:05",
+                "from_end_user_id": "u",
+            }
+        ]
+    },
+    "dify": {
+        "messages": [
+            {
+                "id": "m1",
+                "conversation_id": "c",
+                "parent_message_id": "00000000-0000-0000-0000-000000000000",
+                "inputs": {"tone": "dry"},
+                "query": "Name a fruit.",
+                "answer": "Pear.",
+                "message_files": [],
+                "feedbacks": [{"rating": "like", "content": "ripe", "from_source": "user", "from_end_user_id": "u"}],
+                "created_at": 1730000000,
+            }
+        ]
+    },
+    "librechat": {
+        "conversation": [
+            {
+                "conversationId": "c",
+                "endpoint": "openAI",
+                "title": "Fruit",
+                "exportAt": "12:00",
+                "options": {"model": "m", "promptPrefix": "Be brief."},
+                "messages": [
+                    {"messageId": "q", "parentMessageId": None, "isCreatedByUser": True, "text": "Name a fruit."},
+                    {
+                        "messageId": "a1",
+                        "parentMessageId": "q",
+                        "isCreatedByUser": False,
+                        "content": [{"type": "think", "think": "Hm."}, {"type": "text", "text": "Pear."}],
+                        "feedback": {"rating": "thumbsUp", "tag": {"key": "accurate"}, "text": "ripe"},
+                    },
+                ],
+            }
+        ]
+    },
+    "librechat-messages": {
+        "messages": [
+            {"messageId": "q", "conversationId": "c", "isCreatedByUser": True, "text": "Name a fruit."},
+            {
+                "messageId": "a1",
+                "parentMessageId": "q",
+                "conversationId": "c",
+                "user": "u",
+                "isCreatedByUser": False,
+                "text": "Pear.",
+                "createdAt": {"$date": "2025-01-02T03:04:05Z"},
+                "feedback": {"rating": "thumbsUp"},
+            },
+        ]
+    },
 }
 """{what it is: {file: rows}}. Each holds one judged answer, "Pear." to "Name a fruit."."""

@@ -16,7 +16,7 @@ How an importer is added, in one small module NAME.py here (or a row in one that
 from __future__ import annotations
 
 from prospect.feedback.imports import (
-    anythingllm,
+    assistants,
     chatgpt,
     comparisons,
     graded,
@@ -24,7 +24,6 @@ from prospect.feedback.imports import (
     langfuse,
     langsmith,
     oasst,
-    openai_dpo,
     openwebui,
     trainers,
 )
@@ -39,8 +38,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *graded.LAYOUTS,
     *oasst.LAYOUTS,
     *trainers.LAYOUTS,
-    *openai_dpo.LAYOUTS,
-    *anythingllm.LAYOUTS,
+    *assistants.LAYOUTS,
     *labelling.LAYOUTS,
 )
 """The importers, in order of detection."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from prospect.errors import DataError
 from prospect.feedback import messages as chat
@@ -113,6 +113,44 @@ def with_reasoning(text: str, reasoning: str = "") -> str | Message:
     if match is not None:
         reasoning, text = match[2].strip(), text[match.end() :]
     return {"role": "assistant", "content": text, "reasoning_content": reasoning} if reasoning else text
+
+
+# An assistant's message with calls in it, which chat templates want as a message per call
+
+
+class Call(NamedTuple):
+    """A call of a tool with its result, None where it has none."""
+
+    name: str
+    arguments: Any
+    result: str | None
+    id: str
+
+
+def in_steps(parts: Iterable[tuple[str, Any]], where: str) -> list[Message]:
+    """An assistant's message of ("text", text), ("reasoning", text) and ("call", Call): a message per call, each with
+    its result, and then what is said last. The result of a call at the end is nobody's answer."""
+    steps: list[Message] = []
+    text, reasoning = "", list[str]()
+
+    def said(calls: list[dict[str, Any]] | None) -> Message:
+        message = {"role": "assistant", "content": text.strip() if calls or reasoning else text, "tool_calls": calls}
+        return chat.message({**message, "reasoning_content": "\n".join(reasoning) or None}, where)
+
+    for kind, part in parts:
+        if kind == "text":
+            text += part
+        elif kind == "reasoning":
+            reasoning.append(part)
+        else:
+            function = {"name": part.name, "arguments": part.arguments}
+            steps.append(said([{"type": "function", "id": part.id, "function": function}]))
+            result = {"content": part.result or "", "name": part.name, "tool_call_id": part.id}
+            steps.append({"role": "tool", **result})
+            text, reasoning = "", []
+    if text.strip() or reasoning or not steps:
+        return [*steps, said(None)]
+    return steps[:-1]
 
 
 # Messages as interfaces write them: OpenAI's, Anthropic's, LangChain's in three forms

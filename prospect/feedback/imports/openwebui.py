@@ -14,7 +14,7 @@ from typing import Any
 
 from prospect.errors import DataError
 from prospect.feedback import messages as chat
-from prospect.feedback.imports.common import at_path, chain, look_up, object_of, origin
+from prospect.feedback.imports.common import Call, at_path, chain, in_steps, look_up, object_of, origin
 from prospect.feedback.readers import FeedbackLine, Layout, LeftOut, identifier, number
 from prospect.feedback.records import Completion, Message, Pair, Record
 
@@ -146,32 +146,22 @@ def _steps(line: FeedbackLine, message: Mapping[str, Any]) -> list[Message]:
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str):
         return [chat.message({"role": message.get("role"), "content": content}, where)]
-    steps: list[Message] = []
-    reasoning: list[str] = []
-    text = ""
+    return in_steps(_parts(content), where)
+
+
+def _parts(content: str) -> Iterator[tuple[str, Any]]:
+    """The blocks of a message as `in_steps` reads them. Raises LeftOut for one that it does not know."""
     for kind, attributes, body in _blocks(content):
         if kind == "":
-            text += body
+            yield "text", body
         elif kind == "reasoning":
             quoted = html.unescape(re.sub(r"<summary>.*?</summary>", "", body, count=1, flags=re.DOTALL))
-            reasoning.append(re.sub(r"^> ?", "", quoted.strip(), flags=re.MULTILINE))
+            yield "reasoning", re.sub(r"^> ?", "", quoted.strip(), flags=re.MULTILINE)
         elif kind == "tool_calls":
-            function = {"name": attributes.get("name", ""), "arguments": _unquoted(attributes.get("arguments", ""))}
-            call = {"type": "function", "id": attributes.get("id", ""), "function": function}
-            steps.append(_said(text, reasoning, where, [call]))
-            result = _unquoted(attributes.get("result", ""))
-            steps.append({"role": "tool", "content": result, "name": function["name"], "tool_call_id": call["id"]})
-            text, reasoning = "", []
+            arguments, result = (_unquoted(attributes.get(name, "")) for name in ("arguments", "result"))
+            yield "call", Call(attributes.get("name", ""), arguments, result, attributes.get("id", ""))
         else:
             raise LeftOut(f'an answer holds a block of type "{kind}", which is not read')
-    if text.strip() or reasoning or not steps:
-        return [*steps, _said(text, reasoning, where, None)]
-    return steps[:-1]  # the answer ends with a call, and its result is nobody's answer
-
-
-def _said(text: str, reasoning: list[str], where: str, calls: list[dict[str, Any]] | None) -> Message:
-    message = {"role": "assistant", "content": text.strip() if calls or reasoning else text, "tool_calls": calls}
-    return chat.message({**message, "reasoning_content": "\n".join(reasoning) or None}, where)
 
 
 def _blocks(content: str) -> Iterator[tuple[str, dict[str, str], str]]:

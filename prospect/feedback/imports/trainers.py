@@ -1,12 +1,15 @@
 """Files of other trainers that name their columns in their own way: orca's pairs, UltraFeedback's as Argilla binarized
-them, ms-swift's and axolotl's."""
+them, ms-swift's, axolotl's, and OpenAI's for fine-tuning on preferences (which Azure, Together and Fireworks read)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from prospect.errors import DataError
 from prospect.feedback import messages as chat
+from prospect.feedback.imports.common import api_message, list_of, object_of
 from prospect.feedback.imports.comparisons import Answer, answers_record
 from prospect.feedback.readers import FeedbackLine, Layout, LeftOut, instruction_prompt, shared_turns, thumbs_of
 from prospect.feedback.records import Message, Pair, Record
@@ -63,6 +66,23 @@ def swift(line: FeedbackLine) -> list[Record]:
     return [answers_record(line, tuple(turns), answers, [Pair(0, i) for i in range(1, len(answers))])]
 
 
+_OUTPUTS = ("preferred_output", "non_preferred_output")
+
+
+def openai(line: FeedbackLine) -> list[Record]:
+    """{"input": {"messages", "tools"}, "preferred_output", "non_preferred_output"}, as OpenAI fine-tunes on them."""
+    given = object_of(line.get("input"), "input")
+    prompt = chat.with_text(tuple(_messages(given.get("messages"), "input.messages")), "input.messages")
+    if given.get("tools"):
+        line = replace(line, values={**line.values, "tools": given["tools"]})
+    chosen, rejected = (_messages(line.get(side), side) for side in _OUTPUTS)
+    return line.pair(prompt, chosen, rejected, _OUTPUTS)
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    return [api_message(message, f"{where}: message {i}") for i, message in enumerate(list_of(value, where), 1)]
+
+
 _ORCA, _BINARIZED = ("question", "input"), ("instruction", "prompt")
 _SIDES, _RESPONSES = ("chosen", "rejected"), ("chosen_response", "rejected_response")
 _SCORES, _RATINGS = ("chosen_score", "rejected_score"), ("chosen_avg_rating", "rejected_avg_rating")
@@ -101,5 +121,14 @@ LAYOUTS = (
         ("input", "system", "history", "score"),
         ("label",),
         thumbs=thumbs_of,
+    ),
+    Layout(
+        "openai-preference",
+        ("input", *_OUTPUTS),
+        openai,
+        (),
+        _OUTPUTS,
+        objects=("input", *_OUTPUTS),
+        thumbs=None,
     ),
 )
