@@ -27,8 +27,10 @@ CHUNK = 2_000_000
 """Most numbers in one block of resample weights (16 MB), whatever the number of rows."""
 FEW = 20
 """Fewer clusters than this make intervals that are too narrow."""
-NEWTON = 8
-"""Steps of Newton's method from a slope of 0: the logistic likelihood is concave, and eight are past rounding."""
+NEWTON = 20
+"""Most steps of Newton's method from a slope of 0: the logistic likelihood is concave, and few need more than eight."""
+CLOSE = 1e-10
+"""A step of Newton's method that is smaller than this was the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +148,46 @@ def calibration_slope(logit: Floats, label: Bools, weight: Floats | None = None)
     therefore miss the 0 of a calibrated model. (B,) for `weight` (B, N). NaN where the logits are equal, and where they
     separate the labels, which no slope is steep enough for.
     """
+    if not len(logit) or float(auc(logit, label)[0]) in (0.0, 1.0):
+        return np.full(1 if weight is None else len(weight), np.nan)
+    return logistic(logit, label.astype(np.float64), weight)[1]
+
+
+def logistic(x: Floats, outcome: Floats, weight: Floats | None = None) -> tuple[Floats, Floats]:
+    """The offset a and slope b of the logistic regression of `outcome` in [0, 1] on a + b * x, by Newton's method; a
+    fraction counts as so much of a success and the rest of a failure (a tie is 0.5).
+
+    `x` and `outcome` are (N,), the results (B,) for `weight` (B, N). NaN where there is no such line: where x does not
+    vary, and where it separates successes from failures, which no slope is steep enough for.
+    """
     from scipy.special import expit  # slow to import, and a check needs none of it
 
-    weight = np.ones((1, len(logit))) if weight is None else weight
-    scale = float(logit.std()) if len(logit) else 0.0
-    if not scale > 0 or float(auc(logit, label)[0]) in (0.0, 1.0):
-        return np.full(len(weight), np.nan)
-    x = (logit - logit.mean()) / scale
+    weight = np.ones((1, len(x))) if weight is None else weight
+    scale = float(x.std()) if len(x) else 0.0
+    if not scale > 0:
+        return np.full(len(weight), np.nan), np.full(len(weight), np.nan)
+    mean = float(x.mean())
+    z = (x - mean) / scale
+    success, failure = (weight > 0) & (outcome > 0), (weight > 0) & (outcome < 1)
+    apart = (np.where(success, z, np.inf).min(axis=1) >= np.where(failure, z, -np.inf).max(axis=1)) | (
+        np.where(success, z, -np.inf).max(axis=1) <= np.where(failure, z, np.inf).min(axis=1)
+    )
     offset, slope = np.zeros((2, len(weight), 1))
-    with np.errstate(all="ignore"):  # resamples whose logits separate the labels run away, to what is no number
+    with np.errstate(all="ignore"):  # what is set apart runs away, to what is no number
         for _ in range(NEWTON):
-            p = expit(offset + slope * x)
-            error, curve = weight * (label - p), weight * p * (1 - p)
-            s0, s1, s2 = curve.sum(axis=1), curve @ x, curve @ (x * x)
-            g0, g1 = error.sum(axis=1), error @ x
+            p = expit(offset + slope * z)
+            error, curve = weight * (outcome - p), weight * p * (1 - p)
+            s0, s1, s2 = curve.sum(axis=1), curve @ z, curve @ (z * z)
+            g0, g1 = error.sum(axis=1), error @ z
             determinant = s0 * s2 - s1 * s1
-            offset = offset + ((s2 * g0 - s1 * g1) / determinant)[:, None]
-            slope = slope + ((s0 * g1 - s1 * g0) / determinant)[:, None]
-    finite: Floats = np.where(np.isfinite(slope[:, 0]), slope[:, 0] / scale, np.nan)
-    return finite
+            move, turn = (s2 * g0 - s1 * g1) / determinant, (s0 * g1 - s1 * g0) / determinant
+            offset, slope = offset + move[:, None], slope + turn[:, None]
+            if np.all(apart | (np.abs(move) + np.abs(turn) < CLOSE)):
+                break
+        exists = ~apart & np.isfinite(offset[:, 0]) & np.isfinite(slope[:, 0])
+        b = np.where(exists, slope[:, 0] / scale, np.nan)
+        a = np.where(exists, offset[:, 0], np.nan) - b * mean
+    return a, b
 
 
 def ratio(numerator: Floats, denominator: Floats | None = None, weight: Floats | None = None) -> Floats:
