@@ -29,9 +29,11 @@ def median_score(rows: Sequence[Example]) -> dict[str, float]:
 
 def score_range(rows: Sequence[Example]) -> dict[str, float]:
     """UNA's range: [0, 1] where all scores of the training rows lie within it, else from their lowest to their
-    highest."""
+    highest; where these are one number it is in the middle, so that the policy stays where the reference is."""
     scores = [row.score for row in rows if row.score is not None]
     low, high = min(scores), max(scores)
+    if low == high and not 0 <= low <= 1:
+        return {"lowest": low - 1, "highest": high + 1}
     return {"lowest": 0.0, "highest": 1.0} if low >= 0 and high <= 1 else {"lowest": low, "highest": high}
 
 

@@ -100,7 +100,14 @@ def test_una_is_at_rest_where_the_implied_reward_is_the_score() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "range"),
-    [((0.2, 0.9), (0, 1)), ((0.0, 1.0), (0, 1)), ((1.0, 4.0, 2.0), (1, 4)), ((-0.5, 0.5), (-0.5, 0.5))],
+    [
+        ((0.2, 0.9), (0, 1)),
+        ((0.0, 1.0), (0, 1)),
+        ((1.0, 4.0, 2.0), (1, 4)),
+        ((-0.5, 0.5), (-0.5, 0.5)),
+        ((7.0, 7.0), (6, 8)),
+        ((0.5, 0.5), (0, 1)),
+    ],
 )
 def test_unas_range_is_that_of_the_scores(scores: tuple[float, ...], range: tuple[float, float]) -> None:
     rows = [Example("r", 0, (0,), True, 1.0, score) for score in scores]
