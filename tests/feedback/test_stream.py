@@ -40,6 +40,12 @@ def test_the_same_records_as_loading(path: Path) -> None:
     )
 
 
+def test_reference_scores_keep_records_apart_as_in_loading() -> None:
+    rows = [{"prompt": "r", "completions": ["s"], "reference_scores": [1, n]} for n in (2, 3, 2)]
+    with stream(rows) as passing:
+        assert tuple(passing.records) == load(rows).records
+
+
 def test_origins_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     assert main(["convert", str(path), str(tmp_path / "out.jsonl")]) == 0
     (first, second), *_ = (record.completions for record in load(tmp_path / "out.jsonl").records)
