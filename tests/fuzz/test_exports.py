@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prospect.feedback.load import load
+from prospect.data.write import write
+from prospect.doctor.check import check
+from prospect.feedback.layouts import ColumnChoice
+from prospect.feedback.load import AS_NAMED, load
+from prospect.feedback.readers import JudgedBy
 from prospect.feedback.records import readable
 from tests.helpers import datasets
 from tests.helpers.datasets import ASKED, PEAR
@@ -24,7 +29,32 @@ WILD: list[Any] = [
     *("[", "{}", '[{"a": 1}]', "<details", '<details type="tool_calls">', '<details type="reasoning">x</details>'),
     *([], {}, [None], [[]], [{}], ["m-b", 3], {"a": {"b": 1}}, {"role": "user"}, {"content": "x"}),
     [{"role": "assistant", "content": "x"}],
+    *(
+        "tie",
+        "both_bad",
+        "model_b",
+        "N/A",
+        '["x", null]',
+        "\n\nHuman: x\n\nAssistant:",
+        "a\n<extra_id_1>User\n",
+        float("nan"),
+    ),
+    {"name": ["+1", "-1"], "count": [1]},
 ]
+JUDGEMENTS = (
+    "",
+    "",
+    "rank",
+    "emoji",
+    "quality",
+    "both",
+    "is_safe",
+    "safer_response_id",
+    "verbosity",
+    "user-feedback",
+    "x",
+)
+WHO: tuple[JudgedBy, ...] = ("person", "model", "any")
 SAMPLES: dict[str, list[list[Any]]] = {
     **{name: [[row] for row in rows] for name, rows in datasets.SAMPLES.items()},
     **{name: list(files.values()) for name, files in EXPORTS.items()},
@@ -62,15 +92,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
-def read(folder: Path, files: list[list[Any]], keep_going: bool) -> Any:
-    """What the files hold, read as one folder."""
+def save(path: Path, rows: list[Any]) -> None:
+    """Rows as a file of the kind that its name says; in CSV what is no text is written as JSON."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    else:
+        objects = [row for row in rows if isinstance(row, dict)] or [{}]
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in objects for key in row)))
+            writer.writeheader()
+            for row in objects:
+                cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items() if v is not None}
+                writer.writerow(cells)
+
+
+def read(
+    folder: Path, files: list[list[Any]], keep_going: bool, suffix: str = ".json", choice: ColumnChoice = AS_NAMED
+) -> Any:
+    """What the files hold, read as one folder, examined, and written and read again."""
     for old in folder.iterdir():
         old.unlink()
     for i, rows in enumerate(files):
-        (folder / f"part-{i}.json").write_text(json.dumps(rows), encoding="utf-8")
+        save(folder / f"part-{i}{suffix}", rows)
     began = time.monotonic()
-    result = in_words(lambda: load(folder, keep_going=keep_going))
+    result = in_words(lambda: load(folder, keep_going=keep_going, choice=choice))
     assert time.monotonic() - began < HANG
+    if result is not None:
+        in_words(lambda: check(result))
+    if result is not None and result.records:
+        write(result.records, folder / "out.jsonl")
+        assert load(folder / "out.jsonl").records == result.records
     return result
 
 
@@ -83,11 +136,19 @@ def test_every_sample_is_read(folder: Path, name: str) -> None:
 
 
 @fuzz(250)
-@given(data=st.data(), name=st.sampled_from(list(SAMPLES)), keep_going=st.booleans())
-def test_exports_with_anything_anywhere(folder: Path, data: st.DataObject, name: str, keep_going: bool) -> None:
+@given(
+    data=st.data(),
+    name=st.sampled_from(list(SAMPLES)),
+    keep_going=st.booleans(),
+    suffix=st.sampled_from([".json", ".jsonl", ".csv"]),
+    choice=st.builds(ColumnChoice, judgement=st.sampled_from(JUDGEMENTS), judged_by=st.sampled_from(WHO)),
+)
+def test_exports_with_anything_anywhere(
+    folder: Path, data: st.DataObject, name: str, keep_going: bool, suffix: str, choice: ColumnChoice
+) -> None:
     files = [copy.deepcopy([*rows, *rows]) for rows in SAMPLES[name]]
     for _ in range(data.draw(st.integers(1, 3))):
         rows = files[data.draw(st.integers(0, len(files) - 1))]
         place = data.draw(st.sampled_from([place for place in places(rows) if place] or [(0,)]))
         changed(rows, place, copy.deepcopy(data.draw(st.sampled_from(WILD))), data.draw(st.booleans()))
-    read(folder, files, keep_going)
+    read(folder, files, keep_going, suffix, choice)
