@@ -42,18 +42,22 @@ WILD: list[Any] = [
     {"name": ["+1", "-1"], "count": [1]},
 ]
 JUDGEMENTS = (
-    "",
-    "",
-    "rank",
-    "emoji",
-    "quality",
-    "both",
-    "is_safe",
-    "safer_response_id",
-    "verbosity",
-    "user-feedback",
-    "x",
+    *([""] * 12),
+    *(
+        "rank",
+        "emoji",
+        "quality",
+        "both",
+        "is_safe",
+        "safer_response_id",
+        "verbosity",
+        "user-feedback",
+        "user_score",
+        "x",
+    ),
 )
+"""Names for --judgement; most often none, since most exports lack the others."""
+
 WHO: tuple[JudgedBy, ...] = ("person", "model", "any")
 SAMPLES: dict[str, list[list[Any]]] = {
     **{name: [[row] for row in rows] for name, rows in datasets.SAMPLES.items()},

@@ -10,7 +10,7 @@ from typing import Any
 from prospect.errors import DataError
 from prospect.feedback import messages as chat
 from prospect.feedback.imports.common import api_message, list_of, object_of
-from prospect.feedback.imports.comparisons import Answer, answers_record
+from prospect.feedback.imports.comparisons import TIE, Answer, answers_record
 from prospect.feedback.readers import FeedbackLine, Layout, LeftOut, instruction_prompt, shared_turns, thumbs_of
 from prospect.feedback.records import Message, Pair, Record
 
@@ -32,6 +32,8 @@ def _pairs(
     asked: tuple[str, ...], sides: tuple[str, str], scores: tuple[str, str]
 ) -> Callable[[FeedbackLine], list[Record]]:
     def read(line: FeedbackLine) -> list[Record]:
+        if line.get("status") == "tie":  # as distilabel says it of orca's pairs
+            raise LeftOut(TIE)
         return line.pair(_asked(line, asked), line.get(sides[0]), line.get(sides[1]), sides, scores)
 
     return read
@@ -92,7 +94,7 @@ LAYOUTS = (
         "orca-pairs",
         ("question|input", *_SIDES),
         _pairs(_ORCA, _SIDES, _SCORES),
-        ("system",),
+        ("system", "status"),
         (*_SIDES, *_SCORES, "rating"),
         thumbs=None,
         looks=lambda row: "instruction" not in row and "prompt" not in row,

@@ -261,6 +261,13 @@ def test_forms_of_what_was_rejected() -> None:
     assert pairs(load([{"messages": [FRUIT], "chosen": PEAR, "rejected": BRICK}])) == [(PEAR, BRICK, 1.0)]
 
 
+def test_a_tie_of_distilabels_orca_is_left_out() -> None:
+    row = {"input": ASKED, "chosen": PEAR, "rejected": BRICK, "status": "unchanged", "rating": [9.0, 2.0]}
+    feedback = load([row, {**row, "status": "tie", "rating": [9.0, 9.0]}])
+    assert pairs(feedback) == [(PEAR, BRICK, 1.0)]
+    assert any("1 row (2) left out: a tie" in note for note in feedback.notes)
+
+
 def test_thumbs_of_axolotl() -> None:
     feedback = load(SAMPLES["axolotl"])
     assert judged(feedback) == [(PEAR, True, None), (BRICK, False, None)]
