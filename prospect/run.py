@@ -20,8 +20,9 @@ import torch
 from prospect.data import store
 from prospect.data.dataset import Dataset
 from prospect.data.split import split_since
+from prospect.doctor import origins
 from prospect.doctor.check import check_run, write_check
-from prospect.doctor.findings import Findings
+from prospect.doctor.findings import Findings, diagnose
 from prospect.engine.folders import no_cache
 from prospect.engine.generate import generate
 from prospect.engine.lora import LoraSpec, attach_lora, parse_lora
@@ -199,16 +200,18 @@ def _run_in_folder(config: TrainConfig, data: Any, command: str, set_by_user: fr
 def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callable[[], bool], began: float) -> None:
     """Reference pass, adapter, preflight, before, the loop, after, report; the run `began` at this monotonic time."""
     config, folder, policy = job.config, Path(job.config.out), job.policy
+    loss = job.objective.loss
     partners = scoring.mismatched_partners(held, policy.context) if held is not None else ()
-    groups = held.groups() if held is not None else ()
+    groups, raters = (held.groups(), held.raters()) if held is not None else ((), ())
     queries = scoring.queries(held.trees, held.examples, partners, policy.context) if held is not None else []
     reference = setup.reference_table(job, queries, stop)
+    if ranks.rank() == 0 and config.reference is None and loss.needs_reference and not loss.motion:
+        _say_likelihoods(job, reference.token_logp)
     if adapter is not None:
         attach_lora(policy, adapter, seed=config.seed)
     if job.objective.loss.value_head:
         policy.add_value_head(config.seed, linear=job.objective.loss.linear_value)
     policy.checkpoint_activations(setup.checkpointing(config, policy))
-    loss = job.objective.loss
     needs_live = loss.motion or loss.live or (job.estimator is not None and job.estimator.live)
     live = LiveReference(policy) if needs_live else None
 
@@ -224,6 +227,7 @@ def _run(job: Job, held: Dataset | None, adapter: LoraSpec | None, stop: Callabl
                 beta=job.objective.beta,
                 partners=partners,
                 groups=groups,
+                raters=raters,
                 token_budget=job.no_grad_budget,
                 resamples=resamples,
                 progress=lambda done, _: bar(done),
@@ -325,6 +329,28 @@ def _say_findings(job: Job, feedback: Feedback, findings: Findings) -> None:
     for finding in findings.findings:
         if finding.level in ("warning", "error"):
             job.log.say(f"data: {finding.message}", warning=True)
+
+
+def _say_likelihoods(job: Job, reference: scoring.Lookup) -> None:
+    """Where answers name the models that wrote them: how likely those are that others wrote, by what the reference pass
+    has computed. check.json keeps it."""
+    dataset, path = job.dataset, job.log.folder / "check.json"
+    findings = Findings.from_json(store.read_json(path))
+    if not findings.has("models") or findings.has("off_policy"):
+        return
+    trained = {i for step in job.schedule.steps for i in step.rows}
+    branches = {(row.tree, branch) for i in trained for row in [dataset.examples[i]] for branch in row.branches}
+    answers = []
+    for tree, branch in sorted(branches):
+        ids = dataset.trees[tree].completions[branch]
+        assert ids is not None, "examples never point to dropped completions"
+        nats = float(reference((dataset.trees[tree].prompt, ids)).sum(dtype="float64"))
+        answers.append((dataset.records[tree].completions[branch], tree, nats, len(ids)))
+    more = diagnose(origins.likelihoods(answers, job.config.model))
+    if more:
+        store.write_json(path, findings.with_more(more).to_json())
+    for finding in more:
+        job.log.say(f"data: {finding.message}", warning=finding.level == "warning")
 
 
 def _discard_unused(job: Job, resumed: dict[str, Any] | None) -> None:

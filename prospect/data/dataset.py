@@ -271,6 +271,12 @@ class Dataset:
         of_records = groups(self.records).group
         return tuple(of_records[example.tree] for example in self.examples)
 
+    def raters(self) -> tuple[int, ...]:
+        """Per example the number of who judged it, of a pair's chosen answer first; -1 where nobody is named."""
+        numbers = {"": -1}
+        names = ([self.records[row.tree].completions[b].by for b in row.branches] for row in self.examples)
+        return tuple(numbers.setdefault(next(filter(None, each), ""), len(numbers) - 1) for each in names)
+
     def answered(self, numbers: Iterable[int]) -> list[tuple[Ids, Ids]]:
         """(prompt, completion) ids of every completion of these examples."""
         chosen = [self.examples[i] for i in numbers]

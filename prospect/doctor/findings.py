@@ -47,6 +47,14 @@ class Findings:
         """2 where something must be repaired before training, else 0."""
         return 2 if any(f.level == "error" for f in self.findings) else 0
 
+    def has(self, key: str) -> bool:
+        """Whether some finding has this key."""
+        return any(finding.key == key for finding in self.findings)
+
+    def with_more(self, findings: Iterable[Finding]) -> Findings:
+        """With further findings, worst first."""
+        return Findings(self.summary, worst_first((*self.findings, *findings)))
+
     def to_json(self) -> dict[str, Any]:
         """The object that `prospect check --json` prints and that a run folder keeps as check.json."""
         findings = [{**asdict(f), "examples": list(f.examples)} for f in self.findings]
@@ -88,6 +96,11 @@ def diagnose(measurements: Iterable[Measurement]) -> tuple[Finding, ...]:
         rule = next(rule for rule in RULES if rule.key == one.key and rule.when(numbers))
         message = rule.message.format_map(numbers)
         findings.append(Finding(rule.key, rule.level, message, tuple(one.examples[:EXAMPLES]), one.data))
+    return worst_first(findings)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By level; the order is kept within one."""
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
 
@@ -203,6 +216,14 @@ RULES: tuple[Rule, ...] = (
         "{foreign} answers whose model is known were written by others than {trained}: {names}. What a model would "
         "hardly say itself teaches it less (off-policy): prefer feedback on its own answers",
         lambda n: bool(n["name"]) and 2 * n["own"] < n["written"]),
+    Rule("off_policy", "warning",
+        "under the start model the answers of other models cost {foreign:.2f} nats a token, {base} {own:.2f}: "
+        "{difference:.2f} [{low:.2f}, {high:.2f}] more, in {share} answers. What a model would hardly say itself "
+        "teaches it less (off-policy): prefer feedback on its own answers",
+        lambda n: n["low"] > 0),
+    Rule("off_policy", "info",
+        "under the start model the answers of other models cost {foreign:.2f} nats a token, {base} {own:.2f} "
+        "(difference [{low:.2f}, {high:.2f}]): it would say them as readily"),
     Rule("models", "info", "{known} answers say which model wrote them: {names}"),
     # Lengths, and what the template and the tokenizer make of the texts
     Rule("added", "warning",

@@ -13,9 +13,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prospect.doctor.findings import Measurement, of
 from prospect.doctor.measurements import Thumb
-from prospect.feedback.records import EXAMPLES, Record, cite
+from prospect.evaluate.statistics import Bools, Floats, bootstrap, ratio
+from prospect.feedback.records import EXAMPLES, Completion, Record, cite
 
 FEW = 10
 """Fewer thumbs, or comparisons with others, say nothing of a rater."""
@@ -135,6 +138,38 @@ def models(records: Sequence[Record], trained: str) -> Iterator[Measurement]:
     words = {"names": names + (", ..." if len(counts) > EXAMPLES else ""), "trained": cite(trained)}
     words |= {"known": of(written, every), "foreign": of(written - own, written), "name": trained}
     yield Measurement("models", {"models": dict(counts.most_common()), "own": own, "written": written}, words=words)
+
+
+def likelihoods(answers: Sequence[tuple[Completion, int, float, int]], trained: str) -> Iterator[Measurement]:
+    """How likely the answers of other models are under the one that is trained, `trained`, against its own answers, or
+    where none is known to be its own, against those whose author nobody knows.
+
+    `answers` are (completion, number of its prompt, log-prob in nats under the start model, tokens). The difference of
+    nats per token has a 95 % interval by prompt.
+    """
+    foreign, own = (
+        np.array([bool(c.model) and _same(c.model, trained) is side for c, *_ in answers], bool)
+        for side in (False, True)
+    )
+    base = own if own.any() else ~foreign
+    if min(foreign.sum(), base.sum()) < FEW:
+        return
+    prompt = np.array([number for _, number, _, _ in answers], np.int64)
+    nats, size = (np.array([each[k] for each in answers], np.float64) for k in (2, 3))
+
+    def cost(side: Bools, weight: Floats) -> Floats:
+        return ratio(-nats, size, weight * side)
+
+    interval = bootstrap(lambda weight: cost(foreign, weight) - cost(base, weight), prompt)
+    assert interval is not None, "either kind has answers with tokens"
+    every = np.ones((1, len(answers)))
+    data = {"foreign": float(cost(foreign, every)[0]), "own": float(cost(base, every)[0])}
+    data |= {"difference": interval.value, "low": interval.low, "high": interval.high}
+    words = {
+        "base": "its own" if own.any() else "those of unknown authors",
+        "share": of(int(foreign.sum()), len(answers)),
+    }
+    yield Measurement("off_policy", data, words=words)
 
 
 def _same(name: str, trained: str) -> bool:

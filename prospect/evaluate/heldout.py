@@ -122,6 +122,7 @@ def measure(
     desirable: Sequence[bool | None] | Bools,
     prompt: Ints,
     group: Ints | None = None,
+    rater: Ints | None = None,
     length: Ints,
     reference_logp: Floats,
     logp: Floats,
@@ -135,8 +136,9 @@ def measure(
 
     `reward` = beta * r and `z0` are in beta * nats; `logp` and `reference_logp` are sums over an answer's tokens in
     nats; `desirable` is the thumb, None where nobody judged; `prompt` says which rows share a prompt, `group` (default:
-    the prompt) which depend on each other; `length` counts tokens. Rewards that lie within `resolution` of each other
-    are ties. All intervals are 95 %, resampled by group.
+    the prompt) which depend on each other, `rater` who judged, below 0 where nobody knows; `length` counts tokens.
+    Rewards that lie within `resolution` of each other are ties. All intervals are 95 %, resampled by group, and where
+    several raters are known also by rater.
 
     - auc: P(reward of a desirable answer > that of an undesirable one), ties half
     - accuracy: reward > z0 predicts desirable; a reward at z0 is a toss of a coin and counts one half
@@ -160,13 +162,22 @@ def measure(
     # What differs by less than `resolution` is mostly equal on a grid of it.
     distance = np.asarray(reward, np.float64) - z0
     distance = np.round(distance / resolution) * resolution if resolution > 0 else distance
-    score, label, cluster = distance[judged], up[judged], group[judged]
+    score, label = distance[judged], up[judged]
+    people = len(np.unique(rater[rater >= 0])) if rater is not None else 0
+    # A group that nobody is known to have judged is its own rater.
+    own = len(reward) + np.unique(group, return_inverse=True)[1]
+    rater = (
+        group if rater is None or people < 2 else np.where(rater >= 0, np.unique(rater, return_inverse=True)[1], own)
+    )
+    cluster = min((group[judged], rater[judged]), key=lambda way: len(np.unique(way)))
     # Disjoint couples of a desirable and an undesirable answer, each from two prompts that no other couple uses.
     likers, dislikers = set(cluster[label].tolist()), set(cluster[~label].tolist())
     couples = min(len(likers), len(dislikers), len(likers | dislikers) // 2)
 
-    def interval(statistic: statistics.Statistic, rows: Ints = cluster) -> Interval | None:
-        return statistics.bootstrap(statistic, rows, n=resamples, seed=seed)
+    def interval(statistic: statistics.Statistic, rows: Bools = judged) -> Interval | None:
+        if rater is group:
+            return statistics.bootstrap(statistic, group[rows], n=resamples, seed=seed)
+        return statistics.bootstrap_two_ways(statistic, group[rows], rater[rows], n=resamples, seed=seed)
 
     def area(values: Floats) -> Interval | None:
         return statistics.separated(interval(lambda w: statistics.auc(values, label, w)), couples)
@@ -182,8 +193,8 @@ def measure(
 
     imitable = ~down
     tokens = length[imitable].astype(np.float64)
-    nll = interval(lambda w: statistics.ratio(-logp[imitable], tokens, w), group[imitable])
-    nll_change = interval(lambda w: statistics.ratio((reference_logp - logp)[imitable], tokens, w), group[imitable])
+    nll = interval(lambda w: statistics.ratio(-logp[imitable], tokens, w), imitable)
+    nll_change = interval(lambda w: statistics.ratio((reference_logp - logp)[imitable], tokens, w), imitable)
     return Heldout(
         n=len(reward),
         prompts=len(np.unique(prompt)),
@@ -199,7 +210,7 @@ def measure(
         ),
         nll=nll,
         nll_change=nll_change,
-        change=interval(lambda w: statistics.ratio(np.abs(reward) / beta, None, w), group),
+        change=interval(lambda w: statistics.ratio(np.abs(reward) / beta, None, w), np.ones(len(reward), bool)),
         calibration_slope=interval(lambda w: statistics.calibration_slope(score, label, w)),
         calibration_gap=interval(lambda w: statistics.ratio(probability - label, None, w)),
         baselines=baselines,
@@ -207,7 +218,7 @@ def measure(
         calibration=tuple(statistics.calibration(probability, label)),
         roc=tuple(statistics.roc(score, label)),
         rewards=_histogram(score + z0, label),
-        notes=_notes(up, down, len(np.unique(cluster))),
+        notes=_notes(up, down, len(np.unique(group[judged])), people),
     )
 
 
@@ -223,7 +234,7 @@ def _histogram(reward: Floats, label: Bools, bins: int = 30) -> Histogram | None
     return Histogram(tuple(edges.tolist()), tuple(up), tuple(down))
 
 
-def _notes(up: Bools, down: Bools, groups: int) -> tuple[str, ...]:
+def _notes(up: Bools, down: Bools, groups: int, raters: int) -> tuple[str, ...]:
     """What this data cannot show, in words for the user."""
     notes = []
     if not up.any() and not down.any():
@@ -234,4 +245,8 @@ def _notes(up: Bools, down: Bools, groups: int) -> tuple[str, ...]:
         notes.append("All judged answers belong to one prompt or conversation: the intervals speak of that one alone.")
     elif 0 < groups < statistics.FEW:
         notes.append(f"Only {groups} separate prompts or conversations: intervals from so few are too narrow.")
+    if raters == 1:
+        notes.append("One rater gave all thumbs whose rater is known: the figures speak of that taste.")
+    elif 0 < raters < statistics.FEW:
+        notes.append(f"Only {raters} raters: intervals say little about other people's taste.")
     return tuple(notes)

@@ -80,6 +80,7 @@ def evaluate_feedback(
         beta=beta,
         partners=partners,
         groups=held.groups(),
+        raters=held.raters(),
         seed=seed,
         token_budget=TOKEN_BUDGET,
         progress=lambda done, total: progress("model", done, total),
@@ -95,6 +96,7 @@ def evaluate(
     beta: float,
     partners: Sequence[int] = (),
     groups: Sequence[int] | None = None,
+    raters: Sequence[int] | None = None,
     seed: int = 0,
     token_budget: int = 8192,
     resamples: int = 1000,
@@ -105,9 +107,9 @@ def evaluate(
 
     `reference` must know every query of `queries(trees, rows, partners, policy.context)`. z0, the line between good and
     bad, is estimated as in training: max(0, beta * mean r) over the rows with their `partners` (row indices, -1 for
-    none), and 0 without partners. Over-long answers (None in their tree) are left out. `groups` says which rows depend
-    on each other (default: those of one prompt), for the intervals; `resamples` 0 makes none. `progress` is called with
-    (answers done, all).
+    none), and 0 without partners. Over-long answers (None in their tree) are left out. For the intervals, `groups` says
+    which rows depend on each other (default: those of one prompt) and `raters` who judged them (-1: nobody knows);
+    `resamples` 0 makes none. `progress` is called with (answers done, all).
     """
     answers = list(_answers(trees, rows))
     couples = queries(trees, rows, partners, policy.context)
@@ -123,6 +125,7 @@ def evaluate(
         desirable=[label for _, _, label in answers],
         prompt=prompts,
         group=prompts if groups is None else np.array([groups[row] for row, _, _ in answers], np.int64),
+        rater=None if raters is None else np.array([raters[row] for row, _, _ in answers], np.int64),
         length=np.array([len(completion) for _, completion in couples[:n]], np.int64),
         reference_logp=reference_logp[:n],
         logp=logp[:n],

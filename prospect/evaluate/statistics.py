@@ -241,6 +241,31 @@ def bootstrap(
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
+def bootstrap_two_ways(
+    statistic: Statistic, first: Ints, second: Ints, *, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval | None:
+    """`bootstrap` of rows that belong together in two ways, (N,) each: by conversation and by rater, say.
+
+    Variances of estimates add up as V = V_first + V_second - V_both, where "both" are the rows that are together in
+    either way (Cameron, Gelbach and Miller, J. Bus. Econ. Stat. 29, 2011, Eq. 2.10), and so do here the squares of the
+    distances of either end. Where each cluster of one way lies in one of the other, that is the coarser's V. The
+    interval is never narrower than that of one way alone; a way with a single cluster plays no part.
+    """
+    ways = [way for way in (first, second) if len(np.unique(way)) > 1] or [first]
+    both = np.unique(np.stack([first, second]), axis=1, return_inverse=True)[1].reshape(-1)
+    if len(ways) == 2 and len(np.unique(both)) > max(len(np.unique(way)) for way in ways):
+        ways.append(both)
+    parts = [each for way in ways if (each := bootstrap(statistic, way, n=n, seed=seed, level=level)) is not None]
+    if len(parts) < 2 or n == 0:
+        return parts[0] if parts else None
+    reach = np.array([[each.value - each.low, each.high - each.value] for each in parts]) ** 2
+    widest = reach[:2].max(axis=0)
+    if len(parts) == 3:
+        widest = np.maximum(widest, reach[0] + reach[1] - reach[2])
+    below, above = np.sqrt(widest).tolist()
+    return Interval(parts[0].value, parts[0].value - below, parts[0].value + above)
+
+
 def separated(interval: Interval | None, trials: int, level: float = 0.95) -> Interval | None:
     """The interval of a rate or an AUC whose resamples all said 0 or all said 1: Wilson's, for so many trials.
 

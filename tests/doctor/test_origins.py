@@ -9,9 +9,9 @@ import pytest
 
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding, diagnose
-from prospect.doctor.origins import alpha, models
+from prospect.doctor.origins import alpha, likelihoods, models
 from prospect.feedback.load import load
-from prospect.feedback.records import Record
+from prospect.feedback.records import Completion, Record
 
 Votes = list[tuple[str, str, bool]]
 """(rater, answer, thumb up)."""
@@ -104,3 +104,29 @@ def test_models_that_wrote_the_answers(trained: str, level: str) -> None:
     (result,) = diagnose([one])
     assert result.level == level
     assert '"llama3.1:8b" 3 of 3 (100 %)' in result.message
+
+
+def scored(rng: random.Random, model: str, count: int, cost: float) -> list[tuple[Completion, int, float, int]]:
+    """Answers of ten tokens that cost about so many nats each, every one to a prompt of its own."""
+    start = rng.randrange(10**6)
+    return [
+        (Completion(f"{model}{i}", "x", model=model), start + i, -10 * (cost + rng.gauss(0, 0.3)), 10)
+        for i in range(count)
+    ]
+
+
+def test_answers_that_the_model_would_hardly_give() -> None:
+    rng = random.Random(0)
+    near, far = scored(rng, "my-model", 40, 1.0), scored(rng, "gpt-x", 60, 2.0)
+    (one,) = likelihoods([*near, *far], "/models/my-model")
+    assert one.data["own"] == pytest.approx(-sum(nats for *_, nats, _ in near) / 400)
+    assert one.data["foreign"] == pytest.approx(-sum(nats for *_, nats, _ in far) / 600)
+    assert one.data["difference"] == pytest.approx(one.data["foreign"] - one.data["own"])
+    assert 0.75 < one.data["low"] < 1 < one.data["high"] < 1.25  # two standard errors are 0.12
+    (result,) = diagnose([one])
+    assert result.level == "warning" and "in 60 of 100 (60 %) answers" in result.message
+    unknown, alike = scored(rng, "", 40, 2.0), scored(rng, "other", 40, 2.0)
+    (result,) = diagnose(likelihoods([*unknown, *alike], "my-model"))
+    assert result.level == "info" and "those of unknown authors" in result.message
+    assert not list(likelihoods([*far, *near[:9]], "my-model"))  # nine answers say nothing
+    assert not list(likelihoods(far, "my-model"))

@@ -384,6 +384,19 @@ def test_no_rater_weighs_more_than_the_cap(model: Path, tmp_path: Path, capfd: p
     assert not (tmp_path / "nobody").exists()
 
 
+def test_what_other_models_wrote_is_weighed_by_the_reference_pass(model: Path, tmp_path: Path) -> None:
+    """Of the trained rows, by the log-probs in the table: no answer is computed again."""
+    rows = [row | {"model": "another" if i % 2 else model.name} for i, row in enumerate(thumbs(48))]
+    run = train(model, rows, tmp_path / "run", **FAST)
+    findings = {f["key"]: f for f in json.loads((run.folder / "check.json").read_text())["findings"]}
+    passes = [line["forwards"] for line in run.metrics if line["event"] == "reference"]
+    plain = train(model, thumbs(48), tmp_path / "plain", cache=str(tmp_path / "other"), **FAST)
+    assert passes == [line["forwards"] for line in plain.metrics if line["event"] == "reference"]
+    data = findings["off_policy"]["data"]
+    assert 0 < data["own"] < 20 and data["difference"] == pytest.approx(data["foreign"] - data["own"])
+    assert "off_policy" not in (plain.folder / "check.json").read_text()
+
+
 def test_held_out_rows_are_whole_conversations(model: Path, tmp_path: Path) -> None:
     """By their id in the data, in training and in the intervals, also where `eval` reads the file."""
     rows = [row | {"conversation_id": i // 4} for i, row in enumerate(thumbs(32))]
