@@ -36,7 +36,7 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 Unit = Literal["examples", "pairs", "groups", "tokens"]
 Part = Literal["all", "desirable", "undesirable"]
-Read = Literal[
+Input = Literal[
     "log_ratio", "logp", "reference_logp", "length", "desirable", "score", "margin", "win_rate", "z0", "token_logp",
     "token_log_ratio", "offsets", "token_sum_p2", "value", "prompt_value", "reference_quantile", "reference_count",
     "target", "target_logp", "group", "old_logp", "old_token_logp", "reference_kl", "token_reference_kl", "draw",
@@ -56,7 +56,7 @@ class Term:
 
     function: Function
     unit: Unit
-    reads: tuple[Read, ...]
+    reads: tuple[Input, ...]
     coefficient: float = 1.0
     rows: Part = "all"
 
@@ -98,7 +98,7 @@ class Modifier:
     name: str
     function: Function
     changes: Literal["log_ratio", "token_log_ratio", "weight", "reference"]
-    reads: tuple[Read, ...]
+    reads: tuple[Input, ...]
     rows: Part
     motion: Function | None
     title: str
@@ -141,7 +141,7 @@ class Loss:
     modifiers: tuple[Modifier, ...] = ()
 
     @property
-    def reads(self) -> frozenset[Read]:
+    def reads(self) -> frozenset[Input]:
         """Everything that its functions read."""
         parts: list[Term | Modifier] = [*self.terms, *self.modifiers]
         return frozenset(name for part in parts for name in part.reads)
@@ -199,7 +199,7 @@ def loss(
     title: str = "",
     paper: str = "",
     *,
-    reads: Sequence[Read] | None = None,
+    reads: Sequence[Input] | None = None,
     unit: Unit | None = None,
     rows: Part = "all",
     reference_point: str | Function | None = None,
@@ -227,9 +227,9 @@ def loss(
 
     def declare(function: F) -> F:
         inputs = _inputs(function, view == "pairs") if reads is None else tuple(reads)
-        unknown = set(inputs) - set(get_args(Read))
+        unknown = set(inputs) - set(get_args(Input))
         if unknown:
-            raise ConfigError(f"a loss cannot read {', '.join(sorted(unknown))}. Known: {', '.join(get_args(Read))}")
+            raise ConfigError(f"a loss cannot read {', '.join(sorted(unknown))}. Known: {', '.join(get_args(Input))}")
         _require_groups(view, inputs, unit, rows)
         if ("running" in inputs) != (running is not None) or (running and couples != "step"):
             raise ConfigError('a loss that reads running has running=FUNCTION, which makes it, and couples="step"')
@@ -311,12 +311,12 @@ def _declared(function: Function) -> list[Any]:
     return getattr(function, "declared", [])
 
 
-def running_inputs(function: Function, pairs: bool) -> tuple[Read, ...]:
+def running_inputs(function: Function, pairs: bool) -> tuple[Input, ...]:
     """What a function of running statistics reads, in order, before its last argument, what it returned last."""
     return _inputs(function, pairs)[:-1]
 
 
-def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
+def _inputs(function: Function, pairs: bool = False) -> tuple[Input, ...]:
     """What a function reads, by the names of its positional arguments."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -326,10 +326,10 @@ def _inputs(function: Function, pairs: bool = False) -> tuple[Read, ...]:
         if [name for side in sides for name in side] != names:
             raise ConfigError(f"a loss on pairs reads each input of chosen, then of rejected, not {', '.join(names)}")
         reads = [name.removeprefix("chosen").removeprefix("_") or "log_ratio" for name in reads]
-    return cast(tuple[Read, ...], tuple(reads))
+    return cast(tuple[Input, ...], tuple(reads))
 
 
-def _require_groups(view: View, inputs: Sequence[Read], unit: Unit | None, rows: Part) -> None:
+def _require_groups(view: View, inputs: Sequence[Input], unit: Unit | None, rows: Part) -> None:
     """What is about groups has whole groups to read."""
     words = [
         *(name for name in ("group", "old_logp", "old_token_logp") if name in inputs),

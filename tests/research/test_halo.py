@@ -15,13 +15,13 @@ from prospect.losses import (
     tokenwise,
     unpaired,
 )
-from prospect.losses.registry import LOSSES, Loss, Part, Read, Term
+from prospect.losses.registry import LOSSES, Input, Loss, Part, Term
 from research.halo import judge, verdict
 
-KTO_READS: tuple[Read, ...] = ("log_ratio", "desirable", "z0")
+KTO_INPUTS: tuple[Input, ...] = ("log_ratio", "desirable", "z0")
 
 
-def term(function: Callable[..., Tensor], reads: tuple[Read, ...], rows: Part = "all") -> Term:
+def term(function: Callable[..., Tensor], reads: tuple[Input, ...], rows: Part = "all") -> Term:
     """A term whose unit does not matter to the definition."""
     return Term(function, "examples", reads, rows=rows)
 
@@ -82,7 +82,7 @@ def best_against_others(weights: tuple[float, float]) -> Callable[..., Tensor]:
 
 def test_groups_compare_their_best_answer_with_a_mean_of_the_others() -> None:
     """Any mean will do, also one that depends on the policy; a sum is none, and another group has no part in it."""
-    reads: tuple[Read, ...] = ("log_ratio", "group")
+    reads: tuple[Input, ...] = ("log_ratio", "group")
     for weights in ((0.5, 0.5), (0.9, 0.1)):
         assert judge("groups", [term(best_against_others(weights), reads)]).halo
     for weights in ((1.0, 1.0), (2.0, -1.0)):
@@ -101,13 +101,13 @@ def test_a_reference_point_that_is_not_subtracted_is_found() -> None:
     def squeezed(log_ratio: Tensor, desirable: Tensor, z0: Tensor) -> Tensor:
         return torch.where(desirable, 1, -1) * torch.sigmoid(-0.1 * log_ratio * (1 + z0**2))
 
-    assert judge("binary", [term(squeezed, KTO_READS)]).relative is False
+    assert judge("binary", [term(squeezed, KTO_INPUTS)]).relative is False
 
 
 def test_offline_ppo_passes_only_with_a_reward_linear_in_the_ratio() -> None:
     """With r = log q the clipped value is convex on (0, log(1 + clip)) and the KL term adds a slope the other way; in
     z = q - 1 it is min(A z, A clip), a HALO's value for both signs of A."""
-    reads: tuple[Read, ...] = ("token_log_ratio", "offsets", "desirable", "value")
+    reads: tuple[Input, ...] = ("token_log_ratio", "offsets", "desirable", "value")
     assert verdict(LOSSES["ppo"]).monotone is False
     without_kl = judge("binary", [term(partial(tokenwise.ppo, kl_weight=0.0), reads)])
     assert without_kl.monotone and without_kl.concave is False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prospect.errors import ConfigError, DataError
 from prospect.feedback.records import Example
-from prospect.losses.registry import LOSSES, Read, bound
+from prospect.losses.registry import LOSSES, Input, bound
 from prospect.training import loop
 from prospect.training.batch import Batch, Completions, MicroBatch, batch_of
 from prospect.training.objective import OF_ANSWERS, OF_ROWS
@@ -447,4 +447,4 @@ def test_what_losses_read_are_properties() -> None:
     properties = {name for name, kind in vars(Completions).items() if isinstance(kind, property)}
     assert rows == OF_ROWS and answers == OF_ANSWERS and {f.name for f in dataclasses.fields(Completions)} >= columns
     assert all(hasattr(Batch, name) or name in {f.name for f in dataclasses.fields(Batch)} for name in rows | answers)
-    assert set(get_args(Read)) == rows | answers | columns | properties
+    assert set(get_args(Input)) == rows | answers | columns | properties
