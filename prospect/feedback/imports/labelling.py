@@ -263,7 +263,7 @@ def _results(row: Mapping[str, Any], judgements: Judgements, number: int) -> Ite
             if not isinstance(result, dict):
                 raise DataError(f"result must be a list of objects, not {chat.excerpt(result)}")
             value = object_of(result.get("value"), "value")
-            kind = result.get("type")
+            kind = str(result.get("type"))
             if kind == "textarea":
                 notes += (
                     list_of(value.get("text"), "text") if isinstance(value.get("text"), list) else [value.get("text")]
