@@ -132,5 +132,6 @@ def tbpo_q(
 
     advantage = rejected_value.index_select(0, other) - chosen_value
     advantage = (advantage - whose @ mean(advantage)).clamp(-limit, limit)
-    gap = rejected_token_log_ratio.index_select(0, other) - chosen_token_log_ratio
-    return mean(generator(beta * (gap + advantage)))
+    return mean(
+        generator(beta * (rejected_token_log_ratio.index_select(0, other) - chosen_token_log_ratio + advantage))
+    )
