@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from prospect.data.write import write
 from prospect.doctor.check import check
-from prospect.feedback.layouts import ColumnChoice
+from prospect.feedback import imports
+from prospect.feedback.layouts import ColumnChoice, layout_of
 from prospect.feedback.load import AS_NAMED, load
 from prospect.feedback.readers import JudgedBy
 from prospect.feedback.records import readable
@@ -137,6 +138,15 @@ def test_every_sample_is_read(folder: Path, name: str) -> None:
     texts = {c.text for r in feedback.records for c in r.completions}
     assert PEAR in texts
     assert all(readable(r.prompt).endswith(ASKED) for r in feedback.records)
+
+
+def test_every_layout_of_an_export_has_a_sample() -> None:
+    names = {
+        layout_of("auto", frozenset(key for row in rows for key in row), rows).name
+        for files in SAMPLES.values()
+        for rows in files
+    }
+    assert {layout.name for layout in imports.LAYOUTS} == names
 
 
 @fuzz(250)

@@ -187,6 +187,26 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"messages": [FRUIT, said(PEAR)], "rejected_response": BRICK},
         {"messages": [FRUIT, said(PEAR)], "rejected_messages": [FRUIT, said(BRICK)]},
     ],
+    "openai-preference": [
+        {
+            "input": {"messages": [FRUIT], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [said(PEAR)],
+            "non_preferred_output": [said(BRICK)],
+        }
+    ],
+    "argilla-flat": [
+        {
+            "id": "x0",
+            "status": "completed",
+            "prompt": ASKED,
+            "response": PEAR,
+            "rating.responses": [5],
+            "rating.responses.users": ["u"],
+            "rating.responses.status": ["submitted"],
+            "rating.suggestion": None,
+            "_server_id": "s",
+        }
+    ],
     "axolotl": [
         {"instruction": ASKED, "input": "", "completion": text, "label": text == PEAR} for text in (PEAR, BRICK)
     ],

@@ -37,7 +37,7 @@ def pairs(feedback: Feedback) -> list[tuple[Any, Any, float]]:
 def test_a_sample_is_recognised_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     feedback = load(SAMPLES[name])
     assert feedback.format == name
-    assert feedback.records[0].prompt[-1] == FRUIT
+    assert asked(feedback)[0].endswith(ASKED)
     write(feedback.records, tmp_path / "out.jsonl")
     assert load(tmp_path / "out.jsonl").records == feedback.records
 
