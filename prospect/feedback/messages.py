@@ -451,7 +451,10 @@ def thumb(value: Any) -> tuple[bool, str, str]:
             number, vocabulary = float(word), _NUMBERS_AS_TEXT
     if not isinstance(number, int | float) or number != number:
         text = f'"{brief(value, str)}"' if isinstance(value, str) else brief(value)
-        raise DataError(f"label {text} is no thumb. A file uses one of {VOCABULARIES}")
+        raise DataError(
+            f"label {text} is no thumb. A file uses one of {VOCABULARIES}; what other words mean is said with --labels "
+            "WORD=up,WORD=down,WORD=none"
+        )
     if number not in _NUMBER_WORDS:
         raise _ScoreError(f"label {brief(value, str)} is a score where a thumb should be. {_AS_SCORES}")
     return number == 1, vocabulary, _NUMBER_WORDS[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prospect.data.options import DataOptions
 from prospect.data.tokens import Encoder
 from prospect.data.write import write
 from prospect.doctor import check
+from prospect.feedback.layouts import ColumnChoice
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
 from tests.helpers.fuzzing import BROKEN, as_bytes, fuzz, in_words
@@ -124,3 +126,23 @@ def test_templates_of_any_kind(folder: Path, pieces: list[str]) -> None:
 def test_a_mark_and_nothing_else(folder: Path, data: bytes, suffix: str) -> None:
     (folder / f"mark{suffix}").write_bytes(data)
     examined(folder / f"mark{suffix}", True)
+
+
+MAPS = st.lists(
+    st.sampled_from(
+        [*("prompt=", "completion=", "label=", "score=", "by=", "messages.rating=", "=", ",", '"', "\\", "a", "b", "."),
+         *("[0]", "[-1]", "[a=1]", "[", "]", "x.y", "inputs", "👍", "up", "down", "none", "--", "null", " ")]
+    ),
+    max_size=12,
+).map("".join)  # fmt: skip
+NESTED = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
+)
+NAMES = st.sampled_from(["a", "b", "x", "inputs", "question", "reply", "rating", "scores", "prompt", "completion"])
+
+
+@fuzz(150)
+@given(rows=st.lists(st.dictionaries(NAMES, NESTED, max_size=5), min_size=1, max_size=4), map=MAPS, labels=MAPS)
+def test_any_map_and_labels_on_rows_of_any_shape(rows: list[dict[str, Any]], map: str, labels: str) -> None:
+    in_words(lambda: load(copy.deepcopy(rows), choice=ColumnChoice.parse(map, labels=labels)))
+    in_words(lambda: load(rows))

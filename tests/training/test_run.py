@@ -57,6 +57,21 @@ def test_a_run_writes_its_folder_and_a_better_model(model: Path, tmp_path: Path)
     assert run.model.num_parameters() == sum(p.numel() for p in run.model.parameters())
 
 
+def test_columns_and_words_of_another_table_give_the_same_bits(model: Path, tmp_path: Path) -> None:
+    """`map` and `labels`, as text or as mappings, are all that differs; resume needs nothing more."""
+    rows = thumbs(24)
+    named = [{"Q": r["prompt"], "Bot, A": r["completion"], "vote": "ja" if r["label"] else "nein"} for r in rows]
+    data, other = write_rows(tmp_path / "a.jsonl", rows), write_rows(tmp_path / "b.jsonl", named)
+    plain = train(model, data, tmp_path / "plain", epochs=1, **FAST)
+    config = {"model": str(model), "data": str(other), "out": str(tmp_path / "mapped"), "epochs": 1, **FAST}
+    says = {"map": {"prompt": "Q", "completion": "Bot, A", "label": "vote"}, "labels": {"ja": "up", "nein": "down"}}
+    mapped = run(from_dict(config | says))
+    same_bits(plain.folder, mapped.folder)
+    written = json.loads((mapped.folder / "config.json").read_text())["config"]
+    assert written["map"] == 'prompt=Q,"completion=Bot, A",label=vote'
+    assert from_dict(written).labels == "ja=up,nein=down"
+
+
 def test_the_same_config_gives_the_same_bits(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train(model, thumbs(32), tmp_path / name, **FAST)
