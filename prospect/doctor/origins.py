@@ -1,8 +1,8 @@
 """Where feedback comes from: who judged, how well raters agree, who judges unlike the others, and which models wrote.
 
-Raters may differ because they judged different answers. So only what chance would hardly bring about is told: a rater's
-figure is compared with the others' by a binomial test, whose probability is multiplied by the number of raters
-(Bonferroni).
+Raters may differ because they judged different answers, and because people differ. So only what such differences would
+hardly bring about is told: a rater's figure is compared with the others' by a beta-binomial test, whose probability is
+multiplied by the number of raters (Bonferroni). At most one healthy file in twenty names anybody; a test simulates it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from prospect.feedback.records import EXAMPLES, Completion, Record, cite
 
 FEW = 10
 """Fewer thumbs, or comparisons with others, say nothing of a rater."""
-CHANCE = 0.01
+CHANCE = 0.05
 """What chance would bring about less often, in one of so many files, is told."""
+SPREAD = 0.05
+"""Least correlation of one rater's thumbs: what a spread of 0.45 in the log-odds of their shares comes to."""
+WIDER = 1.0
+"""How many standard errors the spread among the others is taken above its estimate."""
 MOST_SHARE = 0.25
-"""A rater with more of the weight could steer the model alone."""
+"""A rater with more of the weight, and more than twice an equal share, could steer the model alone."""
 
 Units = list[dict[str, bool]]
 """Of every answer that several raters judged: each rater's thumb."""
@@ -75,16 +79,15 @@ def alpha(units: Units) -> float | None:
 
 def _one_sided(by_rater: Mapping[str, Sequence[Thumb]]) -> Iterator[Measurement]:
     """Raters all of whose thumbs are alike, where the others' are not."""
-    total = Counter(thumb.desirable for thumbs in by_rater.values() for thumb in thumbs)
+    ups = {rater: [thumb.desirable for thumb in thumbs] for rater, thumbs in by_rater.items()}
     examples = []
-    for rater, thumbs in by_rater.items():
-        side, others = thumbs[0].desirable, total.total() - len(thumbs)
-        if len(thumbs) < FEW or not others or any(thumb.desirable is not side for thumb in thumbs):
-            continue
-        share = (total[side] - len(thumbs)) / others
-        if share ** len(thumbs) * len(by_rater) < CHANCE:
+    for rater, share, chance in [*_surprising(ups), *_surprising(ups, turned=True)]:
+        thumbs = by_rater[rater]
+        side = thumbs[0].desirable
+        if chance < CHANCE and all(thumb.desirable is side for thumb in thumbs):
             word = "up" if side else "down"
-            examples.append(f"{cite(rater)}: {len(thumbs)} thumbs, all {word}; the others' are {share:.0%} {word}")
+            others = 1 - share if side else share
+            examples.append(f"{cite(rater)}: {len(thumbs)} thumbs, all {word}; the others' are {1 - others:.0%} {word}")
     if examples:
         yield Measurement("one_sided_raters", {"raters": len(examples)}, examples)
 
@@ -97,33 +100,60 @@ def _contrary(units: Units) -> Iterator[Measurement]:
             votes = Counter(other for name, other in unit.items() if name != rater)
             if votes[True] != votes[False]:
                 outcomes[rater].append(thumb is (votes[True] > votes[False]))
-    total = Counter(outcome for own in outcomes.values() for outcome in own)
-    examples = []
-    for rater, own in outcomes.items():
-        alike, others = sum(own), total.total() - len(own)
-        if len(own) < FEW or not others:
-            continue
-        share = (total[True] - alike) / others
-        if alike < share * len(own) and _at_most(alike, len(own), share) * len(outcomes) < CHANCE:
-            examples.append(f"{cite(rater)}: agrees in {of(alike, len(own))} answers; the others in {share:.0%}")
+    examples = [
+        f"{cite(rater)}: agrees in {of(sum(outcomes[rater]), len(outcomes[rater]))} answers; the others in {share:.0%}"
+        for rater, share, chance in _surprising(outcomes)
+        if chance < CHANCE
+    ]
     if examples:
         yield Measurement("contrary_raters", {"raters": len(examples)}, examples)
 
 
-def _at_most(count: int, trials: int, share: float) -> float:
-    """P(at most `count` of so many trials), each with this chance."""
-    from scipy.stats import binom  # slow to import, and most files name no raters
+def _surprising(outcomes: Mapping[str, Sequence[bool]], *, turned: bool = False) -> Iterator[tuple[str, float, float]]:
+    """Per rater with FEW outcomes below the others' share of True (`turned`: of False): that share, and the chance that
+    one of so many raters has so few.
 
-    return float(binom.cdf(count, trials, share))
+    People differ, so the chance is beta-binomial: around the others' share with their spread, which moments give (as
+    Kleinman, JASA 68, 1973, does), widened where the others are few, and never below SPREAD.
+    """
+    from scipy.stats import betabinom  # slow to import, and most files name no raters
+
+    size = np.array([len(own) for own in outcomes.values()], np.float64)
+    hits = np.array([sum(own) for own in outcomes.values()], np.float64)
+    hits = size - hits if turned else hits
+    sums = {
+        name: column.sum() - column
+        for name, column in (("n", size), ("k", hits), ("nn", size * size), ("nk", size * hits), ("kk", hits * hits))
+    }
+    people = len(size) - 1
+    with np.errstate(all="ignore"):
+        share = sums["k"] / sums["n"]
+        squares = sums["kk"] - 2 * share * sums["nk"] + share**2 * sums["nn"]
+        squares *= 1 / max(1, people - 1) * people * (1 + WIDER / np.sqrt(max(1, people - 1)))
+        spread = (squares / (share * (1 - share)) - sums["n"]) / (sums["nn"] - sums["n"])
+    spread = np.clip(np.nan_to_num(spread), SPREAD, 0.9)
+    for i, rater in enumerate(outcomes):
+        if size[i] < FEW or people < 1 or not 0 < share[i] <= 1 or hits[i] >= share[i] * size[i]:
+            continue
+        middle = min(share[i], 1 - 0.5 / sums["n"][i])  # where all others agree, one more might not
+        weight = (1 - spread[i]) / spread[i]
+        chance = betabinom.cdf(hits[i], size[i], middle * weight, (1 - middle) * weight)
+        yield rater, float(share[i]), float(chance) * (people + 1)
+
+
+def share_to_allow(raters: int) -> float:
+    """The share of the weight that one of so many raters may have without a word."""
+    return max(MOST_SHARE, 2 / raters)
 
 
 def _heavy(by_rater: Mapping[str, Sequence[Thumb]], weight: float, count: int) -> Iterator[Measurement]:
     """The rater who has a large part of the weight, among several."""
     weights = {rater: sum(thumb.weight for thumb in thumbs) for rater, thumbs in by_rater.items()}
     rater = max(weights, key=weights.__getitem__)
-    if len(weights) > 1 and count >= 2 * FEW and weights[rater] > MOST_SHARE * weight:
+    most = share_to_allow(len(weights))
+    if len(weights) > 1 and count >= 2 * FEW and weights[rater] > most * weight:
         share = weights[rater] / weight
-        words = {"rater": cite(rater), "percent": 100 * share, "most": f"{MOST_SHARE:g}"}
+        words = {"rater": cite(rater), "percent": 100 * share, "most": f"{most:.2g}"}
         yield Measurement("heavy_rater", {"share": share}, words=words)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from prospect.doctor.check import check
 from prospect.doctor.findings import Finding, diagnose
-from prospect.doctor.origins import alpha, likelihoods, models
+from prospect.doctor.measurements import Thumb
+from prospect.doctor.origins import alpha, likelihoods, models, raters
+from prospect.doctor.recommend.facts import measure
+from prospect.doctor.recommend.rules import recommend
 from prospect.feedback.load import load
 from prospect.feedback.records import Completion, Record
 
@@ -130,3 +136,52 @@ def test_answers_that_the_model_would_hardly_give() -> None:
     assert result.level == "info" and "those of unknown authors" in result.message
     assert not list(likelihoods([*far, *near[:9]], "my-model"))  # nine answers say nothing
     assert not list(likelihoods(far, "my-model"))
+
+
+def healthy(rng: np.random.Generator, raters: int, base: float, common: int) -> list[Thumb]:
+    """Thumbs of honest people who differ: leniency has a standard deviation of 1 in log-odds. They judge answers of
+    their own, or some of so many common ones."""
+    leniency, worth = rng.normal(0, 1, raters), rng.normal(0, 2, common)
+    thumbs: list[Thumb] = []
+    for r in range(raters):
+        size = int(rng.integers(10, 60))
+        answers = rng.permutation(common)[:size] if common else range(size)
+        for a in answers:
+            up = bool(rng.random() < expit(logit(base) + leniency[r] + (worth[a] if common else 0.0)))
+            prompt = int(a) if common else len(thumbs)
+            thumbs.append(Thumb(Completion(str(len(thumbs)), "x", label=up, by=f"r{r}"), prompt, up, 1.0, 1, True))
+    return thumbs
+
+
+def test_of_healthy_files_at_most_one_in_twenty_names_somebody() -> None:
+    rng, files, named = np.random.default_rng(0), 0, 0
+    for people, base, common in itertools.product((4, 8, 30), (0.6, 0.9), (0, 60)):
+        for _ in range(10):
+            keys = {one.key for one in raters(healthy(rng, people, base, common))}
+            files += 1
+            named += bool(keys & {"one_sided_raters", "contrary_raters"})
+    assert named <= 0.05 * files, (named, files)
+
+
+@pytest.mark.parametrize("people", [8, 30])
+def test_a_troll_among_people_who_differ_is_named(people: int) -> None:
+    """Sixty thumbs, all down."""
+    rng, named = np.random.default_rng(1), 0
+    for _ in range(10):
+        thumbs = healthy(rng, people, 0.7, 0)
+        thumbs += [Thumb(Completion(f"t{i}", "x", by="troll"), 10**6 + i, False, 1.0, 1, True) for i in range(60)]
+        findings = {one.key: one for one in raters(thumbs)}
+        named += any(e.startswith('"troll"') for one in findings.values() for e in one.examples)
+    assert named >= 8
+
+
+def test_recommend_caps_a_heavy_rater() -> None:
+    votes = [(f"r{i}", f"a{i}", i % 2 == 0) for i in range(14)]
+    rows = [
+        {"prompt": f"What about {answer}?", "completion": f"{answer} it is.", "label": up, "by": rater}
+        for rater, answer, up in [*votes, *(("big", f"b{i}", i % 2 == 0) for i in range(7))]
+    ]
+    proposal = recommend(measure(load(rows)))
+    assert "--max-weight-per-rater 0.25" in proposal.commands[-1]
+    assert any('"big", has 33 % of the weight' in note for note in proposal.notes)
+    assert "--max-weight" not in recommend(measure(load(rows[:14]))).commands[-1]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from prospect.doctor.origins import share_to_allow
 from prospect.doctor.recommend.case import Case, plain
+from prospect.doctor.recommend.facts import Facts
 
 
 def _flags(case: Case) -> dict[str, str]:
@@ -23,12 +25,21 @@ def _flags(case: Case) -> dict[str, str]:
         "lora": "r=16" if case.lora else None,
         "threshold": facts.threshold if case.loss == "kto" else None,
         "reference-point": "zero" if value.get("reference point") == "zero" else None,
+        "max-weight-per-rater": _cap(facts),
         "batch-size": None if value["batch size"] == "32" else value["batch size"],
         "epochs": None if value["epochs"] == "1" else value["epochs"],
         "eval-fraction": f"{case.eval_fraction:g}" if case.eval_fraction else None,
         "chat-template": "plain" if facts.chats and model is not None and model.chat_template is False else None,
     }
     return {flag: text for flag, text in flags.items() if text is not None}
+
+
+def _cap(facts: Facts) -> str | None:
+    """What one rater may weigh, where one weighs more."""
+    raters = facts.finding("raters")
+    if raters is None or facts.finding("heavy_rater") is None:
+        return None
+    return f"{share_to_allow(raters.data['raters']):.2g}"
 
 
 def train_line(flags: Mapping[str, str]) -> str:

@@ -152,6 +152,12 @@ def _confounded(facts: Facts) -> bool:
     return finding is not None and finding.level == "warning"
 
 
+def _message(facts: Facts, key: str) -> str:
+    """What the doctor says under this key, as a sentence."""
+    finding = facts.finding(key)
+    return "" if finding is None else f"{finding.message[0].upper()}{finding.message[1:]}."
+
+
 def _confound(length: Mapping[str, Any]) -> str:
     kind = "longer" if length["auc"] > 0.5 else "shorter"
     numbers = f"AUC of length {length['auc']:.2f} [{length['low']:.2f}, {length['high']:.2f}]"
@@ -343,6 +349,7 @@ NOTES: tuple[tuple[Callable[[Case], bool], str | Callable[[Case], str]], ...] = 
     (lambda c: c.facts.middle > 0 and c.loss == "kto",
         "{facts.middle} answers are chosen in one pair and rejected in another: as thumbs these cancel (with equal "
         "weights) and teach nothing."),
+    (lambda c: c.facts.finding("heavy_rater") is not None, lambda c: _message(c.facts, "heavy_rater")),
     (lambda c: c.facts.over_long > 0,
         "{facts.over_long} of {facts.answers} answers do not fit the model's context and are dropped."),
     (lambda c: c.facts.unreadable > 0,
