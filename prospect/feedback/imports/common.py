@@ -89,7 +89,10 @@ def bad_row(row: Mapping[str, Any], reason: str) -> Unreadable:
 
 
 def chain(messages: Mapping[str, T], parents: Mapping[str, Any], id: str) -> list[T]:
-    """The messages from the root to `id`. Raises DataError where a parent is absent or the chain is a circle."""
+    """The messages from the root to `id`. Raises DataError where a parent is absent, the chain is a circle, or
+    the message has no id."""
+    if id == "":
+        raise DataError("a message of the chat has no id, so that nobody can say what it answers")
     path: list[T] = []
     name: Any = id
     while name not in (None, ""):

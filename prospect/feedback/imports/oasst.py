@@ -29,7 +29,9 @@ def join(parts: Parts) -> Iterator[SourceRow]:
             yield file, row_number, bad_row(row, "message_id must be text, and another one in every row")
         else:
             messages[row["message_id"]] = row
-            if row.get("role") == "assistant":
+            if row.get("role") == "assistant" and row.get("parent_id") in (None, ""):
+                parts.judgements.leave_out("an assistant's message that answers nobody", row_number)
+            elif row.get("role") == "assistant":
                 replies.setdefault(str(row.get("parent_id")), []).append((file, row_number, row))
     parents = {id: row.get("parent_id") for id, row in messages.items()}
     for id, rows in replies.items():

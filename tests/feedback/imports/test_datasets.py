@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from prospect.data.write import write
+from prospect.errors import DataError
+from prospect.feedback.imports.common import chain
 from prospect.feedback.layouts import ColumnChoice
 from prospect.feedback.load import Feedback, load
 from prospect.feedback.records import Completion, Pair, readable
@@ -247,6 +249,17 @@ def test_trees_that_are_none_are_refused() -> None:
     assert "is its own ancestor" in error_of(circle).message
     assert "lacks the message" in error_of(OASST[1:]).message
     assert "message_id must be text, and another one in every row" in error_of([*OASST, OASST[0]]).message
+
+
+def test_a_message_that_answers_nobody_is_left_out() -> None:
+    feedback = load([*OASST, {**OASST[1], "message_id": "m9", "parent_id": None}])
+    assert len(feedback.records) == 1
+    assert "1 row (4) left out: an assistant's message that answers nobody" in feedback.notes
+
+
+def test_a_message_without_an_id_is_refused() -> None:
+    with pytest.raises(DataError, match="has no id"):
+        chain({"": "x"}, {"": None}, "")
 
 
 # Other trainers
