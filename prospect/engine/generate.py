@@ -1,8 +1,9 @@
 """Answers from a model: batched sampling whose result does not depend on how it was batched.
 
-Every row draws from its own random stream, seeded by (seed, row), one uniform number per token, turned into a token by
-inverting the distribution's cumulative sum. So row 7 gets the same answer alone, in a batch of 512, or after other rows
-have finished and left the batch (up to the rounding of a batched matrix product, which may tip a token in a million).
+Every row draws from its own random stream, seeded by (seed, the row's number), one uniform number per token, turned
+into a token by inverting the distribution's cumulative sum. So row 7 gets the same answer alone, in a batch of 512, or
+after other rows have finished and left the batch (up to the rounding of a batched matrix product, which may tip a token
+in a million).
 
     prompts, sorted by length -> batches, left-padded -> one token per row and step -> rows that stopped leave
 """
@@ -80,19 +81,22 @@ def generate(
     seed: int = 0,
     batch_size: int = 256,
     stop: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
     """One answer per prompt (token ids, as the model sees them at inference), in the order given.
 
     An answer ends with one of `stop` (default: `stop_ids(policy)`), at `max_new_tokens`, or at the model's context.
-    Deterministic for a seed on one machine. `progress` is called with (answers done, all). Where memory runs out, the
-    batches are half as large from there on. Raises RunError where one answer alone does not fit.
+    Deterministic for a seed on one machine. `numbers` (0 or more, of any size) say which random stream each prompt
+    draws from, instead of its place: with them an answer does not depend on what else is asked. `progress` is called
+    with (answers done, all). Where memory runs out, the batches are half as large from there on. Raises RunError where
+    one answer alone does not fit.
     """
     assert all(len(prompt) for prompt in prompts), "an empty prompt has no last token to go on from"
     ends = frozenset(stop_ids(policy) if stop is None else stop)
 
     def draw(rows: Sequence[int]) -> list[tuple[int, int]]:
-        return list(_sample(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends))
+        return list(_sample(policy, prompts, rows, Sampling(temperature, top_p), max_new_tokens, seed, ends, numbers))
 
     done: dict[int, list[int]] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -171,13 +175,14 @@ def _sample(
     max_new_tokens: int,
     seed: int,
     ends: frozenset[int],
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """(row, token) of one batch as they are drawn, step by step; a row's last token is a stop token or at the limit."""
     room = {i: min(max_new_tokens, policy.context - len(prompts[i])) for i in rows}
     alive = [i for i in rows if room[i] > 0]
     if not alive:
         return
-    uniform = {i: np.random.default_rng((seed, i)).random(room[i]) for i in alive}
+    uniform = {i: np.random.default_rng((seed, i if numbers is None else numbers[i])).random(room[i]) for i in alive}
     decoder = _Decoder(policy, [prompts[i] for i in alive])
     step = 0
     while True:

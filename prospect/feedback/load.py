@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 from prospect.errors import DataError, brief
 from prospect.feedback.layouts import HEAD, LAYOUTS, ColumnChoice, NoLayout, export_of, layout_of
 from prospect.feedback.messages import Labels, is_context, judges_turns, plain_text, turns_of
+from prospect.feedback.messages import prompt as to_prompt
 from prospect.feedback.readers import FeedbackLine, Judgements, Layout, LeftOut, Parts, SourceFile, SourceRow
 from prospect.feedback.records import (
     NO_IDS,
@@ -151,6 +152,47 @@ def load(
     reading = _read_source(source, format, keep_going, choice, any_size, records.extend)
     by_prompt = merge(records)
     return Feedback(by_prompt, *reading[:4], digest(by_prompt), tuple(reading.notes), reading.parts)
+
+
+def load_prompts(source: Source, *, format: str = "auto") -> tuple[Record, ...]:
+    """Prompts to be answered, each once: those of any feedback, with what people said of other answers to them, or rows
+    with a `prompt` (text or messages) and whatever `id`, `conversation`, `tools` and template keywords they have.
+
+    Raises DataError as `load` does, and where a row has no prompt.
+    """
+    try:
+        records = load(source, format=format).records
+    except NoLayout:
+        rows = list(read_rows(source))
+        if format != "auto" or not any(isinstance(row, dict) and "prompt" in row for _, row in rows):
+            raise
+        records = _records_of_prompts(rows, source_path(source))
+    if empty := next((record for record in records if not record.prompt), None):
+        raise DataError(f"{empty.id} has no prompt that could be answered", path=source_path(source))
+    return records
+
+
+def _records_of_prompts(rows: Sequence[tuple[int, Any]], path: str | Path | None) -> tuple[Record, ...]:
+    records: list[Record] = []
+    problems: list[DataError] = []
+    for number, row in rows:
+        try:
+            if isinstance(row, Unreadable):
+                raise DataError(row.reason)
+            line = FeedbackLine(number, row, frozenset(row), Labels(()))
+            records.append(line.record(to_prompt(row.get("prompt")), ()))
+        except DataError as error:
+            problems.append(Problem(error.message, path, number, row))
+    if problems:
+        listed = "\n".join(f"  line {problem.line}: {problem.message}" for problem in problems[:MOST_PROBLEMS])
+        raise DataError(
+            f"{len(problems)} of {len(rows)} rows have no prompt that can be answered:\n{listed}\nCorrect them or "
+            'leave them out; a row is {"prompt": "text, or messages"}',
+            path=path,
+            line=problems[0].line,
+            problems=tuple(problems),
+        )
+    return merge(records)
 
 
 class Stream(NamedTuple):

@@ -296,10 +296,12 @@ def test_tests_are_right_about_no_difference_in_one_of_twenty_cases() -> None:
     """Under the null, with several pairs per prompt that are alike, p-values below 0.05 are at most about 5 %."""
     rng = np.random.default_rng(5)
     prompt = np.repeat(np.arange(80), 4)
-    alarms = np.zeros(2)
+    alarms = np.zeros(3)
     for _ in range(600):
         difference = rng.normal(0, 1, 80)[prompt] + rng.normal(0, 0.5, 320)
         preference = (difference > 0).astype(float)
-        alarms += [sign_test(outcomes(preference, prompt)) < 0.05, wilcoxon(difference, prompt) < 0.05]
-    assert (alarms / 600 < 0.07).all(), alarms / 600
+        of_pairs = sign_test(outcomes(preference, np.arange(320)))
+        alarms += [p < 0.05 for p in (sign_test(outcomes(preference, prompt)), wilcoxon(difference, prompt), of_pairs)]
+    assert (alarms[:2] / 600 < 0.07).all(), alarms / 600
+    assert alarms[2] / 600 > 0.15, "why clusters are counted, and not pairs"
     assert alarms[1] / 600 > 0.03
