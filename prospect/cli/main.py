@@ -44,6 +44,7 @@ COMMANDS = {
     "eval": Command("models", "evaluate", "EvalOptions", "measure a model on held-out feedback"),
     "chat": Command("chat", "chat", "ChatOptions", "talk to a model, or to two side by side"),
     "sample": Command("compare", "sample", "SampleOptions", "let a model answer prompts, into a file"),
+    "compare": Command("compare", "compare", "CompareOptions", "is one model better than another? A judge says"),
     "recommend": Command("data", "recommend", "RecommendOptions", "propose loss and settings for a feedback file"),
     "losses": Command("losses", "losses", "LossesOptions", "list the losses, or explain one"),
     "check": Command("data", "check", "CheckOptions", "look at a feedback file before training on it"),

@@ -126,6 +126,15 @@ def write(path: Path, content: str | bytes) -> None:
         file.write(encoded(content) if isinstance(content, str) else content)
 
 
+def append_lines(path: Path) -> BinaryIO:
+    """A file of lines, created where it is missing and open for more of them behind its last whole one: what a kill has
+    left of a line is cut off. A symbolic link of that name is refused."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW, FILE), "r+b")
+    file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
 def encoded(text: str) -> bytes:
     """UTF-8; half a surrogate pair, which feedback may hold, as the escape that JSON has for it."""
     return text.encode("utf-8", "backslashreplace")

@@ -85,7 +85,7 @@ def sample(
         lines = _read(path, origin, wanted)
         missing = sorted(wanted.keys() - lines.keys(), key=lambda key: (len(wanted[key].ids), key))
         progress(len(lines), len(wanted))
-        with _append_to(path) as file:
+        with store.append_lines(path) as file:
             for start in range(0, len(missing), batch_size):
                 keys = missing[start : start + batch_size]
                 answers = generate(
@@ -121,15 +121,6 @@ def sample(
     with suppress(OSError):
         lock.unlink()
     return ordered, over_long
-
-
-def _append_to(path: Path) -> Any:
-    """The file, open for more lines behind its last whole one."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | store.NOFOLLOW, store.FILE), "r+b")
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
-    return file
 
 
 def _written(line: Line) -> bytes:
