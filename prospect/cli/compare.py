@@ -281,7 +281,8 @@ def _show(comparisons: Sequence[Comparison], kappa: Interval | None, console: Co
         table.add_row("p, Wilcoxon on scores", f"{one.wilcoxon_p:.2g}")
         if one.mcnemar_p is not None:
             table.add_row("p, McNemar on passing", f"{one.mcnemar_p:.2g}")
-        table.add_row("prompts that would show 3 points", str(one.prompts_needed))
+        if one.prompts_needed is not None:
+            table.add_row("prompts that would show 3 points", str(one.prompts_needed))
         console.print(table)
     if kappa is None:
         console.print("The judge's agreement with people is not known: the prompts come without thumbs up and down")

@@ -52,7 +52,7 @@ class Comparison:
     sign_p: float
     wilcoxon_p: float
     mcnemar_p: float | None
-    prompts_needed: int
+    prompts_needed: int | None
     holm_p: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def compare(
     difference = bootstrap(partial(ratio, score - other_score, None), cluster, seed=seed)
     assert rate is not None and difference is not None, "there are pairs"
     counts = comparison.outcomes(preference, cluster)
+    variance = float(np.var(comparison.cluster_means(preference, cluster)))
     binary = bool(np.isin(np.concatenate((score, other_score)), (0.0, 1.0)).all())
     alone = len(np.unique(cluster)) == len(cluster)
     return Comparison(
@@ -103,7 +104,7 @@ def compare(
         sign_p=comparison.sign_test(counts),
         wilcoxon_p=comparison.wilcoxon(score - other_score, cluster),
         mcnemar_p=comparison.mcnemar(score == 1, other_score == 1) if binary and alone else None,
-        prompts_needed=comparison.prompts_needed(variance=float(np.var(comparison.cluster_means(preference, cluster)))),
+        prompts_needed=comparison.prompts_needed(variance=variance) if variance > 0 else None,
     )
 
 

@@ -74,6 +74,7 @@ def test_a_model_against_itself_ties_at_temperature_0(
     for one in json.loads(capsys.readouterr().out)["comparisons"]:
         assert (one["win_rate"]["value"], one["sign_p"], one["wilcoxon_p"]) == (0.5, 1, 1)
         assert one["decided_win_rate"] is None
+        assert one["prompts_needed"] is None, "pairs that are all tied say nothing of how pairs vary"
 
 
 def test_bad_use_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
