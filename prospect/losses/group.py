@@ -99,8 +99,13 @@ def standardised(score: Tensor, group: Tensor, *, ddof: float = 1.0, epsilon: fl
 
 @choice("advantage")
 def centred(score: Tensor, group: Tensor) -> Tensor:
-    """score - mean, of Dr. GRPO (arXiv 2503.20783)."""
-    return score - segment_mean(score, group)[segment_index(group, score)]
+    """score - mean, of Dr. GRPO (arXiv 2503.20783).
+
+    Choice: both are measured from the group's first score, so that equal scores are 0 and not the mean's rounding.
+    """
+    index = segment_index(group, score)
+    lead = score - score[group[:-1]][index]
+    return lead - segment_mean(lead, group)[index]
 
 
 @choice("advantage")

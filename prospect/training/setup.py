@@ -128,10 +128,24 @@ def _unfit(error: DataError, loss: Loss, records: Sequence[Record], threshold: s
     views = _views(records, threshold)
     if loss.view in views:
         return error
-    fit = [row.name for row in LOSSES.values() if row.view in views]
+    absent = _absent(records)
+    fit = [row.name for row in LOSSES.values() if row.view in views and not absent & row.reads]
     more = f" and {len(fit) - 8} more" if len(fit) > 8 else ""
     advice = f"Losses that fit: {', '.join(fit[:8])}{more}" if fit else "No loss fits"
     return DataError(f"{error}. {advice}; `prospect losses` lists what each reads")
+
+
+def _absent(records: Sequence[Record]) -> set[registry.Read]:
+    """What losses may read beside thumbs and texts, but no row of the data has."""
+    completions = [completion for record in records for completion in record.completions]
+    absent: set[registry.Read] = set()
+    if not any(record.reference_scores for record in records):
+        absent |= {"reference_quantile"}
+    if not any(completion.target for completion in completions):
+        absent |= {"target"}
+    if all(completion.score is None for completion in completions):
+        absent |= {"score", "margin", "win_rate"}
+    return absent
 
 
 def _views(records: Sequence[Record], threshold: str | None) -> set[View]:

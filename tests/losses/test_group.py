@@ -253,6 +253,15 @@ GOLDEN_ADVANTAGES: list[tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, .
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("advantage", [standardised, centred, leave_one_out, win_rate])
+@pytest.mark.parametrize(("score", "size"), [(57.97, 16), (85.48, 11), (12345.67, 3)])
+def test_equal_scores_have_no_advantage_in_float32(
+    advantage: Callable[[Tensor, Tensor], Tensor], score: float, size: int
+) -> None:
+    """A mean of equal numbers is rounded, which divided by the group's deviation would push all its answers one way."""
+    assert not advantage(torch.full((size,), score), offsets(size)).any()
+
+
 @pytest.mark.parametrize(("advantage", "first", "second"), GOLDEN_ADVANTAGES)
 def test_golden_advantages(
     advantage: Callable[[Tensor, Tensor], Tensor], first: tuple[float, ...], second: tuple[float, ...]

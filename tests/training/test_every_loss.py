@@ -350,6 +350,12 @@ def of_batch(job: Job, micro: MicroBatch) -> tuple[Tensor, Tensor]:
 def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
     with pytest.raises(DataError, match=r"this loss reads a score per completion.*Losses that fit: kto, .* more"):
         make_job(thumbs(8), loss="tgo")
+    with pytest.raises(DataError) as refusal:  # what fits is there for the data as they are: no targets, no scores
+        make_job(pairs(8), loss="tpo")
+    fit = "kto, kto_surprisal, apo_zero_unpaired, bco, bco_density, npo, npo_kl, sft and "
+    assert f"Losses that fit: {fit}" in str(refusal.value)
+    with pytest.raises(DataError, match="Losses that fit: tgo, una, dro_v, a_lol, r_lol, awr, sft, "):
+        make_job([{**row, "reference_scores": None} for row in data("qrpo")], loss="kto")
     rows = data("qrpo")
     with pytest.raises(DataError, match="compares each answer with answers of the reference.*row line3 has no refer"):
         make_job([*rows[:2], {**rows[2], "reference_scores": None}], loss="qrpo")
