@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 Distance: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
-@loss("pairs", "DPO with an offset from the scores", "arXiv 2402.10571", learning_rate=5e-7, halo=True)
+@loss(
+    "pairs",
+    "DPO with an offset from the scores",
+    "arXiv 2402.10571",
+    learning_rate=5e-7,
+    halo=True,
+    positive_margin=True,
+)
 def odpo(chosen: Tensor, rejected: Tensor, margin: Tensor, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """DPO with an offset: -log sigmoid(z - alpha * log margin), z = beta * (r_chosen - r_rejected).
 

@@ -120,7 +120,8 @@ class Loss:
     value of every token, `density_weights` for rows weighed by how likely their prompts are to be liked,
     `control_tokens` for prompts that end with a token for the thumb. `running` makes what the loss reads under this
     name of a whole step's inputs and of what it made before, None at first: running statistics, in checkpoints, too.
-    A learned value has three layers, or is linear, and has its own learning rate where the loss says so.
+    A learned value has three layers, or is linear, and has its own learning rate where the loss says so. With
+    `positive_margin`, pairs whose chosen answer is not scored higher are refused.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Loss:
     running: Function | None = None
     linear_value: bool = False
     value_learning_rate: float | None = None
+    positive_margin: bool = False
     modifiers: tuple[Modifier, ...] = ()
 
     @property
@@ -214,6 +216,7 @@ def loss(
     running: Function | None = None,
     linear_value: bool = False,
     value_learning_rate: float | None = None,
+    positive_margin: bool = False,
 ) -> Callable[[F], F]:
     """Make a function a loss. It gets `reads` as tensors, in order, of pairs each once per side; its keyword-only
     arguments become --loss.NAME; it returns one number per `unit`, by default per example, per pair, or per group.
@@ -253,6 +256,7 @@ def loss(
             running=running,
             linear_value=linear_value,
             value_learning_rate=value_learning_rate,
+            positive_margin=positive_margin,
         )
         return _declare(function, row)
 
@@ -376,6 +380,7 @@ def find(name: str) -> Loss:
         control_tokens=any(row.control_tokens for row in rows),
         linear_value=all(row.linear_value for row in rows if row.value_head),
         value_learning_rate=next((row.value_learning_rate for row in rows if row.value_learning_rate), None),
+        positive_margin=any(row.positive_margin for row in rows),
         **shared,
     )
 

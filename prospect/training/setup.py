@@ -35,7 +35,7 @@ from prospect.feedback.records import (
     without_spread,
 )
 from prospect.losses import registry
-from prospect.losses.registry import LOSSES, Loss, ReferencePoint
+from prospect.losses.registry import LOSSES, Input, Loss, ReferencePoint
 from prospect.training import conditional, density, ranks
 from prospect.training.config import LORA_RATE, TrainConfig, to_dict
 from prospect.training.memory import CPU_TOKENS, KNEE
@@ -135,10 +135,10 @@ def _unfit(error: DataError, loss: Loss, records: Sequence[Record], threshold: s
     return DataError(f"{error}. {advice}; `prospect losses` lists what each reads")
 
 
-def _absent(records: Sequence[Record]) -> set[registry.Read]:
+def _absent(records: Sequence[Record]) -> set[Input]:
     """What losses may read beside thumbs and texts, but no row of the data has."""
     completions = [completion for record in records for completion in record.completions]
-    absent: set[registry.Read] = set()
+    absent: set[Input] = set()
     if not any(record.reference_scores for record in records):
         absent |= {"reference_quantile"}
     if not any(completion.target for completion in completions):
@@ -184,10 +184,10 @@ def _require_scores(loss: Loss, training: Dataset) -> None:
         if row.score is None:
             what = "both answers of every pair" if loss.view == "pairs" else "every answer"
             raise DataError(f"{loss.name} reads a score for {what}, but row {row.id} has none")
-        if "margin" in reads and (row.score or 0.0) <= 0:
+        if loss.positive_margin and row.score <= 0:
             raise DataError(
                 f"{loss.name} reads by how much the chosen answer is scored higher, but in row {row.id} it is by "
-                f"{row.score:g}. Leave such pairs out, or use dpo"
+                f"{row.score:g}. Leave such pairs out, or use dpo, margin_dpo or reward_aware"
             )
         for answer in [training.records[row.tree].completions[branch] for branch in row.branches]:
             if "win_rate" in reads and not 0 <= (answer.score or 0.0) <= 1:

@@ -371,6 +371,26 @@ def test_losses_that_read_scores_say_so(make_job: MakeJob) -> None:
         make_job(rows, loss="sppo")
 
 
+def test_a_pair_may_be_chosen_against_its_scores(make_job: MakeJob) -> None:
+    """A margin of 0 or below it has no logarithm, but is a goal like others: at the start DPO's slope, less the
+    goal's sigmoid, or of a linear margin more of it."""
+    rows = [
+        {**row, "score_chosen": 0.5, "score_rejected": 0.5 + k % 2} for k, row in enumerate(pairs(4))
+    ]  # margins of 0 and -1, by turns
+    for name in ("odpo", "odpo:0.5,reward_aware:0.5"):
+        with pytest.raises(
+            DataError, match=r"how much the chosen answer is scored higher, but in row .* it is by 0\. "
+        ):
+            make_job(rows, loss=name)
+    for name, at_zero, below in (
+        ("margin_dpo", 0.6931471805599453, 0.31326168751822286),  # log(1 + e^margin)
+        ("reward_aware", 0.0, 0.1109440715),  # KL of sigmoid(-1) from 1/2
+    ):
+        job = make_job(rows, name, loss=name)
+        assert sorted(row.score or 0.0 for row in job.dataset.examples) == [-1, -1, 0, 0]
+        assert gradients(job)[2][0] == pytest.approx((at_zero + below) / 2, rel=1e-8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
