@@ -144,6 +144,8 @@ def grpo(
     `token_logp`, `old_token_logp`, `token_log_ratio` (T,) in nats; answer k's tokens are offsets[k] : offsets[k + 1];
     A is the advantage of `score` (N,): standardised, centred (Dr. GRPO), leave_one_out (RLOO) or win_rate (SPO).
     Strength: B, TRL and verl; kl_weight 0 is TRL's, the first paper has 0.04.
+
+    Gradient: -A / length by each token's log pi at the start; 0 where q is beyond the clip on the side that A favours.
     """
     of_token = advantage(score, group)[segment_index(offsets, token_logp)]
     surrogate = _clipped(token_logp - old_token_logp, of_token, clip_low, clip_high)
@@ -166,6 +168,8 @@ def dapo(
 
     `token_logp`, `old_token_logp` (T,) in nats; `offsets` (N+1,), `score` (N,). Strength: B, TRL. The paper also leaves
     out groups of equal scores (`--equal-scores drop`) and punishes answers that are too long (not here).
+
+    Gradient: -A by each token's log pi at the start; 0 where q is beyond the clip on the side that A favours.
     """
     of_token = advantage(score, group)[segment_index(offsets, token_logp)]
     return _clipped(token_logp - old_token_logp, of_token, clip_low, clip_high)
@@ -188,6 +192,8 @@ def dr_grpo(
 
     `token_logp`, `old_token_logp` (T,) in nats; `offsets` (N+1,), `score` (N,). Strength: B, TRL, where `longest` is
     the most tokens that an answer may have. Choice: 512; it only scales the loss.
+
+    Gradient: -A / longest by each token's log pi at the start; 0 where q is beyond the clip, as in GRPO.
     """
     of_token = advantage(score, group)[segment_index(offsets, token_logp)]
     return segment_sum(_clipped(token_logp - old_token_logp, of_token, clip_low, clip_high), offsets) / longest
@@ -209,6 +215,8 @@ def gspo(
 
     `logp`, `old_logp` (N,) in nats, `length` (N,) tokens, `score` (N,). Strength: B, TRL and verl. The clip is narrow:
     it is made for a few steps on each batch of fresh answers.
+
+    Gradient: -A / length by each token's log pi at the start; all tokens of an answer are clipped together.
     """
     return _clipped((logp - old_logp) / length, advantage(score, group), clip_low, clip_high)
 
@@ -230,6 +238,8 @@ def rloo(
 
     `logp`, `old_logp`, `reference_logp` (N,) in nats; A is the advantage of `score` (N,) less kl_weight * (log pi_old -
     log pi_ref), which is 0 where the reference gave the answers. Strength: B, TRL.
+
+    Gradient: -A by the answer's log pi at the start, REINFORCE's; 0 where q is beyond the clip, as in GRPO.
     """
     reward = score - kl_weight * (old_logp - reference_logp)
     return _clipped(logp - old_logp, advantage(reward, group), clip_low, clip_high)

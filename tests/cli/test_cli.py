@@ -302,7 +302,8 @@ def test_completion_in_bash(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert completed(script, "prospect tr") == ["train"]
-    assert completed(script, "prospect train --eval-") == ["--eval-data", "--eval-fraction", "--eval-every"]
+    held_out = ["--eval-data", "--eval-fraction", "--eval-since", "--eval-every"]
+    assert completed(script, "prospect train --eval-") == held_out
     assert completed(script, "prospect train --conf") == ["--config"]
     assert completed(script, "prospect train --weights ") == ["auto", "none"]
     assert completed(script, "prospect completion ") == ["bash", "zsh", "fish"]
