@@ -455,6 +455,36 @@ def test_a_linear_value_has_its_own_learning_rate(make_job: MakeJob, given: floa
     assert moved["model.norm.weight"] == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_values_of_pairs_that_are_not_zero(make_job: MakeJob) -> None:
+    """TBPO-Q's objective and the gradient of policy and head, from the model's own hidden states, token by token; and
+    the same in many micro-batches."""
+    job, start = job_of(make_job, "tbpo_q"), make_job(pairs(2), "start")
+    move(job, 0.3)
+    head = job.policy.value_head
+    assert head is not None
+    terms = []
+    for row in [job.dataset.examples[i] for i in job.schedule.steps[0].rows]:
+        ratios, values = [], []
+        for side in (0, 1):
+            prompt, answer = job.dataset.trees[row.tree].prompt, job.dataset.completion(row, side)
+            ratios.append(logp(job, prompt, answer) - logp(start, prompt, answer).detach())
+            ids = torch.tensor([[*prompt.tolist(), *answer.tolist()]], device=job.policy.device)
+            with job.policy.autocast():
+                states = job.policy.decoder(input_ids=ids)[0][0, len(prompt) - 1 : -1]
+            values.append(head(states.detach())[:, 0])
+        shorter = min(map(len, ratios))
+        apart = values[1][:shorter] - values[0][:shorter]
+        u = 0.1 * (ratios[1][:shorter] - ratios[0][:shorter] + (apart - apart.mean()).clamp(-10, 10))
+        terms.append(((u.exp() + u) / 4).mean())
+    objective = torch.stack(terms).mean()
+    got, _, totals = gradients(job)
+    assert totals[0] == pytest.approx(objective.item(), rel=1e-11)
+    assert got["value_head.0.weight"].norm() > 1e-6
+    close(got, expected_gradient(job, objective), 1e-10)
+    job.token_budget = 24
+    close(gradients(job)[0], got, 1e-10)
+
+
 def test_gradients_of_the_value_head_are_summed_over_micro_batches(make_job: MakeJob) -> None:
     job = job_of(make_job, "ppo")
     move(job)
