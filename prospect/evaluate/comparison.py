@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prospect.evaluate.statistics import Bools, Floats, Interval, Ints, bootstrap, logistic, ratio, separated
+from prospect.evaluate.statistics import Bools, Floats, Interval, Ints, bootstrap, logistic, ratio, separated, wilson
 
 RESAMPLES = 1000
 """Of every bootstrap, unless a caller says otherwise."""
@@ -70,10 +70,15 @@ def cluster_means(values: Floats, cluster: Ints) -> Floats:
 def win_rate(preference: Floats, cluster: Ints, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
     """The mean preference, ties by half, with its 95 % cluster bootstrap interval; None without pairs.
 
-    Where A won everything, or nothing, the ends are Wilson's for so many clusters.
+    Where A won everything, or nothing, the ends are Wilson's for so many clusters. Where all is tied, a next cluster
+    may still be decided, either way: the ends lie half of Wilson's upper end of that share from one half.
     """
     interval = bootstrap(lambda weight: ratio(preference, None, weight), cluster, n=resamples, seed=seed)
-    return separated(interval, len(np.unique(cluster)))
+    clusters = len(np.unique(cluster))
+    if clusters and not (preference != 0.5).any():
+        decided = wilson(0, clusters).high
+        return Interval(0.5, 0.5 - decided / 2, 0.5 + decided / 2)
+    return separated(interval, clusters)
 
 
 def outcomes(preference: Floats, cluster: Ints) -> Outcomes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from prospect.errors import ConfigError, DataError
+from prospect.errors import ConfigError, DataError, written
 from prospect.feedback import messages as chat
 
 MEANINGS = {"up": True, "down": False, "none": None}
@@ -49,7 +49,10 @@ def as_text(pairs: Pairs, flag: str = "") -> str:
     for name, value in pairs.items():
         if isinstance(name, bool):
             raise ConfigError(f'{flag}: YAML reads yes and no as true and false. Write them in quotes: "yes", "no"')
-        part = f"{'null' if name is None else name}={'none' if value is None else value}"
+        try:
+            part = f"{'null' if name is None else name}={'none' if value is None else value}"
+        except (ValueError, RecursionError):  # of thousands of digits or levels
+            raise ConfigError(f"{flag}: {written(name)}={written(value)} is no name and value: write text") from None
         quoted = part.replace("\\", "\\\\").replace('"', '\\"')
         parts.append(f'"{quoted}"' if quoted != part or "," in part or part != part.strip() else part)
     return ",".join(parts)

@@ -35,6 +35,13 @@ OTHER_LENGTH = np.array([100, 90, 95, 120, 160, 100, 60, 120, 90, 100, 130, 90.0
 ALONE = np.arange(12)
 
 
+def test_ties_alone_do_not_prove_a_tie() -> None:
+    """Ten ties of ten: Wilson's 27.8 % may be decided next time, all of them for one side."""
+    interval = win_rate(np.full(10, 0.5), np.arange(10))
+    assert interval is not None and interval.value == 0.5
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 0.2775 / 2, 0.5 + 0.2775 / 2), abs=1e-3)
+
+
 def test_ties_count_half_and_a_cluster_once() -> None:
     # prompts: (1, 1, 0) won, (0.5, 0.5) tied, (0) lost, (1) won
     preference = np.array([1, 1, 0, 0.5, 0.5, 0, 1])
