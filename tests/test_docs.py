@@ -20,6 +20,7 @@ import yaml
 from prospect.cli import options as cli_options
 from prospect.cli.losses import markdown
 from prospect.cli.main import COMMANDS, main
+from prospect.feedback.layouts import LAYOUTS
 from prospect.losses import registry
 from prospect.losses.registry import (
     CHOICES,
@@ -29,6 +30,7 @@ from prospect.losses.registry import (
 )
 from prospect.training.config import from_dict, other_names
 from prospect.training.objective import Objective
+from tests.helpers import layouts_page
 from tests.helpers.needs import OLD_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +170,16 @@ def test_the_annotated_tree_is_the_tree() -> None:
     modules = {p.stem for p in package.glob("*.py")} - {"__init__", "__main__"}
     packages = {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
     assert sorted(name for line in lines for name in line.split(", ")) == sorted(modules | packages)
+
+
+def test_the_page_of_layouts_is_the_table() -> None:
+    """Every sample is read, and what it becomes is what the page says."""
+    assert layouts_page.page() == layouts_page.PAGE.read_text(encoding="utf-8"), (
+        "write it again: python -m tests.helpers.layouts_page"
+    )
+    own = {layout.join for name, layout in LAYOUTS.items() if name in layouts_page.samples()}
+    for name, layout in LAYOUTS.items():
+        assert name in layouts_page.samples() or (layout.join is not None and layout.join in own), name
 
 
 def test_the_page_of_losses_is_the_table() -> None:

@@ -43,8 +43,9 @@ def _conversations(parts: Parts, layout: str, conversation: str, id: str) -> Ite
         yield (file, number, row), chats.get(str(row.get(conversation)), {}) if isinstance(row, dict) else {}
 
 
-def _question(text: Any) -> Message:
-    return {"role": "user", "content": chat.prompt(text)}
+def _question(row: Mapping[str, Any] | FeedbackLine, name: str) -> Message:
+    """A question, which these applications have as text. Raises DataError for anything else."""
+    return {"role": "user", "content": chat.prompt(chat.plain_text(row.get(name), name), name)}
 
 
 # AnythingLLM
@@ -66,7 +67,7 @@ def anythingllm(line: FeedbackLine) -> list[Record]:
     answer = chat.answer(with_reasoning(chat.plain_text(line.get("response"), "response")), "response")
     name = line.get("username")
     values = origin(line, at=line.get("sent_at"), by=None if name in _NOBODY else name)
-    return [line.record((_question(line.get("prompt")),), (line.completion(line.id, answer, label, None, values),))]
+    return [line.record((_question(line, "prompt"),), (line.completion(line.id, answer, label, None, values),))]
 
 
 # Dify
@@ -95,7 +96,7 @@ def dify_feedback(line: FeedbackLine) -> list[Record]:
     answer = chat.answer(with_reasoning(text), "ai_response")
     id = str(line.get("feedback_id") or line.id)
     completion = line.completion(id, answer, label, None, {"complete": whole, **values})
-    return [line.record((_question(line.get("user_query")),), (completion,), id=id)]
+    return [line.record((_question(line, "user_query"),), (completion,), id=id)]
 
 
 def dify_join(parts: Parts) -> Iterator[SourceRow]:
@@ -130,7 +131,7 @@ def dify(line: FeedbackLine) -> list[Record]:
             if isinstance(file, dict) and file.get("type") == "image":
                 raise LeftOut(_IMAGE)
         answer = with_reasoning(chat.plain_text(message.get("answer"), "answer"))
-        turns += (_question(message.get("query")), {"role": "assistant", "content": answer})
+        turns += (_question(message, "query"), {"role": "assistant", "content": answer})
         if isinstance(answer, dict):
             turns[-1] = answer
     *before, last = turns

@@ -33,6 +33,13 @@ def anything(**values: Any) -> dict[str, Any]:
     return {**row, "username": "API", "rating": "GOOD", "attachments": [], **values}
 
 
+def test_a_question_is_text() -> None:
+    """Messages in its place would become a prompt that cannot be written and read again."""
+    words = str(error_of([anything(prompt=[{"role": "assistant", "content": "x"}])]))
+    assert "prompt must be text, not list" in words
+    assert "prompt is blank" in str(error_of([anything(prompt=" ")]))
+
+
 def test_reasoning_nobody_and_images_of_anythingllm() -> None:
     picture = anything(attachments=[{"type": "image", "image": "data:"}])
     feedback = load([anything(response="<think>A fruit.</think>\nPear."), picture])
