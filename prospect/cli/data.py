@@ -30,6 +30,9 @@ class CheckOptions:
     """Held-out feedback: are its prompts really apart?"""
     show: int = 0
     """Print so many rows: prompt, completion and, with --model, the trained tokens in colour."""
+    pii: bool = False
+    """Look for personal data, too (e-mail addresses, numbers of telephones, cards and accounts): on this machine, by
+    Presidio's patterns, with pip install "prospect-kto[pii]"."""
     json: bool = False
     """Print JSON instead of text."""
     keep_going: str | None = None
@@ -71,6 +74,8 @@ def check(arguments: list[str]) -> int:
     options = parse(CheckOptions, arguments, "check")
     from prospect.data.dataset import build_trees
     from prospect.doctor import check as doctor
+    from prospect.doctor import personal
+    from prospect.doctor.findings import diagnose
     from prospect.doctor.show import print_findings, show_rows
     from prospect.feedback.layouts import ColumnChoice
     from prospect.feedback.load import load
@@ -79,6 +84,7 @@ def check(arguments: list[str]) -> int:
 
     if options.keep_going is not None:
         refuse_existing(options.keep_going)
+    analyze = personal.presidio() if options.pii else None
     columns = ColumnChoice.parse(options.map, options.ignore, options.judgement, options.judged_by, options.labels)
     reading: dict[str, Any] = {"format": options.format, "choice": columns, "any_size": options.any_size}
     feedback = load(options.files, keep_going=True, **reading)
@@ -94,8 +100,12 @@ def check(arguments: list[str]) -> int:
         chat_template=options.chat_template,
         special_tokens=options.special_tokens or "text",
     )
-    with Bars(Console(stderr=True)).bar("examining the feedback"):
+    bars = Bars(Console(stderr=True))
+    with bars.bar("examining the feedback"):
         report = doctor.check(feedback, heldout=heldout, tokenizer=tokenizer, options=rows)
+    if analyze is not None:
+        with bars.bar("looking for personal data", len(feedback.records)) as update:
+            report = report.with_more(diagnose(personal.personal_data(feedback.records, analyze, update)))
     console = Console()
     if options.json:
         print(json_text(report.to_json()))

@@ -225,6 +225,14 @@ RULES: tuple[Rule, ...] = (
         "under the start model the answers of other models cost {foreign:.2f} nats a token, {base} {own:.2f} "
         "(difference [{low:.2f}, {high:.2f}]): it would say them as readily"),
     Rule("models", "info", "{known} answers say which model wrote them: {names}"),
+    Rule("personal_data", "warning",
+        "{of} rows hold what looks like personal data{interval}{sample}: {names}. A model can learn it by heart. Leave "
+        "such rows out: the ids stand in data.ids of this finding under --json, one on a line they are ids.txt of "
+        "prospect convert IN OUT.jsonl --without ids.txt",
+        lambda n: n["rows"] > 0),
+    Rule("personal_data", "ok",
+        "{of} rows hold what looks like personal data{interval}{sample}. Patterns tell addresses and numbers; names "
+        "of people they do not"),
     # Lengths, and what the template and the tokenizer make of the texts
     Rule("added", "warning",
         "the chat template prints text of its own into {share} answers, and that would be trained, too. For thinking "
