@@ -120,10 +120,7 @@ def tbpo_q(
 
     Choice: limit 10 and the head's learning rate, 1e-4 unless --value-learning-rate says otherwise, are ours.
     """
-    shorter = chosen_offsets.diff().minimum(rejected_offsets.diff())
-    index, position = (f(chosen_offsets, chosen_value) for f in (segment_index, segment_position))
-    common = position < shorter[index]
-    other = rejected_offsets[:-1][index] + position.minimum(rejected_offsets.diff()[index] - 1)
+    shorter, index, common, other = _token_pairs(chosen_offsets, rejected_offsets, chosen_value)
     # Whose token each is, as a matrix (T, P): the gradient of a product adds in one order.
     whose = (index[:, None] == shorter.new_ones(len(shorter)).cumsum(0) - 1).to(chosen_value.dtype)
 
@@ -132,6 +129,16 @@ def tbpo_q(
 
     advantage = rejected_value.index_select(0, other) - chosen_value
     advantage = (advantage - whose @ mean(advantage)).clamp(-limit, limit)
-    return mean(
-        generator(beta * (rejected_token_log_ratio.index_select(0, other) - chosen_token_log_ratio + advantage))
-    )
+    difference = rejected_token_log_ratio.index_select(0, other) - chosen_token_log_ratio
+    return mean(generator(beta * (difference + advantage)))
+
+
+def _token_pairs(
+    chosen_offsets: Tensor, rejected_offsets: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of `chosen` tokens (T,) their pairs (T,), whether the rejected answer has one at the same place, and where that
+    stands; before them how many such tokens a pair has (P,)."""
+    shorter = chosen_offsets.diff().minimum(rejected_offsets.diff())
+    index, position = (f(chosen_offsets, chosen) for f in (segment_index, segment_position))
+    other = rejected_offsets[:-1][index] + position.minimum(rejected_offsets.diff()[index] - 1)
+    return shorter, index, position < shorter[index], other
