@@ -37,10 +37,10 @@ KINDS = (
 need a model."""
 LEAST_SCORE = 0.4
 """Presidio's score of a telephone number that no word announces; bare digits score less."""
-MOST_CHARACTERS = 50_000_000
+MOST_CHARACTERS = 20_000_000
 """More text is sampled row by row."""
-PIECE, OVERLAP = 20_000, 200
-"""Characters of a long text that are examined at once, and those that two pieces share."""
+PIECE, OVERLAP = 2_000, 200
+"""Characters of a long text that are examined at once (some patterns take quadratic time), and that two share."""
 
 Analyze = Callable[[str], Iterable[tuple[str, int, int]]]
 """From a text to the kind, start and end of each datum."""
