@@ -177,6 +177,8 @@ def test_the_page_of_layouts_is_the_table() -> None:
     assert layouts_page.page() == layouts_page.PAGE.read_text(encoding="utf-8"), (
         "write it again: python -m tests.helpers.layouts_page"
     )
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"each of the {len(LAYOUTS)} layouts" in readme
     own = {layout.join for name, layout in LAYOUTS.items() if name in layouts_page.samples()}
     for name, layout in LAYOUTS.items():
         assert name in layouts_page.samples() or (layout.join is not None and layout.join in own), name

@@ -163,12 +163,8 @@ def measure(
     distance = np.asarray(reward, np.float64) - z0
     distance = np.round(distance / resolution) * resolution if resolution > 0 else distance
     score, label = distance[judged], up[judged]
-    people = len(np.unique(rater[rater >= 0])) if rater is not None else 0
-    # A group that nobody is known to have judged is its own rater.
-    own = len(reward) + np.unique(group, return_inverse=True)[1]
-    rater = (
-        group if rater is None or people < 2 else np.where(rater >= 0, np.unique(rater, return_inverse=True)[1], own)
-    )
+    people = 0 if rater is None else len(np.unique(rater[rater >= 0]))
+    rater = group if rater is None or people < 2 else _rater_or_group(rater, group)
     cluster = min((group[judged], rater[judged]), key=lambda way: len(np.unique(way)))
     # Disjoint couples of a desirable and an undesirable answer, each from two prompts that no other couple uses.
     likers, dislikers = set(cluster[label].tolist()), set(cluster[~label].tolist())
@@ -232,6 +228,12 @@ def _histogram(reward: Floats, label: Bools, bins: int = 30) -> Histogram | None
     inside = np.clip(reward, edges[0], edges[-1])
     up, down = (np.histogram(inside[side], edges)[0].tolist() for side in (label, ~label))
     return Histogram(tuple(edges.tolist()), tuple(up), tuple(down))
+
+
+def _rater_or_group(rater: Ints, group: Ints) -> Ints:
+    """Numbers of raters (N,); a group that nobody is known to have judged is its own rater."""
+    own = len(rater) + np.unique(group, return_inverse=True)[1]
+    return np.where(rater >= 0, np.unique(rater, return_inverse=True)[1], own)
 
 
 def _notes(up: Bools, down: Bools, groups: int, raters: int) -> tuple[str, ...]:

@@ -77,20 +77,20 @@ def sample(
         **asdict(settings),
         "version": __version__,
     }
-    wanted = {(prompt.digest, k): prompt for prompt in prompts for k in range(n)}
+    prompt_of = {(prompt.digest, k): prompt for prompt in prompts for k in range(n)}
     store.require_name(path)
     store.make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     with store.locked(lock, f"another process is filling {path}: wait for it to end, or choose another --out"):
-        lines = _read(path, origin, wanted)
-        missing = sorted(wanted.keys() - lines.keys(), key=lambda key: (len(wanted[key].ids), key))
-        progress(len(lines), len(wanted))
+        lines = _read(path, origin, prompt_of)
+        missing = sorted(prompt_of.keys() - lines.keys(), key=lambda key: (len(prompt_of[key].ids), key))
+        progress(len(lines), len(prompt_of))
         with store.append_lines(path) as file:
             for start in range(0, len(missing), batch_size):
                 keys = missing[start : start + batch_size]
                 answers = generate(
                     policy,
-                    [wanted[key].ids for key in keys],
+                    [prompt_of[key].ids for key in keys],
                     temperature=settings.temperature,
                     top_p=settings.top_p,
                     max_new_tokens=settings.max_new_tokens,
@@ -100,7 +100,7 @@ def sample(
                 )
                 for key, answer in zip(keys, answers, strict=True):
                     digest, k = key
-                    record = wanted[key].record
+                    record = prompt_of[key].record
                     lines[key] = {
                         "id": record.id,
                         "sample": k,
@@ -108,15 +108,15 @@ def sample(
                         "completion": answer.text,
                         "complete": answer.complete,
                         "ids": list(answer.ids),
-                        "prompt_tokens": len(wanted[key].ids),
+                        "prompt_tokens": len(prompt_of[key].ids),
                         "prompt_digest": digest,
                         **origin,
                     }
                     file.write(_written(lines[key]))
                 file.flush()
                 os.fsync(file.fileno())
-                progress(len(lines), len(wanted))
-        ordered = [lines[key] for key in wanted]
+                progress(len(lines), len(prompt_of))
+        ordered = [lines[key] for key in prompt_of]
         store.write(path, b"".join(map(_written, ordered)))
     with suppress(OSError):
         lock.unlink()
@@ -151,7 +151,7 @@ def _encode(policy: Policy, records: Sequence[Record], settings: Settings) -> tu
     return list(prompts.values()), over_long
 
 
-def _read(path: Path, origin: Line, wanted: Mapping[tuple[str, int], EncodedPrompt]) -> dict[tuple[str, int], Line]:
+def _read(path: Path, origin: Line, prompt_of: Mapping[tuple[str, int], EncodedPrompt]) -> dict[tuple[str, int], Line]:
     """The answers of the file, by prompt and sample. A last line that a kill has cut off is none."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: name a file that ends in .jsonl")
@@ -173,7 +173,7 @@ def _read(path: Path, origin: Line, wanted: Mapping[tuple[str, int], EncodedProm
             )
         if not whole:
             raise ConfigError(f"{where}: this is no answer that prospect sample has written. Choose another --out")
-        if key not in wanted:
+        if key not in prompt_of:
             raise ConfigError(
                 f"{where}: the file holds an answer to a prompt, or a sample of one, that is not asked for. Choose "
                 "another --out, or the --prompts and -n of the file to complete it"

@@ -150,8 +150,8 @@ def _inside(value: Any, step: str | int | tuple[str, str], path: str, new: str) 
         return _ABSENT
     if isinstance(step, int):
         return value[step] if -len(value) <= step < len(value) else _ABSENT
-    key, wanted = step
-    fitting = [part for part in value if isinstance(part, dict) and str(part.get(key)) == wanted]
+    key, name = step
+    fitting = [part for part in value if isinstance(part, dict) and str(part.get(key)) == name]
     if len(fitting) > 1:
-        raise DataError(f'"{path}": {len(fitting)} objects of one row have {key} "{wanted}", so it is not one "{new}"')
+        raise DataError(f'"{path}": {len(fitting)} objects of one row have {key} "{name}", so it is not one "{new}"')
     return fitting[0] if fitting else _ABSENT

@@ -75,8 +75,8 @@ def arena(line: FeedbackLine) -> list[Record]:
         raise LeftOut(JUDGED_BY_MODEL if by_model else "judged by a person")
     outcome = look_up(_WINNERS, line.get("winner"), "winner")
     sides = [_conversation(line, f"conversation_{side}") for side in "ab"]
-    told = {"by": by, "at": line.get("tstamp") or line.get("timestamp")}
-    return _battle(line, sides, outcome, told, line.get("evaluation_session_id"))
+    origin_values = {"by": by, "at": line.get("tstamp") or line.get("timestamp")}
+    return _battle(line, sides, outcome, origin_values, line.get("evaluation_session_id"))
 
 
 def _conversation(line: FeedbackLine, column: str) -> list[Message]:
@@ -120,7 +120,7 @@ def _flag(line: FeedbackLine, column: str) -> bool:
 
 
 def _battle(
-    line: FeedbackLine, sides: Sequence[list[Message]], outcome: Outcome, told: Mapping[str, Any], session: Any
+    line: FeedbackLine, sides: Sequence[list[Message]], outcome: Outcome, origin_values: Mapping[str, Any], session: Any
 ) -> list[Record]:
     """The records of a battle: one where both sides answer the same prompt, else one for each."""
     if outcome == "tie":
@@ -131,7 +131,7 @@ def _battle(
     answers = []
     for name, (*_, last) in zip("ab", sides, strict=True):
         label = None if one_prompt and outcome != "both bad" else outcome == name
-        values = origin(line, **told, model=line.get(f"model_{name}"), conversation=session)
+        values = origin(line, **origin_values, model=line.get(f"model_{name}"), conversation=session)
         answers.append(Answer(name, chat.answer(last, f"the last of side {name}"), label, None, values))
     if one_prompt:
         pairs = {"a": (Pair(0, 1),), "b": (Pair(1, 0),)}.get(outcome, ())

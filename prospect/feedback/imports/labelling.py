@@ -243,11 +243,11 @@ def _could_be_result(name: str, value: Any) -> bool:
 
 def _results(row: Mapping[str, Any], judgements: Judgements, number: int) -> Iterator[dict[str, Any]]:
     """The results to read of a task."""
-    given = [(one, False) for one in list_of(row.get("annotations"), "annotations")]
+    annotations = [(one, False) for one in list_of(row.get("annotations"), "annotations")]
     predictions = [(one, True) for one in list_of(row.get("predictions"), "predictions") if isinstance(one, dict)]
-    if not given:
+    if not annotations:
         judgements.leave_out("a task without an annotation", number)
-    for annotation, by_model in (*given, *predictions):
+    for annotation, by_model in (*annotations, *predictions):
         if not isinstance(annotation, dict):
             raise DataError(f"annotations must be a list of objects, not {chat.excerpt(annotation)}")
         if not judgements.counts(by_model=by_model):

@@ -73,10 +73,10 @@ _OUTPUTS = ("preferred_output", "non_preferred_output")
 
 def openai(line: FeedbackLine) -> list[Record]:
     """{"input": {"messages", "tools"}, "preferred_output", "non_preferred_output"}, as OpenAI fine-tunes on them."""
-    given = object_of(line.get("input"), "input")
-    prompt = chat.with_text(tuple(_messages(given.get("messages"), "input.messages")), "input.messages")
-    if given.get("tools"):
-        line = replace(line, values={**line.values, "tools": given["tools"]})
+    question = object_of(line.get("input"), "input")
+    prompt = chat.with_text(tuple(_messages(question.get("messages"), "input.messages")), "input.messages")
+    if question.get("tools"):
+        line = replace(line, values={**line.values, "tools": question["tools"]})
     chosen, rejected = (_messages(line.get(side), side) for side in _OUTPUTS)
     return line.pair(prompt, chosen, rejected, _OUTPUTS)
 
